@@ -1,0 +1,166 @@
+//! When a failed attempt is repeated, and when it is given up.
+//!
+//! Pure: how long a recording has been waiting, and the dice, are passed in.
+
+use std::time::Duration;
+
+use super::recording::ErrorCode;
+
+/// The longest Retry-After that is believed. Twilio asks for seconds; a
+/// header that says more is a mistake, and must not park a recording for good.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
+
+/// How patient this service is with one recording.
+#[derive(Debug, Clone, Copy)]
+pub struct Policy {
+    /// The wait after the first failure (`CALLVAULT_RETRY_BASE`).
+    pub base: Duration,
+    /// The longest wait (`CALLVAULT_RETRY_CAP`).
+    pub cap: Duration,
+    /// How long a recording may go on failing (`CALLVAULT_NOT_READY_FOR`).
+    pub not_ready_for: Duration,
+}
+
+/// What happened to the attempt that failed.
+#[derive(Debug, Clone, Copy)]
+pub struct Failure {
+    /// Why it failed.
+    pub code: ErrorCode,
+    /// How many attempts failed before it since the recording became pending.
+    pub failed_before: u32,
+    /// How long ago the recording became pending, from any state but fetching.
+    pub pending_for: Duration,
+    /// What Twilio asked for.
+    pub retry_after: Option<Duration>,
+}
+
+/// What is to be done now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decision {
+    /// Try again.
+    Again {
+        /// After this time.
+        after: Duration,
+        /// Never before this time, whoever asks for the recording.
+        not_before: Duration,
+    },
+    /// Give up: the recording failed.
+    GiveUp,
+}
+
+/// How long a code lasts.
+enum Patience {
+    /// It is over at once.
+    None,
+    /// Until `not_ready_for` has passed.
+    Limited,
+    /// For ever: the fault is not the recording's.
+    Endless,
+}
+
+fn patience(code: ErrorCode) -> Patience {
+    use ErrorCode::*;
+    match code {
+        NotReady | NotAudio | Truncated | Empty | RefusedRedirect | UpstreamError | Interrupted => Patience::Limited,
+        RateLimited | StoreError | Unauthorized | ObjectLost => Patience::Endless,
+        TooLarge | DecryptionFailed | TwilioFailed => Patience::None,
+    }
+}
+
+impl Policy {
+    /// The wait after a failure that `failed_before` others went before.
+    fn wait(&self, failed_before: u32) -> Duration {
+        self.base.saturating_mul(2u32.saturating_pow(failed_before)).min(self.cap)
+    }
+
+    /// Whether and when to try again. `dice` is uniform in [0, 1).
+    pub fn decide(&self, failure: &Failure, dice: f64) -> Decision {
+        let over = match patience(failure.code) {
+            Patience::None => true,
+            Patience::Limited => failure.pending_for >= self.not_ready_for,
+            Patience::Endless => false,
+        };
+        if over {
+            return Decision::GiveUp;
+        }
+        let wait = self.wait(failure.failed_before);
+        let wait = match failure.code {
+            // One side of many clients is in trouble: full jitter spreads them.
+            ErrorCode::RateLimited | ErrorCode::UpstreamError | ErrorCode::StoreError => wait.mul_f64(dice),
+            _ => wait,
+        };
+        let not_before = failure.retry_after.unwrap_or_default().min(RETRY_AFTER_MAX);
+        Decision::Again { after: wait.max(not_before), not_before }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const POLICY: Policy = Policy {
+        base: Duration::from_secs(2),
+        cap: Duration::from_secs(300),
+        not_ready_for: Duration::from_secs(86_400),
+    };
+
+    fn failure(code: ErrorCode) -> Failure {
+        Failure { code, failed_before: 0, pending_for: Duration::ZERO, retry_after: None }
+    }
+
+    fn after(decision: Decision) -> Duration {
+        match decision {
+            Decision::Again { after, .. } => after,
+            Decision::GiveUp => panic!("given up"),
+        }
+    }
+
+    #[test]
+    fn not_ready_doubles_from_base_to_cap() {
+        let waits = (0..10).map(|failed_before| {
+            after(POLICY.decide(&Failure { failed_before, ..failure(ErrorCode::NotReady) }, 0.5)).as_secs()
+        });
+        assert_eq!(waits.collect::<Vec<_>>(), [2, 4, 8, 16, 32, 64, 128, 256, 300, 300]);
+    }
+
+    #[test]
+    fn the_end_comes_as_the_code_says() {
+        let old = POLICY.not_ready_for;
+        for code in ErrorCode::ALL {
+            let young = POLICY.decide(&failure(*code), 0.5) == Decision::GiveUp;
+            let aged = POLICY.decide(&Failure { pending_for: old, ..failure(*code) }, 0.5) == Decision::GiveUp;
+            let expected = match code.as_str() {
+                "too_large" | "decryption_failed" | "twilio_failed" => (true, true),
+                "rate_limited" | "store_error" | "unauthorized" | "object_lost" => (false, false),
+                _ => (false, true),
+            };
+            assert_eq!((young, aged), expected, "{code}");
+        }
+    }
+
+    #[test]
+    fn retry_after_is_honoured_even_by_those_who_wait() {
+        let retry_after = Some(Duration::from_secs(40));
+        let decision = POLICY.decide(&Failure { retry_after, ..failure(ErrorCode::RateLimited) }, 0.0);
+        let forty = Duration::from_secs(40);
+        assert_eq!(decision, Decision::Again { after: forty, not_before: forty });
+    }
+
+    #[test]
+    fn a_foolish_retry_after_does_not_park_a_recording() {
+        let retry_after = Some(Duration::from_secs(u64::MAX));
+        let decision = POLICY.decide(&Failure { retry_after, ..failure(ErrorCode::RateLimited) }, 0.0);
+        assert_eq!(after(decision), RETRY_AFTER_MAX);
+    }
+
+    proptest! {
+        #[test]
+        fn waits_never_pass_the_cap(failed_before: u32, dice in 0.0..1.0f64) {
+            for code in [ErrorCode::NotReady, ErrorCode::RateLimited, ErrorCode::StoreError] {
+                let failure = Failure { failed_before, ..failure(code) };
+                prop_assert!(after(POLICY.decide(&failure, dice)) <= POLICY.cap);
+            }
+        }
+    }
+}
