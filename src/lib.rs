@@ -2,4 +2,5 @@
 //! it in an S3-compatible bucket under its call SID, named by its content, and
 //! serves everyone from there.
 
+pub mod config;
 pub mod domain;
