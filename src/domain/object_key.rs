@@ -45,9 +45,14 @@ impl Layout {
         Some(format!("{folder}{digest}.{}", format.as_str()))
     }
 
+    /// Where attempts are staged.
+    pub fn staging_folder(&self) -> String {
+        format!("{}.staging/", self.prefix)
+    }
+
     /// Where the attempt of one epoch is staged.
     pub fn staging(&self, id: &RecordingId, epoch: i64) -> String {
-        format!("{}.staging/{}/{}.{epoch}", self.prefix, id.account, id.recording)
+        format!("{}{}/{}.{epoch}", self.staging_folder(), id.account, id.recording)
     }
 }
 

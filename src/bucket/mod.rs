@@ -1,0 +1,221 @@
+//! The object store: AWS S3, MinIO and the like, or the embedded one.
+//!
+//! Owns how objects are written, read, linked to and removed. Writes are plain
+//! overwriting puts and copies, never conditional: a key names its content, and
+//! the bucket is no lock. What a write means for a recording is not known here.
+
+mod credentials;
+pub mod embedded;
+pub mod link;
+mod upload;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::TryStreamExt;
+use http::HeaderMap;
+use object_store::aws::{AmazonS3, AmazonS3Builder, Checksum};
+use object_store::client::{HttpClient, HttpConnector, ReqwestConnector};
+use object_store::path::Path;
+use object_store::{Certificate, ClientOptions, ObjectStore, ObjectStoreExt, RetryConfig};
+
+pub use credentials::CredentialError;
+pub use embedded::Embedded;
+pub use link::{Disposition, Link, LinkBase, LinkMethod};
+pub use upload::{NewObject, SINGLE_PUT_MAX_BYTES, Staging, UPLOAD_RESERVE_BYTES};
+
+use crate::config::{BucketConfig, Config, S3Config};
+use crate::domain::object_key::Layout;
+use credentials::Credentials;
+use link::Linker;
+
+/// A part or a small object takes seconds; this is for links that crawl.
+const UPLOAD_TIMEOUT: Duration = Duration::from_secs(300);
+/// S3 copies about a gigabyte a minute where it has to move bytes.
+const COPY_TIMEOUT: Duration = Duration::from_secs(900);
+/// The longest silence within a download.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// A store that is away is tried again by the recording's own schedule.
+const RETRIES: usize = 3;
+const RETRY_FOR: Duration = Duration::from_secs(20);
+
+/// Why the store did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum BucketError {
+    /// It could not be reached, or refused.
+    #[error("the bucket's store failed: {}", concise(.0))]
+    Store(#[from] object_store::Error),
+    /// There are no credentials for it.
+    #[error(transparent)]
+    Credentials(#[from] CredentialError),
+    /// The settings do not name a bucket that can be used.
+    #[error("the bucket cannot be set up: {0}")]
+    Setup(String),
+    /// The embedded store's folder cannot be used.
+    #[error("the embedded store's folder {folder} cannot be used: {why}")]
+    Folder {
+        /// The folder.
+        folder: String,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+/// The result of an operation on the bucket.
+pub type Result<T> = std::result::Result<T, BucketError>;
+
+/// The last cause of an error says most. object_store keeps URLs out of it.
+fn concise(error: &object_store::Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    format!("{cause}")
+}
+
+/// The bucket. Cloning is cheap.
+#[derive(Clone)]
+pub struct Bucket {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    name: String,
+    layout: Layout,
+    credentials: Arc<Credentials>,
+    /// Puts and parts.
+    uploads: AmazonS3,
+    /// Lists, heads and bodies.
+    reads: AmazonS3,
+    /// A store is built for each copy, over this one client.
+    copies: (AmazonS3Builder, HttpClient),
+    linker: Linker,
+    embedded: Option<Embedded>,
+}
+
+impl Bucket {
+    /// The bucket of these settings. Does not reach for it; see [`Self::check`].
+    pub async fn open(config: &Config) -> Result<Self> {
+        match &config.bucket {
+            BucketConfig::Embedded(folder) => {
+                let embedded = Embedded::open(folder)?;
+                let connector = embedded.connector();
+                let s3 = embedded.s3_config();
+                Self::build(config, &s3, connector, Some(embedded)).await
+            }
+            BucketConfig::S3(s3) => Self::build(config, s3, Arc::new(ReqwestConnector::default()), None).await,
+        }
+    }
+
+    async fn build(
+        config: &Config,
+        s3: &S3Config,
+        connector: Arc<dyn HttpConnector>,
+        embedded: Option<Embedded>,
+    ) -> Result<Self> {
+        let (credentials, region) = Credentials::new(s3).await?;
+        let credentials = Arc::new(credentials);
+        let options = client_options(config, s3)?;
+        let build = |options: ClientOptions| {
+            let client = connector.connect(&options)?;
+            let builder = builder(s3, &region, credentials.clone()).with_client_options(options);
+            Ok::<_, object_store::Error>((
+                builder.clone().with_http_connector(Shared(client.clone())).build()?,
+                (builder, client),
+            ))
+        };
+        let (uploads, _) = build(options.clone().with_timeout(UPLOAD_TIMEOUT))?;
+        let (_, copies) = build(options.clone().with_timeout(COPY_TIMEOUT))?;
+        let (reads, _) = build(options.with_timeout_disabled().with_read_timeout(READ_TIMEOUT))?;
+        let linker = Linker::new(s3, &region, &config.links, credentials.clone(), config.public_url.as_deref())?;
+        let layout = Layout::below(&s3.prefix);
+        let name = s3.bucket.clone();
+        Ok(Self { inner: Arc::new(Inner { name, layout, credentials, uploads, reads, copies, linker, embedded }) })
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// Where things lie in it.
+    pub fn layout(&self) -> &Layout {
+        &self.inner.layout
+    }
+
+    /// The embedded store, if that is what this is.
+    pub fn embedded(&self) -> Option<&Embedded> {
+        self.inner.embedded.as_ref()
+    }
+
+    /// Asks for one entry of the bucket: fails where it is away, unknown or closed.
+    pub async fn check(&self) -> Result<()> {
+        self.inner.credentials.current().await?;
+        // Nothing lies there: the answer is an empty page, and short.
+        let nowhere = Path::from(self.inner.layout.staging_folder());
+        self.inner.reads.list(Some(&nowhere)).try_next().await?;
+        Ok(())
+    }
+
+    /// Removes an object; one that is not there is fine.
+    pub async fn delete(&self, key: &str) -> Result<()> {
+        match self.inner.uploads.delete(&path(key)?).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// A key as object_store takes it.
+fn path(key: &str) -> Result<Path> {
+    Path::parse(key).map_err(|error| BucketError::Setup(error.to_string()))
+}
+
+fn client_options(config: &Config, s3: &S3Config) -> Result<ClientOptions> {
+    let mut options = ClientOptions::new()
+        .with_allow_http(s3.endpoint.as_deref().is_some_and(|endpoint| endpoint.starts_with("http://")))
+        .with_connect_timeout(Duration::from_secs(5));
+    if let Some(pem) = &config.ca_pem {
+        for certificate in Certificate::from_pem_bundle(pem)? {
+            options = options.with_root_certificate(certificate);
+        }
+    }
+    Ok(options)
+}
+
+fn builder(s3: &S3Config, region: &str, credentials: Arc<Credentials>) -> AmazonS3Builder {
+    let mut builder = AmazonS3Builder::new()
+        .with_bucket_name(&s3.bucket)
+        .with_region(region)
+        .with_credentials(credentials)
+        .with_virtual_hosted_style_request(!s3.path_style)
+        .with_checksum_algorithm(Checksum::SHA256)
+        // One object, one request: the bulk call is not spoken everywhere.
+        .with_disable_bulk_delete(true)
+        .with_retry(RetryConfig { max_retries: RETRIES, retry_timeout: RETRY_FOR, ..RetryConfig::default() });
+    if let Some(endpoint) = &s3.endpoint {
+        builder = builder.with_endpoint(link::endpoint_of_bucket(endpoint, s3));
+    }
+    builder
+}
+
+/// Gives out one client, so that a store that is built for a single request
+/// shares its connections.
+#[derive(Debug)]
+struct Shared(HttpClient);
+
+impl HttpConnector for Shared {
+    fn connect(&self, _options: &ClientOptions) -> object_store::Result<HttpClient> {
+        Ok(self.0.clone())
+    }
+}
+
+impl Inner {
+    /// A store whose every request carries these headers, signed.
+    fn copier(&self, headers: HeaderMap) -> Result<AmazonS3> {
+        let (builder, client) = &self.copies;
+        let options = ClientOptions::new().with_allow_http(true).with_default_headers(headers);
+        let builder = builder.clone().with_client_options(options);
+        Ok(builder.with_http_connector(Shared(client.clone())).build()?)
+    }
+}

@@ -1,0 +1,329 @@
+//! Learning of a recording.
+//!
+//! One transaction makes or changes the row, appends its event and notes in the
+//! history what was said. It is committed before anybody is answered.
+
+use serde_json::json;
+
+use super::rows;
+use super::sql::{Session, args, now};
+use super::{Catalog, Result, feed};
+use crate::domain::recording::{Details, ErrorCode, News, Recording, RecordingId, State, react};
+use crate::domain::sid::CallSid;
+
+/// Who told of a recording.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AnnouncedBy {
+    /// Twilio, by a callback of that status.
+    Callback {
+        /// Twilio's word.
+        status: String,
+        /// Twilio's error code.
+        error_code: Option<String>,
+    },
+    /// The application, for this call.
+    Put {
+        /// The call under which it was PUT, which may be another leg than Twilio's.
+        call: CallSid,
+    },
+}
+
+/// What was said of a recording.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Announcement {
+    /// Which recording.
+    pub id: RecordingId,
+    /// The host that has it; None is the configured origin.
+    pub source_host: Option<&'static str>,
+    /// What is known of it. The call of a callback is Twilio's own word.
+    pub details: Details,
+    /// Who says so.
+    pub by: AnnouncedBy,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Accepted {
+    /// The recording as it is now.
+    pub recording: Recording,
+    /// Whether it was not known before.
+    pub created: bool,
+}
+
+const LOCK: &str = "SELECT * FROM recordings WHERE account_sid = $1 AND recording_sid = $2";
+const LOCK_ON_POSTGRES: &str = "SELECT * FROM recordings WHERE account_sid = $1 AND recording_sid = $2 FOR UPDATE";
+
+const CREATE: &str = concat!(
+    "INSERT INTO recordings (account_sid, recording_sid, state, announced_by, details_confirmed, source_host, \
+     call_sid, conference_sid, duration_seconds, channels, track, recording_source, recorded_at, \
+     accepted_at, ordered_at, due_at, pending_since) \
+     SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, \
+     now_ms, coalesce($13, now_ms), CASE WHEN $3 = 'pending' THEN now_ms END, CASE WHEN $3 = 'pending' THEN now_ms END \
+     FROM clock WHERE 1 = 1 ON CONFLICT DO NOTHING"
+);
+
+/// Details are filled in as long as no attempt may have used them.
+const LEARN: &str = "UPDATE recordings SET call_sid = $3, conference_sid = $4, duration_seconds = $5, channels = $6, \
+     track = $7, recording_source = $8, recorded_at = $9, details_confirmed = $10, \
+     ordered_at = coalesce($9, accepted_at) \
+     WHERE account_sid = $1 AND recording_sid = $2";
+
+pub(super) const TO_PENDING: &str = concat!(
+    "UPDATE recordings SET state = 'pending', due_at = ",
+    now!(),
+    ", not_before = NULL, pending_since = ",
+    now!(),
+    ", failed_attempts = 0 WHERE account_sid = $1 AND recording_sid = $2"
+);
+const TO_ABSENT: &str =
+    "UPDATE recordings SET state = 'absent', due_at = NULL WHERE account_sid = $1 AND recording_sid = $2";
+const TO_FAILED: &str = concat!(
+    "UPDATE recordings SET state = 'failed', due_at = NULL, error_code = $3, error_detail = $4, error_at = ",
+    now!(),
+    " WHERE account_sid = $1 AND recording_sid = $2"
+);
+
+const CHOOSE: &str = concat!(
+    "INSERT INTO choices (account_sid, call_sid, recording_sid, put_at) VALUES ($1, $2, $3, ",
+    now!(),
+    ") ON CONFLICT (account_sid, call_sid) DO UPDATE SET recording_sid = excluded.recording_sid, put_at = excluded.put_at"
+);
+/// Unless something was PUT for the other one since.
+const COPY_CHOICE: &str = "INSERT INTO choices (account_sid, call_sid, recording_sid, put_at) \
+     SELECT account_sid, $3, recording_sid, put_at FROM choices WHERE account_sid = $1 AND call_sid = $2 \
+     ON CONFLICT (account_sid, call_sid) DO UPDATE SET recording_sid = excluded.recording_sid, put_at = excluded.put_at \
+     WHERE choices.put_at <= excluded.put_at";
+const ADD_ALIAS: &str = concat!(
+    "INSERT INTO aliases (account_sid, alias_sid, target_sid, created_at) VALUES ($1, $2, $3, ",
+    now!(),
+    ") ON CONFLICT DO NOTHING"
+);
+
+/// The row, locked until the end of the transaction.
+pub(super) async fn lock(session: &mut Session, id: &RecordingId) -> Result<Option<Recording>> {
+    let statement = if session.is_postgres() { LOCK_ON_POSTGRES } else { LOCK };
+    let row = session.row(statement, args![id.account, id.recording]).await?;
+    row.as_ref().map(rows::recording).transpose()
+}
+
+impl dyn Catalog + '_ {
+    /// Takes what was said of a recording. When this returns it is durable.
+    ///
+    /// Saying the same again changes nothing. An error leaves open whether it
+    /// was taken; saying it again is then right.
+    pub async fn accept(&self, said: &Announcement) -> Result<Accepted> {
+        let mut session = self.begin().await?;
+        let known = match lock(&mut session, &said.id).await? {
+            Some(known) => known,
+            None if create(&mut session, said).await? => {
+                let recording = reread(&mut session, &said.id).await?;
+                session.commit().await?;
+                self.announce_change();
+                return Ok(Accepted { recording, created: true });
+            }
+            // Another node made it between the two statements.
+            None => reread(&mut session, &said.id).await?,
+        };
+        update(&mut session, &known, said).await?;
+        let recording = reread(&mut session, &said.id).await?;
+        session.commit().await?;
+        if recording.state != known.state {
+            self.announce_change();
+        }
+        Ok(Accepted { recording, created: false })
+    }
+}
+
+async fn reread(session: &mut Session, id: &RecordingId) -> Result<Recording> {
+    let recording = lock(session, id).await?;
+    recording.ok_or_else(|| super::CatalogError::Unreadable(format!("{id} vanished in a transaction")))
+}
+
+impl Announcement {
+    fn news(&self, repeated: bool) -> News {
+        match &self.by {
+            AnnouncedBy::Put { .. } => News::Named,
+            AnnouncedBy::Callback { status, .. } => match status.as_str() {
+                "completed" => News::Completed { repeated },
+                "absent" => News::Absent,
+                "failed" => News::Failed,
+                _ => News::InProgress,
+            },
+        }
+    }
+
+    /// Whether its call or conference is Twilio's own word.
+    fn is_confirmed(&self) -> bool {
+        let named = self.details.call_sid.is_some() || self.details.conference_sid.is_some();
+        named && matches!(self.by, AnnouncedBy::Callback { .. })
+    }
+
+    fn announced_by(&self) -> &'static str {
+        match self.by {
+            AnnouncedBy::Callback { .. } => "callback",
+            AnnouncedBy::Put { .. } => "put",
+        }
+    }
+}
+
+/// Makes the row; false where it is there already.
+async fn create(session: &mut Session, said: &Announcement) -> Result<bool> {
+    // A recording that is not known has no state to stay in: every news makes one.
+    let state = react(None, said.news(false)).unwrap_or(State::Announced);
+    let details = &said.details;
+    let args = args![
+        said.id.account,
+        said.id.recording,
+        state.as_str(),
+        said.announced_by(),
+        i64::from(said.is_confirmed()),
+        said.source_host,
+        details.call_sid,
+        details.conference_sid,
+        details.duration_seconds,
+        details.channels,
+        details.track.clone(),
+        details.recording_source.clone(),
+        details.recorded_at,
+    ];
+    if session.execute(CREATE, args).await? == 0 {
+        return Ok(false);
+    }
+    feed::append(session, &said.id, "recording.accepted", json!({"by": said.announced_by()})).await?;
+    note_what_was_said(session, said).await?;
+    enter(session, said, state).await?;
+    Ok(true)
+}
+
+async fn update(session: &mut Session, known: &Recording, said: &Announcement) -> Result<()> {
+    if known.state == State::Erased {
+        return Ok(());
+    }
+    let first_time = note_what_was_said(session, said).await?;
+    let unused = matches!(known.state, State::Announced | State::Pending | State::Absent | State::Failed);
+    if unused {
+        learn(session, known, said).await?;
+    }
+    if let AnnouncedBy::Put { call } = &said.by
+        && known.details_confirmed
+    {
+        add_alias(session, known, *call).await?;
+    }
+    let error = known.last_error.as_ref().map(|error| error.code);
+    match react(Some((known.state, error)), said.news(!first_time)) {
+        Some(State::Pending) => {
+            session.execute(TO_PENDING, args![said.id.account, said.id.recording]).await?;
+        }
+        Some(next) => enter(session, said, next).await?,
+        None => {}
+    }
+    Ok(())
+}
+
+/// What a state that is not `pending` brings with it.
+async fn enter(session: &mut Session, said: &Announcement, state: State) -> Result<()> {
+    let AnnouncedBy::Callback { error_code, .. } = &said.by else { return Ok(()) };
+    let id = &said.id;
+    let detail = json!({"twilio_error_code": error_code});
+    match state {
+        State::Absent => {
+            session.execute(TO_ABSENT, args![id.account, id.recording]).await?;
+            feed::append(session, id, "recording.absent", detail).await
+        }
+        State::Failed => {
+            let code = error_code.as_deref().map_or_else(String::new, |code| format!(" (error {code})"));
+            let words = format!("Twilio says that the recording failed{code}");
+            let args = args![id.account, id.recording, ErrorCode::TwilioFailed.as_str(), words.as_str()];
+            session.execute(TO_FAILED, args).await?;
+            let detail = json!({"code": ErrorCode::TwilioFailed, "detail": words, "twilio_error_code": error_code});
+            feed::append(session, id, "recording.failed", detail).await
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Notes the news; says whether it was told for the first time. A PUT also
+/// chooses the recording for its call.
+async fn note_what_was_said(session: &mut Session, said: &Announcement) -> Result<bool> {
+    let id = &said.id;
+    match &said.by {
+        AnnouncedBy::Callback { status, error_code } => {
+            let detail = json!({"status": status, "twilio_error_code": error_code});
+            feed::tell_once(session, id, "callback", detail, &format!("callback {status}")).await
+        }
+        AnnouncedBy::Put { call } => {
+            session.execute(CHOOSE, args![id.account, *call, id.recording]).await?;
+            feed::tell_once(session, id, "put", json!({"call_sid": call}), &format!("put {call}")).await
+        }
+    }
+}
+
+async fn learn(session: &mut Session, known: &Recording, said: &Announcement) -> Result<()> {
+    let mut details = known.details.clone().updated_by(said.details.clone());
+    let confirms = said.is_confirmed() && !known.details_confirmed;
+    if confirms {
+        // What the application took for the call is not it, where Twilio says otherwise.
+        details.call_sid = said.details.call_sid;
+    } else {
+        details.call_sid = known.details.call_sid;
+        details.conference_sid = known.details.conference_sid;
+    }
+    write_details(session, &said.id, &details, known.details_confirmed || confirms).await?;
+    if confirms {
+        keep_names(session, &Recording { details, ..known.clone() }).await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn write_details(
+    session: &mut Session,
+    id: &RecordingId,
+    details: &Details,
+    confirmed: bool,
+) -> Result<()> {
+    let args = args![
+        id.account,
+        id.recording,
+        details.call_sid,
+        details.conference_sid,
+        details.duration_seconds,
+        details.channels,
+        details.track.clone(),
+        details.recording_source.clone(),
+        details.recorded_at,
+        i64::from(confirmed),
+    ];
+    session.execute(LEARN, args).await?;
+    Ok(())
+}
+
+const CALLS_PUT: &str = "SELECT call_sid FROM choices WHERE account_sid = $1 AND recording_sid = $2";
+
+/// Once Twilio's own call is known: every other SID under which the recording
+/// was PUT becomes another name of that call.
+pub(super) async fn keep_names(session: &mut Session, confirmed: &Recording) -> Result<()> {
+    let id = &confirmed.id;
+    let rows = session.rows(CALLS_PUT, args![id.account, id.recording]).await?;
+    for row in rows {
+        add_alias(session, confirmed, row.parse("call_sid")?).await?;
+    }
+    Ok(())
+}
+
+/// Makes `call` another name of the recording's own call, if it is another one.
+/// What was PUT for the one is then what was PUT for the other.
+async fn add_alias(session: &mut Session, confirmed: &Recording, call: CallSid) -> Result<()> {
+    let id = &confirmed.id;
+    let details = &confirmed.details;
+    let target = match (details.call_sid, details.conference_sid) {
+        (Some(own), _) if own == call => return Ok(()),
+        (Some(own), _) => own.to_string(),
+        (None, Some(conference)) => conference.to_string(),
+        (None, None) => return Ok(()),
+    };
+    session.execute(ADD_ALIAS, args![id.account, call, target]).await?;
+    if let Some(own) = details.call_sid {
+        session.execute(COPY_CHOICE, args![id.account, call, own]).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,129 @@
+-- The catalog's own clock, in milliseconds. Every statement reads it; no node's
+-- clock is ever written.
+CREATE VIEW clock AS SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now_ms;
+
+CREATE TABLE catalog (
+    only_row    BIGINT PRIMARY KEY CHECK (only_row = 1),
+    created_at  BIGINT NOT NULL
+);
+INSERT INTO catalog (only_row, created_at) SELECT 1, now_ms FROM clock;
+
+CREATE TABLE recordings (
+    account_sid        TEXT NOT NULL,
+    recording_sid      TEXT NOT NULL,
+    state              TEXT NOT NULL,
+    announced_by       TEXT NOT NULL,
+    -- Raised by every grant of a lease; an update of a fetch names it.
+    epoch              BIGINT NOT NULL DEFAULT 0,
+    lease_node         TEXT,
+    -- pending: the next attempt; fetching: the end of the lease.
+    due_at             BIGINT,
+    -- Twilio's Retry-After: no attempt before it, whoever asks.
+    not_before         BIGINT,
+    pending_since      BIGINT,
+    last_attempt_at    BIGINT,
+    attempts           BIGINT NOT NULL DEFAULT 0,
+    -- Attempts that failed since pending_since.
+    failed_attempts    BIGINT NOT NULL DEFAULT 0,
+    -- An open multipart upload, or what it became: .staging/<account>/<recording>.<epoch>
+    upload_epoch       BIGINT,
+    upload_id          TEXT,
+
+    call_sid           TEXT,
+    conference_sid     TEXT,
+    -- 1 once Twilio itself named the call.
+    details_confirmed  BIGINT NOT NULL,
+    source_host        TEXT,
+    duration_seconds   BIGINT,
+    channels           BIGINT,
+    track              TEXT,
+    recording_source   TEXT,
+    recorded_at        BIGINT,
+
+    sha256             BYTEA,
+    size_bytes         BIGINT,
+    format             TEXT,
+    object_key         TEXT,
+
+    accepted_at        BIGINT NOT NULL,
+    -- recorded_at, else accepted_at.
+    ordered_at         BIGINT NOT NULL,
+    stored_at          BIGINT,
+    last_asked_at      BIGINT,
+    error_code         TEXT,
+    error_detail       TEXT,
+    error_at           BIGINT,
+    hold               BIGINT NOT NULL DEFAULT 0,
+    PRIMARY KEY (account_sid, recording_sid)
+);
+
+CREATE INDEX recordings_by_due ON recordings (due_at) WHERE state IN ('pending', 'fetching');
+CREATE INDEX recordings_by_recording ON recordings (recording_sid);
+CREATE INDEX recordings_by_call ON recordings (call_sid);
+CREATE INDEX recordings_by_conference ON recordings (conference_sid);
+CREATE INDEX recordings_by_order ON recordings (ordered_at, recording_sid, account_sid);
+CREATE INDEX recordings_by_account ON recordings (account_sid, ordered_at, recording_sid);
+CREATE INDEX recordings_by_state ON recordings (state, ordered_at, recording_sid, account_sid);
+
+-- What happened: the feed, and what only the history of a recording tells.
+CREATE TABLE events (
+    row_id         BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    -- The place in the feed; NULL until it is numbered, and for what is history only.
+    seq            BIGINT UNIQUE,
+    in_feed        BIGINT NOT NULL,
+    account_sid    TEXT NOT NULL,
+    recording_sid  TEXT,
+    at             BIGINT NOT NULL,
+    type           TEXT NOT NULL,
+    detail         TEXT,
+    -- What makes a second telling of the same thing a repeat.
+    told_once      TEXT
+);
+
+CREATE INDEX events_by_recording ON events (account_sid, recording_sid, row_id);
+CREATE INDEX events_unnumbered ON events (row_id) WHERE in_feed = 1 AND seq IS NULL;
+CREATE UNIQUE INDEX events_told_once ON events (account_sid, recording_sid, told_once) WHERE told_once IS NOT NULL;
+
+-- Other SIDs under which people ask for a call's recordings.
+CREATE TABLE aliases (
+    account_sid  TEXT NOT NULL,
+    alias_sid    TEXT NOT NULL,
+    -- A call, or a conference where there is no call.
+    target_sid   TEXT NOT NULL,
+    created_at   BIGINT NOT NULL,
+    PRIMARY KEY (account_sid, alias_sid, target_sid)
+);
+CREATE INDEX aliases_by_alias ON aliases (alias_sid);
+
+-- The recording that was last PUT for a call.
+CREATE TABLE choices (
+    account_sid    TEXT NOT NULL,
+    call_sid       TEXT NOT NULL,
+    recording_sid  TEXT NOT NULL,
+    put_at         BIGINT NOT NULL,
+    PRIMARY KEY (account_sid, call_sid)
+);
+CREATE INDEX choices_by_call ON choices (call_sid);
+CREATE INDEX choices_by_recording ON choices (account_sid, recording_sid);
+
+-- Numbers committed events, oldest first, and says how many. One statement for
+-- the client: whoever calls it cannot be frozen between taking the lock and
+-- letting it go. The lock orders the numbering over all nodes, so a lower number
+-- is never seen after a higher one.
+CREATE FUNCTION number_events(at_most bigint) RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+    last_seq bigint;
+    numbered bigint;
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtext('callvault events'), hashtext(current_schema()));
+    -- Read after the lock was granted: each statement here has a snapshot of its own.
+    SELECT coalesce(max(seq), 0) INTO last_seq FROM events;
+    WITH unnumbered AS (
+        SELECT row_id, row_number() OVER (ORDER BY row_id) AS place
+        FROM (SELECT row_id FROM events WHERE in_feed = 1 AND seq IS NULL ORDER BY row_id LIMIT at_most) AS oldest
+    )
+    UPDATE events SET seq = last_seq + place FROM unnumbered WHERE events.row_id = unnumbered.row_id;
+    GET DIAGNOSTICS numbered = ROW_COUNT;
+    RETURN numbered;
+END
+$$;

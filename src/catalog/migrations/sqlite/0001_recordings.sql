@@ -1,0 +1,106 @@
+-- The catalog's own clock, in milliseconds. Every statement reads it; no node's
+-- clock is ever written.
+CREATE VIEW clock AS SELECT CAST(unixepoch('subsec') * 1000 AS INTEGER) AS now_ms;
+
+CREATE TABLE catalog (
+    only_row    INTEGER PRIMARY KEY CHECK (only_row = 1),
+    created_at  INTEGER NOT NULL
+) STRICT;
+INSERT INTO catalog (only_row, created_at) SELECT 1, now_ms FROM clock;
+
+CREATE TABLE recordings (
+    account_sid        TEXT NOT NULL,
+    recording_sid      TEXT NOT NULL,
+    state              TEXT NOT NULL,
+    announced_by       TEXT NOT NULL,
+    -- Raised by every grant of a lease; an update of a fetch names it.
+    epoch              INTEGER NOT NULL DEFAULT 0,
+    lease_node         TEXT,
+    -- pending: the next attempt; fetching: the end of the lease.
+    due_at             INTEGER,
+    -- Twilio's Retry-After: no attempt before it, whoever asks.
+    not_before         INTEGER,
+    pending_since      INTEGER,
+    last_attempt_at    INTEGER,
+    attempts           INTEGER NOT NULL DEFAULT 0,
+    -- Attempts that failed since pending_since.
+    failed_attempts    INTEGER NOT NULL DEFAULT 0,
+    -- An open multipart upload, or what it became: .staging/<account>/<recording>.<epoch>
+    upload_epoch       INTEGER,
+    upload_id          TEXT,
+
+    call_sid           TEXT,
+    conference_sid     TEXT,
+    -- 1 once Twilio itself named the call.
+    details_confirmed  INTEGER NOT NULL,
+    source_host        TEXT,
+    duration_seconds   INTEGER,
+    channels           INTEGER,
+    track              TEXT,
+    recording_source   TEXT,
+    recorded_at        INTEGER,
+
+    sha256             BLOB,
+    size_bytes         INTEGER,
+    format             TEXT,
+    object_key         TEXT,
+
+    accepted_at        INTEGER NOT NULL,
+    -- recorded_at, else accepted_at.
+    ordered_at         INTEGER NOT NULL,
+    stored_at          INTEGER,
+    last_asked_at      INTEGER,
+    error_code         TEXT,
+    error_detail       TEXT,
+    error_at           INTEGER,
+    hold               INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (account_sid, recording_sid)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX recordings_by_due ON recordings (due_at) WHERE state IN ('pending', 'fetching');
+CREATE INDEX recordings_by_recording ON recordings (recording_sid);
+CREATE INDEX recordings_by_call ON recordings (call_sid);
+CREATE INDEX recordings_by_conference ON recordings (conference_sid);
+CREATE INDEX recordings_by_order ON recordings (ordered_at, recording_sid, account_sid);
+CREATE INDEX recordings_by_account ON recordings (account_sid, ordered_at, recording_sid);
+CREATE INDEX recordings_by_state ON recordings (state, ordered_at, recording_sid, account_sid);
+
+-- What happened: the feed, and what only the history of a recording tells.
+CREATE TABLE events (
+    row_id         INTEGER PRIMARY KEY AUTOINCREMENT,
+    -- The place in the feed; NULL for what is history only.
+    seq            INTEGER UNIQUE,
+    in_feed        INTEGER NOT NULL,
+    account_sid    TEXT NOT NULL,
+    recording_sid  TEXT,
+    at             INTEGER NOT NULL,
+    type           TEXT NOT NULL,
+    detail         TEXT,
+    -- What makes a second telling of the same thing a repeat.
+    told_once      TEXT
+) STRICT;
+
+CREATE INDEX events_by_recording ON events (account_sid, recording_sid, row_id);
+CREATE UNIQUE INDEX events_told_once ON events (account_sid, recording_sid, told_once) WHERE told_once IS NOT NULL;
+
+-- Other SIDs under which people ask for a call's recordings.
+CREATE TABLE aliases (
+    account_sid  TEXT NOT NULL,
+    alias_sid    TEXT NOT NULL,
+    -- A call, or a conference where there is no call.
+    target_sid   TEXT NOT NULL,
+    created_at   INTEGER NOT NULL,
+    PRIMARY KEY (account_sid, alias_sid, target_sid)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX aliases_by_alias ON aliases (alias_sid);
+
+-- The recording that was last PUT for a call.
+CREATE TABLE choices (
+    account_sid    TEXT NOT NULL,
+    call_sid       TEXT NOT NULL,
+    recording_sid  TEXT NOT NULL,
+    put_at         INTEGER NOT NULL,
+    PRIMARY KEY (account_sid, call_sid)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX choices_by_call ON choices (call_sid);
+CREATE INDEX choices_by_recording ON choices (account_sid, recording_sid);

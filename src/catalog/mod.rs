@@ -1,0 +1,101 @@
+//! The SQL truth: every recording, who is fetching it, and what happened.
+//!
+//! [`Catalog`] is what a database has to give: transactions, and the little
+//! that SQLite and PostgreSQL do differently. Every operation is written once
+//! over it, as a method of `dyn Catalog` in the file of its subject, with the
+//! same statements for both. The conformance suite runs on both.
+//!
+//! What always holds: each operation is one transaction; every time is the
+//! catalog's own ([`Clock`]), callers hand in durations, never instants; an
+//! update of a fetch names its epoch, so that a stale holder changes nothing.
+
+mod accept;
+mod clock;
+mod feed;
+mod lease;
+mod lookup;
+mod postgres;
+mod rows;
+mod sql;
+mod sqlite;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+
+pub use accept::{Accepted, AnnouncedBy, Announcement};
+pub use clock::Clock;
+pub use feed::{Cursor, Event, EventFilter};
+pub use lease::{Claim, Lease, Leftover, Settled};
+pub use lookup::{CallView, ListFilter, PageCursor, PutChoice};
+pub use postgres::PostgresCatalog;
+pub use rows::HistoryEntry;
+pub use sql::Session;
+pub use sqlite::SqliteCatalog;
+
+use crate::config::{Config, Database};
+
+/// The longest a statement may take before the catalog counts as unreachable:
+/// a callback must be answered within 5 s, and needs two round trips at least.
+pub(crate) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(2);
+/// The longest wait for a free connection.
+pub(crate) const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Why the catalog did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum CatalogError {
+    /// It cannot be reached, or did not answer in time. Whether a commit under
+    /// way took place is not known.
+    #[error("the catalog cannot be reached: {0}")]
+    Unavailable(String),
+    /// It answered with an error.
+    #[error("the catalog refused a statement")]
+    Refused(#[source] sqlx::Error),
+    /// Its schema cannot be brought up to date.
+    #[error("the catalog's schema cannot be migrated")]
+    Migration(#[source] sqlx::migrate::MigrateError),
+    /// It holds something that this service did not write.
+    #[error("the catalog holds a value that cannot be read: {0}")]
+    Unreadable(String),
+}
+
+/// The result of a catalog operation.
+pub type Result<T> = std::result::Result<T, CatalogError>;
+
+/// A database that can be the catalog.
+#[async_trait]
+pub trait Catalog: Send + Sync + 'static {
+    /// Connects and migrates. May be called again after it failed.
+    async fn prepare(&self) -> Result<()>;
+
+    /// Begins a transaction that may write. Dropping it rolls back.
+    async fn begin(&self) -> Result<Session>;
+
+    /// A connection for statements that only read, each its own transaction.
+    async fn read(&self) -> Result<Session>;
+
+    /// Gives committed events their place in the feed, where that was not done
+    /// as they were written. Cheap where there are none.
+    async fn number_events(&self) -> Result<()>;
+
+    /// Tells all nodes that something was committed that others wait for.
+    /// A hint: it may be lost.
+    fn announce_change(&self);
+
+    /// Changes whenever something may have been committed, on any node.
+    fn changes(&self) -> watch::Receiver<u64>;
+
+    /// The catalog's time.
+    fn clock(&self) -> &Clock;
+}
+
+/// Opens the catalog that the settings name, without waiting for it: it is
+/// reached by [`Catalog::prepare`].
+pub fn open(config: &Config) -> Result<Arc<dyn Catalog>> {
+    match &config.database {
+        Database::Sqlite(path) => Ok(SqliteCatalog::open(path, config.database_max_connections)?),
+        Database::Postgres(url) => Ok(PostgresCatalog::open(url, config.database_max_connections)?),
+    }
+}

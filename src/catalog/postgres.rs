@@ -1,0 +1,233 @@
+//! The catalog in PostgreSQL, for many nodes.
+//!
+//! Events are written without a number; a task of each node gives committed
+//! ones their place and then tells the other nodes (NOTIFY), outside every
+//! business transaction. A notification is a hint: it may be lost, and whoever
+//! waits for one polls as well.
+
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions};
+use sqlx::{Executor, Postgres, SqlSafeStr};
+use tokio::sync::{Notify, watch};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::sql::args;
+use super::{ACQUIRE_TIMEOUT, Catalog, CatalogError, Clock, Result, Session, sql};
+
+/// What every connection is told. A node that freezes in the middle of a
+/// transaction must not keep its locks for longer than a lease of others.
+const SESSION_SETTINGS: &str = "SET idle_in_transaction_session_timeout = '5s'; SET statement_timeout = '10s'; \
+                                SET lock_timeout = '2s'";
+/// The channel on which nodes wake each other. Catalogs that share a database
+/// wake each other for nothing, which does no harm.
+const CHANNEL: &str = "callvault";
+/// Events that are numbered in one go.
+const NUMBERED_AT_ONCE: i64 = 1000;
+/// How long an event may wait for its number when the node that wrote it died.
+const NUMBER_AT_LEAST_EVERY: Duration = Duration::from_millis(500);
+/// The wait before a lost connection of the listener is sought again.
+const LISTEN_AGAIN_AFTER: Duration = Duration::from_millis(500);
+
+/// The catalog on a server.
+pub struct PostgresCatalog {
+    shared: Arc<Shared>,
+    _tasks: [AbortOnDropHandle<()>; 2],
+}
+
+/// What a connection is tried with.
+#[derive(Debug, Clone, Copy)]
+enum FirstStatement {
+    Begin,
+    Ping,
+}
+
+struct Shared {
+    pool: PgPool,
+    options: PgConnectOptions,
+    clock: Clock,
+    changes: watch::Sender<u64>,
+    /// Something was committed here that is to be numbered and told.
+    committed: Notify,
+    prepared: watch::Sender<bool>,
+}
+
+impl PostgresCatalog {
+    /// The catalog at that URL. Connections are made when they are needed.
+    pub fn open(url: &SecretString, max_connections: u32) -> Result<Arc<Self>> {
+        let options =
+            PgConnectOptions::from_str(url.expose_secret()).map_err(sql::error)?.application_name("callvault");
+        let pool = PgPoolOptions::new()
+            .max_connections(max_connections)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            // The first statement of every session is the test; see `Shared::session`.
+            .test_before_acquire(false)
+            .after_connect(|connection, _| {
+                Box::pin(async move { connection.execute(SESSION_SETTINGS).await.map(|_| ()) })
+            })
+            .connect_lazy_with(options.clone());
+        let shared = Arc::new(Shared {
+            pool,
+            options,
+            clock: Clock::default(),
+            changes: watch::Sender::new(0),
+            committed: Notify::new(),
+            prepared: watch::Sender::new(false),
+        });
+        let tasks = [tokio::spawn(number_and_tell(shared.clone())), tokio::spawn(listen(shared.clone()))];
+        Ok(Arc::new(Self { shared, _tasks: tasks.map(AbortOnDropHandle::new) }))
+    }
+}
+
+fn migrator() -> Migrator {
+    let migration = |version, name: &'static str, text: &'static str| {
+        Migration::new(version, name.into(), MigrationType::Simple, text.into_sql_str(), false)
+    };
+    let mut migrator = Migrator::with_migrations(vec![migration(
+        1,
+        "recordings",
+        include_str!("migrations/postgres/0001_recordings.sql"),
+    )]);
+    // A newer node may have been here: its changes only add.
+    migrator.set_ignore_missing(true);
+    migrator
+}
+
+impl Shared {
+    async fn acquire(&self) -> Result<PoolConnection<Postgres>> {
+        self.pool.acquire().await.map_err(sql::error)
+    }
+
+    /// A connection that has just answered. One that broke while it lay idle
+    /// is thrown away and the next one tried, so that a restart of the server
+    /// fails no request once the server is back.
+    async fn session(&self, first_statement: FirstStatement) -> Result<Session> {
+        let mut tries_left = self.pool.options().get_max_connections();
+        loop {
+            let mut session = Session::postgres(self.acquire().await?);
+            let answered = match first_statement {
+                FirstStatement::Begin => session.begin("BEGIN").await,
+                FirstStatement::Ping => session.execute("SELECT 1", args![]).await.map(|_| ()),
+            };
+            match answered {
+                Err(CatalogError::Unavailable(_)) if tries_left > 0 => tries_left -= 1,
+                answered => return answered.map(|()| session),
+            }
+        }
+    }
+
+    async fn number_events(&self) -> Result<u64> {
+        let mut numbered = 0;
+        loop {
+            let mut session = Session::postgres(self.acquire().await?);
+            let row = session.row("SELECT number_events($1) AS numbered", args![NUMBERED_AT_ONCE]).await?;
+            let some: i64 = row.map_or(Ok(0), |row| row.get("numbered"))?;
+            numbered += some.unsigned_abs();
+            if some < NUMBERED_AT_ONCE {
+                return Ok(numbered);
+            }
+        }
+    }
+
+    /// A pool of its own for what would keep one of the others' connections.
+    fn single_connection(&self) -> PgPool {
+        let options = PgPoolOptions::new().max_connections(1).acquire_timeout(ACQUIRE_TIMEOUT);
+        options.connect_lazy_with(self.options.clone())
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|count| *count += 1);
+    }
+}
+
+/// Numbers what was committed, here or by a node that died, and tells all nodes.
+async fn number_and_tell(shared: Arc<Shared>) {
+    // A channel that is closed belongs to a catalog that is gone, and this task with it.
+    let _ = shared.prepared.subscribe().wait_for(|prepared| *prepared).await;
+    loop {
+        let told = tokio::time::timeout(NUMBER_AT_LEAST_EVERY, shared.committed.notified()).await.is_ok();
+        match shared.number_events().await {
+            Ok(0) if !told => continue,
+            Ok(_) => {}
+            Err(error) => {
+                tracing::debug!(%error, "events wait for their numbers");
+                shared.committed.notify_one();
+                tokio::time::sleep(NUMBER_AT_LEAST_EVERY).await;
+                continue;
+            }
+        }
+        shared.changed();
+        let notified = sqlx::query("SELECT pg_notify($1, '')").bind(CHANNEL).execute(&shared.pool).await;
+        if let Err(error) = notified {
+            tracing::debug!(%error, "other nodes were not notified; they poll");
+        }
+    }
+}
+
+/// Passes on what other nodes tell.
+async fn listen(shared: Arc<Shared>) {
+    let _ = shared.prepared.subscribe().wait_for(|prepared| *prepared).await;
+    loop {
+        if let Err(error) = listen_until_lost(&shared).await {
+            tracing::debug!(%error, "not listening to other nodes; polling goes on");
+        }
+        tokio::time::sleep(LISTEN_AGAIN_AFTER).await;
+    }
+}
+
+async fn listen_until_lost(shared: &Shared) -> std::result::Result<(), sqlx::Error> {
+    let mut listener = PgListener::connect_with(&shared.single_connection()).await?;
+    listener.listen(CHANNEL).await?;
+    // What was told while nobody listened.
+    shared.changed();
+    while listener.try_recv().await?.is_some() {
+        shared.changed();
+    }
+    Ok(())
+}
+
+#[async_trait]
+impl Catalog for PostgresCatalog {
+    async fn prepare(&self) -> Result<()> {
+        // A connection without time limits: a migration may take long.
+        let pool = self.shared.single_connection();
+        let migrated = migrator().run(&pool).await;
+        pool.close().await;
+        migrated.map_err(CatalogError::Migration)?;
+        let catalog: &dyn Catalog = self;
+        catalog.read_clock().await?;
+        self.shared.prepared.send_replace(true);
+        Ok(())
+    }
+
+    async fn begin(&self) -> Result<Session> {
+        self.shared.session(FirstStatement::Begin).await
+    }
+
+    async fn read(&self) -> Result<Session> {
+        self.shared.session(FirstStatement::Ping).await
+    }
+
+    async fn number_events(&self) -> Result<()> {
+        self.shared.number_events().await.map(|_| ())
+    }
+
+    fn announce_change(&self) {
+        self.shared.changed();
+        self.shared.committed.notify_one();
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.shared.changes.subscribe()
+    }
+
+    fn clock(&self) -> &Clock {
+        &self.shared.clock
+    }
+}

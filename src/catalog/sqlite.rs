@@ -1,0 +1,114 @@
+//! The catalog in a SQLite file, for one node.
+//!
+//! One connection writes, others read (WAL). Every commit is synced to the
+//! disk: what was acknowledged survives a power cut. Transactions begin
+//! IMMEDIATE, so that none fails between its reading and its writing.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{SqlSafeStr, Sqlite};
+use tokio::sync::watch;
+
+use super::{ACQUIRE_TIMEOUT, Catalog, CatalogError, Clock, Result, STATEMENT_TIMEOUT, Session, sql};
+
+/// How long another process's transaction is waited for.
+const BUSY_TIMEOUT: Duration = STATEMENT_TIMEOUT;
+
+/// The catalog in a file.
+pub struct SqliteCatalog {
+    writer: SqlitePool,
+    readers: SqlitePool,
+    clock: Clock,
+    changes: watch::Sender<u64>,
+}
+
+impl SqliteCatalog {
+    /// The catalog in that file, which is made where there is none.
+    pub fn open(path: &Path, max_connections: u32) -> Result<Arc<Self>> {
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .busy_timeout(BUSY_TIMEOUT)
+            .foreign_keys(true);
+        let pool = |connections| {
+            SqlitePoolOptions::new()
+                .max_connections(connections)
+                .acquire_timeout(ACQUIRE_TIMEOUT)
+                .idle_timeout(None)
+                .max_lifetime(None)
+                .connect_lazy_with(options.clone())
+        };
+        Ok(Arc::new(Self {
+            writer: pool(1),
+            readers: pool(max_connections - 1),
+            clock: Clock::default(),
+            changes: watch::Sender::new(0),
+        }))
+    }
+}
+
+fn migrator() -> Migrator {
+    let migration = |version, name: &'static str, text: &'static str| {
+        Migration::new(version, name.into(), MigrationType::Simple, text.into_sql_str(), false)
+    };
+    let mut migrator = Migrator::with_migrations(vec![migration(
+        1,
+        "recordings",
+        include_str!("migrations/sqlite/0001_recordings.sql"),
+    )]);
+    // A newer binary may have been here: its changes only add.
+    migrator.set_ignore_missing(true);
+    migrator
+}
+
+async fn acquire(pool: &SqlitePool) -> Result<sqlx::pool::PoolConnection<Sqlite>> {
+    pool.acquire().await.map_err(sql::error)
+}
+
+#[async_trait]
+impl Catalog for SqliteCatalog {
+    async fn prepare(&self) -> Result<()> {
+        let mut migrated = migrator().run(&self.writer).await;
+        if migrated.is_err() {
+            // SQLite takes no migration lock: another process may have been quicker.
+            migrated = migrator().run(&self.writer).await;
+        }
+        migrated.map_err(CatalogError::Migration)?;
+        let catalog: &dyn Catalog = self;
+        catalog.read_clock().await
+    }
+
+    async fn begin(&self) -> Result<Session> {
+        let mut session = Session::sqlite(acquire(&self.writer).await?);
+        session.begin("BEGIN IMMEDIATE").await?;
+        Ok(session)
+    }
+
+    async fn read(&self) -> Result<Session> {
+        Ok(Session::sqlite(acquire(&self.readers).await?))
+    }
+
+    async fn number_events(&self) -> Result<()> {
+        // Written with their numbers: there is one writer.
+        Ok(())
+    }
+
+    fn announce_change(&self) {
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    fn clock(&self) -> &Clock {
+        &self.clock
+    }
+}

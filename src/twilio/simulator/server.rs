@@ -1,0 +1,529 @@
+//! The simulator's HTTP side: routes, credentials, media with its faults, and
+//! the REST API as far as callvault asks it.
+
+use std::convert::Infallible;
+use std::io;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use futures::stream::{self, StreamExt};
+use http::{Method, Request, Response, StatusCode, Version, header};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use jiff::fmt::rfc2822;
+use jiff::tz::TimeZone;
+use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::faults::Fault;
+use super::{Seen, Shared, SimulatedRecording};
+use crate::domain::media::Format;
+use crate::domain::sid::{AccountSid, CallSid, RecordingSid};
+
+type Answer = Response<UnsyncBoxBody<Bytes, io::Error>>;
+
+/// What a listener stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// `api.twilio.com`.
+    Api,
+    /// The host that media is redirected to. It asks for no credentials.
+    MediaHost,
+}
+
+pub(super) fn spawn(listener: TcpListener, shared: Arc<Shared>, role: Role) -> AbortOnDropHandle<()> {
+    AbortOnDropHandle::new(tokio::spawn(async move {
+        let mut connections = tokio::task::JoinSet::new();
+        loop {
+            while connections.try_join_next().is_some() {}
+            // An accept fails for want of file descriptors: the next one may not.
+            let Ok((socket, _)) = listener.accept().await else { continue };
+            connections.spawn(serve(socket, shared.clone(), role));
+        }
+    }))
+}
+
+async fn serve(socket: TcpStream, shared: Arc<Shared>, role: Role) {
+    // A second handle, to have the connection reset instead of closed.
+    let Ok((socket, handle)) = duplicate(socket) else { return };
+    let handle = Arc::new(handle);
+    let service = service_fn(move |request| {
+        let exchange = Exchange { shared: shared.clone(), socket: handle.clone(), role };
+        async move { Ok::<_, Infallible>(exchange.answer(request).await) }
+    });
+    // A body that ends in an error is how a fault breaks the connection.
+    let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(socket), service).await;
+}
+
+fn duplicate(socket: TcpStream) -> io::Result<(TcpStream, std::net::TcpStream)> {
+    let socket = socket.into_std()?;
+    let handle = socket.try_clone()?;
+    Ok((TcpStream::from_std(socket)?, handle))
+}
+
+/// One request and all that its answer needs.
+struct Exchange {
+    shared: Arc<Shared>,
+    socket: Arc<std::net::TcpStream>,
+    role: Role,
+}
+
+impl Exchange {
+    async fn answer(&self, request: Request<Incoming>) -> Answer {
+        let authorization = request.headers().get(header::AUTHORIZATION).cloned();
+        let target = request.uri().path_and_query().map_or("/", |target| target.as_str()).to_owned();
+        let (path, query) = target.split_once('?').unwrap_or((&target, ""));
+        let credentials = authorization.as_ref().and_then(|value| value.to_str().ok());
+        let answer = match self.role {
+            Role::Api => self.api(request.method(), path, query, credentials).await,
+            Role::MediaHost => self.media_host(path).await,
+        };
+        self.shared.state().remember(Seen {
+            method: request.method().to_string(),
+            at_media_host: self.role == Role::MediaHost,
+            with_credentials: authorization.is_some(),
+            status: answer.status().as_u16(),
+            target: target.clone(),
+        });
+        answer
+    }
+
+    async fn api(&self, method: &Method, path: &str, query: &str, credentials: Option<&str>) -> Answer {
+        let parts: Vec<&str> = path.split('/').skip(1).collect();
+        let ["2010-04-01", "Accounts", rest @ ..] = &parts[..] else { return not_found() };
+        let account = rest.first().and_then(|account| account.trim_end_matches(".json").parse::<AccountSid>().ok());
+        let Some(account) = account else { return not_found() };
+        if !self.may_enter(account, credentials) {
+            return error(StatusCode::UNAUTHORIZED, 20003, "Authenticate");
+        }
+        match (method, &rest[1..]) {
+            (&Method::GET, []) => answer_json(json!({"sid": account, "status": "active"})),
+            (&Method::GET, ["Recordings.json"]) => self.list(account, None, query),
+            (&Method::GET, ["Calls", call, "Recordings.json"]) => match call.parse() {
+                Ok(call) => self.list(account, Some(call), query),
+                Err(_) => not_found(),
+            },
+            (&Method::GET, ["Calls", call]) => self.call(account, call),
+            (&Method::GET, ["Recordings", file]) => self.recording(account, file, query).await,
+            (&Method::DELETE, ["Recordings", file]) => self.delete(account, file),
+            _ => not_found(),
+        }
+    }
+
+    fn may_enter(&self, account: AccountSid, credentials: Option<&str>) -> bool {
+        let state = self.shared.state();
+        let Some(known) = state.accounts.get(&account) else { return false };
+        let given =
+            credentials.and_then(|value| value.strip_prefix("Basic ")).and_then(|value| BASE64.decode(value).ok());
+        let token = format!("{account}:{}", known.auth_token);
+        let api_key = known.api_key.as_ref().map(|(sid, secret)| format!("{sid}:{secret}"));
+        let right = given.is_some_and(|given| {
+            given == token.as_bytes() || api_key.is_some_and(|api_key| given == api_key.as_bytes())
+        });
+        right && !state.refused_accounts.contains(&account)
+    }
+
+    async fn recording(&self, account: AccountSid, file: &str, query: &str) -> Answer {
+        if let Some(sid) = file.strip_suffix(".json") {
+            return self.description(account, sid);
+        }
+        let (sid, extension) = match file.rsplit_once('.') {
+            Some((sid, extension)) => (sid, extension.parse::<Format>().ok()),
+            None => (file, None),
+        };
+        let Ok(sid) = sid.parse::<RecordingSid>() else { return not_found() };
+        let channels = query.split('&').find_map(|pair| pair.strip_prefix("RequestedChannels=")?.parse::<u8>().ok());
+        let (recording, fault) = {
+            let mut state = self.shared.state();
+            state.counts.entry(sid).or_default().media_requests += 1;
+            let fault = state.next_fault(sid);
+            (state.recordings.get(&sid).cloned(), fault)
+        };
+        let Some(recording) = recording.filter(|known| known.id.account == account && known.status != "deleted") else {
+            return not_found();
+        };
+        let in_flight = InFlight::begin(self.shared.clone(), account);
+        let answer = self.media(&recording, extension, channels, fault).await;
+        if answer.status() == StatusCode::OK {
+            self.shared.state().counts.entry(sid).or_default().fetches += 1;
+        }
+        answer.map(|body| {
+            // The request is under way until its body is sent or given up.
+            body.map_frame(move |frame| {
+                let _under_way = &in_flight;
+                frame
+            })
+            .boxed_unsync()
+        })
+    }
+
+    async fn media(
+        &self,
+        recording: &SimulatedRecording,
+        extension: Option<Format>,
+        channels: Option<u8>,
+        fault: Option<Fault>,
+    ) -> Answer {
+        if channels == Some(2) && recording.channels == 1 {
+            return error(StatusCode::BAD_REQUEST, 16113, "Requested channels are not available");
+        }
+        let Some(body) = recording.audio.body(extension, channels) else { return not_found() };
+        let content_type = if extension == Some(Format::Mp3) { "audio/mpeg" } else { "audio/x-wav" };
+        let media = Media {
+            len_bytes: body.len_bytes(),
+            pieces: body.stream().map(Ok).boxed(),
+            content_type,
+            framing: Framing::Length,
+        };
+        let sid = recording.id.recording;
+        match fault {
+            None => media.into_answer(),
+            Some(fault) => self.faulty(fault, media, sid, extension).await,
+        }
+    }
+
+    async fn faulty(&self, fault: Fault, media: Media, sid: RecordingSid, extension: Option<Format>) -> Answer {
+        let extension = extension.map(Format::as_str).unwrap_or_default();
+        match fault {
+            Fault::NotReady => not_found(),
+            Fault::RateLimited { retry_after } => {
+                let mut answer = error(StatusCode::TOO_MANY_REQUESTS, 20429, "Too Many Requests");
+                let value = retry_after.and_then(|value| value.parse().ok());
+                answer.headers_mut().extend(value.map(|value| (header::RETRY_AFTER, value)));
+                answer
+            }
+            Fault::Status(status) => {
+                let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+                error(status, u32::from(status.as_u16()), "Fault")
+            }
+            Fault::Html => whole(StatusCode::OK, "text/html", "<!DOCTYPE html><html><body>Sorry</body></html>"),
+            Fault::Xml => whole(StatusCode::OK, "application/xml", NOT_FOUND_XML),
+            Fault::Json => whole(StatusCode::OK, "application/json", r#"{"code":20404,"message":"not found"}"#),
+            Fault::Empty => whole(StatusCode::OK, media.content_type, ""),
+            Fault::Truncated(after) => media.broken_after(after, None).into_answer(),
+            Fault::Reset(after) => media.broken_after(after, Some(self.socket.clone())).into_answer(),
+            Fault::Unframed => Media { framing: Framing::None, ..media }.into_answer(),
+            Fault::Chunked => Media { framing: Framing::Chunks, ..media }.into_answer(),
+            Fault::Redirect(to) => redirect(&to),
+            Fault::RedirectToMediaHost(hops) => redirect(&self.media_host_url(sid, extension, hops)),
+            Fault::Slow { piece_bytes, wait } => media.slow(piece_bytes, wait).into_answer(),
+            Fault::Held(after) => {
+                let gate = self.shared.state().gate(sid).subscribe();
+                media.held_after(after, gate).into_answer()
+            }
+            Fault::Silent => std::future::pending().await,
+        }
+    }
+
+    fn media_host_url(&self, sid: RecordingSid, extension: &str, hops: u32) -> String {
+        let host = self.shared.media_host;
+        format!("http://{host}/{}/{sid}.{extension}?signature=simulated", hops.saturating_sub(1))
+    }
+
+    /// `/{hops}/{RE}.{extension}`: redirects on, or serves the media.
+    async fn media_host(&self, path: &str) -> Answer {
+        let parts: Vec<&str> = path.split('/').skip(1).collect();
+        let [hops, file] = parts[..] else { return not_found() };
+        let Some((sid, extension)) = file.split_once('.') else { return not_found() };
+        let (Ok(hops), Ok(sid)) = (hops.parse::<u32>(), sid.parse::<RecordingSid>()) else { return not_found() };
+        if hops > 0 {
+            return redirect(&self.media_host_url(sid, extension, hops));
+        }
+        let recording = self.shared.state().recordings.get(&sid).cloned();
+        let Some(recording) = recording else { return not_found() };
+        let answer = self.media(&recording, extension.parse().ok(), None, None).await;
+        if answer.status() == StatusCode::OK {
+            self.shared.state().counts.entry(sid).or_default().fetches += 1;
+        }
+        answer
+    }
+
+    fn description(&self, account: AccountSid, sid: &str) -> Answer {
+        let Ok(sid) = sid.parse::<RecordingSid>() else { return not_found() };
+        let mut state = self.shared.state();
+        state.counts.entry(sid).or_default().descriptions += 1;
+        match state.recordings.get(&sid).filter(|known| known.id.account == account) {
+            Some(recording) => answer_json(resource(recording)),
+            None => not_found(),
+        }
+    }
+
+    fn call(&self, account: AccountSid, file: &str) -> Answer {
+        let Some(call) = file.strip_suffix(".json").and_then(|sid| sid.parse::<CallSid>().ok()) else {
+            return not_found();
+        };
+        let state = self.shared.state();
+        let parent = state.parents.get(&call).copied();
+        let own = |recording: &&SimulatedRecording| {
+            recording.id.account == account && (recording.call_sid == Some(call) || recording.call_sid == parent)
+        };
+        match state.recordings.values().find(own) {
+            Some(_) => answer_json(json!({"sid": call, "account_sid": account, "parent_call_sid": parent})),
+            None => not_found(),
+        }
+    }
+
+    fn delete(&self, account: AccountSid, file: &str) -> Answer {
+        let sid = file.trim_end_matches(".json").parse::<RecordingSid>();
+        let mut state = self.shared.state();
+        let known = sid.ok().and_then(|sid| state.recordings.get_mut(&sid));
+        match known.filter(|known| known.id.account == account && known.status != "deleted") {
+            Some(recording) => {
+                recording.status = "deleted".to_owned();
+                whole(StatusCode::NO_CONTENT, "application/json", "")
+            }
+            None => not_found(),
+        }
+    }
+
+    /// A page of an account's recordings, newest first. Filters that are not
+    /// known are ignored in silence, as Twilio does.
+    fn list(&self, account: AccountSid, call: Option<CallSid>, query: &str) -> Answer {
+        let parameter = |name: &str| {
+            url::form_urlencoded::parse(query.as_bytes())
+                .find(|(key, _)| key == name)
+                .map(|(_, value)| value.into_owned())
+        };
+        let call = call.or_else(|| parameter("CallSid").and_then(|sid| sid.parse().ok()));
+        let conference = parameter("ConferenceSid");
+        let day = |name| parameter(name);
+        let (on, before, after) = (day("DateCreated"), day("DateCreated<"), day("DateCreated>"));
+        let page_size = parameter("PageSize").and_then(|size| size.parse::<usize>().ok()).unwrap_or(50).clamp(1, 1000);
+        let start = parameter("PageToken");
+        let state = self.shared.state();
+        let mut found: Vec<&SimulatedRecording> = state
+            .recordings
+            .values()
+            .filter(|known| known.id.account == account && known.status != "deleted")
+            .filter(|known| call.is_none() || known.call_sid == call)
+            .filter(|known| conference.is_none() || known.conference_sid.map(|sid| sid.to_string()) == conference)
+            .filter(|known| {
+                let created = known.started_at.to_zoned(TimeZone::UTC).date().to_string();
+                on.as_ref().is_none_or(|day| created == *day)
+                    && before.as_ref().is_none_or(|day| created <= *day)
+                    && after.as_ref().is_none_or(|day| created >= *day)
+            })
+            .collect();
+        found.sort_by_key(|known| std::cmp::Reverse(page_key(known)));
+        let from = start.map_or(0, |token| found.partition_point(|known| page_key(known) > token));
+        let page = &found[from..found.len().min(from + page_size)];
+        let more = from + page.len() < found.len();
+        let next = page.last().filter(|_| more).map(|last| {
+            let kept = url::form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name != "PageToken");
+            let mut next = url::form_urlencoded::Serializer::new(String::new());
+            next.extend_pairs(kept).append_pair("PageToken", &page_key(last));
+            format!("/2010-04-01/Accounts/{account}/Recordings.json?{}", next.finish())
+        });
+        let recordings: Vec<Value> = page.iter().map(|known| resource(known)).collect();
+        answer_json(json!({"recordings": recordings, "next_page_uri": next, "page_size": page_size}))
+    }
+}
+
+/// What pages are ordered by: a position that stays while newer recordings arrive.
+fn page_key(recording: &SimulatedRecording) -> String {
+    format!("{:020}-{}", recording.started_at.as_millisecond(), recording.id.recording)
+}
+
+/// `Recordings/{RE}.json`.
+fn resource(recording: &SimulatedRecording) -> Value {
+    let created = rfc2822::to_string(&recording.started_at.to_zoned(TimeZone::UTC)).ok();
+    let id = recording.id;
+    json!({
+        "account_sid": id.account,
+        "sid": id.recording,
+        "call_sid": recording.call_sid,
+        "conference_sid": recording.conference_sid,
+        "duration": recording.duration,
+        "channels": recording.channels,
+        "track": "both",
+        "source": "DialVerb",
+        "status": recording.status,
+        "start_time": created,
+        "date_created": created,
+        "date_updated": created,
+        "error_code": null,
+        "encryption_details": null,
+        "uri": format!("/2010-04-01/Accounts/{}/Recordings/{}.json", id.account, id.recording),
+    })
+}
+
+/// A media request that counts as under way while this lives.
+struct InFlight {
+    shared: Arc<Shared>,
+    account: AccountSid,
+}
+
+impl InFlight {
+    fn begin(shared: Arc<Shared>, account: AccountSid) -> Self {
+        {
+            let mut state = shared.state();
+            let now = state.in_flight.entry(account).or_default();
+            *now += 1;
+            let now = *now;
+            let most = state.in_flight_max.entry(account).or_default();
+            *most = now.max(*most);
+        }
+        Self { shared, account }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        if let Some(now) = self.shared.state().in_flight.get_mut(&self.account) {
+            *now -= 1;
+        }
+    }
+}
+
+/// How the end of a body is told.
+#[derive(Debug, Clone, Copy)]
+enum Framing {
+    Length,
+    Chunks,
+    None,
+}
+
+/// A body to be sent, perhaps not in good order.
+struct Media {
+    len_bytes: u64,
+    content_type: &'static str,
+    pieces: stream::BoxStream<'static, io::Result<Bytes>>,
+    framing: Framing,
+}
+
+impl Media {
+    fn into_answer(self) -> Answer {
+        let frames = self.pieces.map(|piece| piece.map(Frame::data));
+        let mut answer = Response::new(StreamBody::new(frames).boxed_unsync());
+        answer.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(self.content_type));
+        match self.framing {
+            Framing::Length => {
+                answer.headers_mut().insert(header::CONTENT_LENGTH, self.len_bytes.into());
+            }
+            Framing::Chunks => {}
+            // An HTTP/1.0 answer ends with its connection.
+            Framing::None => *answer.version_mut() = Version::HTTP_10,
+        }
+        answer
+    }
+
+    /// Cut off after so many bytes: closed in good order, or reset by that socket's handle.
+    fn broken_after(self, after: u64, reset: Option<Arc<std::net::TcpStream>>) -> Self {
+        let head = take(self.pieces, after);
+        let end = stream::once(async move {
+            if let Some(socket) = reset {
+                // With nothing to linger for, closing sends a reset.
+                socket2::SockRef::from(&*socket).set_linger(Some(std::time::Duration::ZERO))?;
+            }
+            Err(io::Error::other("scripted"))
+        });
+        Self { pieces: head.chain(end).boxed(), ..self }
+    }
+
+    fn held_after(self, after: u64, gate: tokio::sync::watch::Receiver<bool>) -> Self {
+        let (mut seen, mut waited) = (0, false);
+        let pieces = cut_at(self.pieces, after).then(move |piece| {
+            let wait = seen >= after && !waited;
+            waited |= wait;
+            seen += piece.as_ref().map_or(0, |bytes| bytes.len() as u64);
+            let mut gate = gate.clone();
+            async move {
+                if wait {
+                    // The simulator's end opens the gate too.
+                    let _ = gate.wait_for(|open| *open).await;
+                }
+                piece
+            }
+        });
+        Self { pieces: pieces.boxed(), ..self }
+    }
+
+    fn slow(self, piece_bytes: usize, wait: std::time::Duration) -> Self {
+        let pieces = self.pieces.flat_map(move |piece| stream::iter(split(piece, piece_bytes)));
+        let pieces = pieces.then(move |piece| async move {
+            tokio::time::sleep(wait).await;
+            piece
+        });
+        Self { pieces: pieces.boxed(), ..self }
+    }
+}
+
+type Pieces = stream::BoxStream<'static, io::Result<Bytes>>;
+
+fn split(piece: io::Result<Bytes>, piece_bytes: usize) -> Vec<io::Result<Bytes>> {
+    match piece {
+        Ok(bytes) => (0..bytes.len())
+            .step_by(piece_bytes.max(1))
+            .map(|at| Ok(bytes.slice(at..bytes.len().min(at + piece_bytes.max(1)))))
+            .collect(),
+        error => vec![error],
+    }
+}
+
+/// The same pieces, with a cut between two of them at that place.
+fn cut_at(pieces: Pieces, at: u64) -> impl stream::Stream<Item = io::Result<Bytes>> + Send {
+    let mut seen = 0u64;
+    pieces.flat_map(move |piece| {
+        let Ok(bytes) = piece else { return stream::iter(vec![piece]) };
+        let begin = seen;
+        seen += bytes.len() as u64;
+        let inside = (begin < at && at < seen).then(|| usize::try_from(at - begin).unwrap_or(usize::MAX));
+        stream::iter(match inside {
+            Some(cut) => vec![Ok(bytes.slice(..cut)), Ok(bytes.slice(cut..))],
+            None => vec![Ok(bytes)],
+        })
+    })
+}
+
+/// The first bytes of the pieces.
+fn take(pieces: Pieces, bytes: u64) -> impl stream::Stream<Item = io::Result<Bytes>> + Send {
+    let mut left = bytes;
+    cut_at(pieces, bytes).take_while(move |piece| {
+        let len = piece.as_ref().map_or(0, |bytes| bytes.len() as u64);
+        let fits = len <= left && left > 0;
+        left = left.saturating_sub(len);
+        std::future::ready(fits)
+    })
+}
+
+const NOT_FOUND_XML: &str = "<?xml version='1.0' encoding='UTF-8'?>\n<TwilioResponse><RestException><Code>20404</Code>\
+    <Message>The requested resource was not found</Message><Status>404</Status></RestException></TwilioResponse>";
+
+fn whole(status: StatusCode, content_type: &'static str, body: &'static str) -> Answer {
+    answer(status, content_type, Bytes::from_static(body.as_bytes()))
+}
+
+fn answer(status: StatusCode, content_type: &'static str, body: Bytes) -> Answer {
+    let body = Full::new(body).map_err(|never| match never {}).boxed_unsync();
+    let mut answer = Response::new(body);
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(content_type));
+    answer
+}
+
+fn answer_json(value: Value) -> Answer {
+    answer(StatusCode::OK, "application/json", value.to_string().into())
+}
+
+fn error(status: StatusCode, code: u32, message: &str) -> Answer {
+    let body = json!({"code": code, "message": message, "status": status.as_u16()});
+    answer(status, "application/json", body.to_string().into())
+}
+
+fn not_found() -> Answer {
+    whole(StatusCode::NOT_FOUND, "application/xml", NOT_FOUND_XML)
+}
+
+fn redirect(to: &str) -> Answer {
+    let mut answer = whole(StatusCode::TEMPORARY_REDIRECT, "text/plain", "");
+    if let Ok(location) = to.parse() {
+        answer.headers_mut().insert(header::LOCATION, location);
+    }
+    answer
+}
