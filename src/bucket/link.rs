@@ -200,6 +200,20 @@ impl Bucket {
     }
 }
 
+impl Bucket {
+    /// The host that links of the embedded store are signed for, where that is
+    /// not simply the one that the client called.
+    pub fn signed_host(&self) -> Option<String> {
+        match &self.inner.linker.place {
+            Place::OwnPort { public_url: Some(public) } => {
+                let host = public.host_str()?;
+                Some(public.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")))
+            }
+            _ => None,
+        }
+    }
+}
+
 fn rusty_bucket(endpoint: &str, path_style: bool, name: &str, region: &str) -> Result<rusty_s3::Bucket> {
     let setup = |why: String| BucketError::Setup(why);
     let endpoint = Url::parse(endpoint).map_err(|error| setup(format!("{endpoint}: {error}")))?;

@@ -7,7 +7,6 @@
 //! checks. Nothing here writes to a key that does not name its content.
 
 use std::collections::VecDeque;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -30,8 +29,6 @@ const PARTS_IN_FLIGHT: usize = 1;
 /// The most memory that one large upload takes: what was gathered before it
 /// was known to be large.
 pub const UPLOAD_RESERVE_BYTES: u64 = SINGLE_PUT_MAX_BYTES as u64 + PART_BYTES as u64;
-/// An abort that is not answered soon is left to the next claimer.
-const ABORT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An object that is to be.
 #[derive(Debug, Clone)]
@@ -109,7 +106,7 @@ impl Bucket {
 /// A large object on its way to its staging key.
 ///
 /// Dropping it stops what is being sent, but leaves the upload open: end it by
-/// [`Self::publish`] or [`Self::abort`].
+/// [`Self::publish`] or [`Bucket::clear_staging`].
 pub struct Staging {
     bucket: Bucket,
     key: Path,
@@ -160,9 +157,10 @@ impl Staging {
         Ok(())
     }
 
-    /// Completes the upload, copies it to its own key, and removes what was
-    /// staged. An error leaves open how far it came: [`Self::abort`] is to follow.
-    pub async fn publish(&mut self, object: &NewObject) -> Result<()> {
+    /// Completes the upload and copies it to its own key; says whether what
+    /// was staged could be removed. An error leaves open how far it came:
+    /// [`Bucket::clear_staging`] is to follow.
+    pub async fn publish(&mut self, object: &NewObject) -> Result<bool> {
         if !self.buffer.is_empty() {
             self.send_part().await?;
         }
@@ -172,15 +170,6 @@ impl Staging {
         let parts = std::mem::take(&mut self.parts);
         self.bucket.inner.uploads.complete_multipart(&self.key, &self.upload_id, parts).await?;
         self.bucket.copy(&self.key, object).await?;
-        self.bucket.delete(self.key.as_ref()).await
-    }
-
-    /// Gives the upload up and clears away what there is of it. False where
-    /// that could not be done: the next claimer does it then.
-    pub async fn abort(self) -> bool {
-        let Self { bucket, key, upload_id, in_flight, .. } = self;
-        drop(in_flight);
-        let cleared = bucket.clear_staging(key.as_ref(), &upload_id);
-        matches!(tokio::time::timeout(ABORT_TIMEOUT, cleared).await, Ok(Ok(())))
+        Ok(self.bucket.delete(self.key.as_ref()).await.is_ok())
     }
 }

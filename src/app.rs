@@ -1,0 +1,132 @@
+//! The composition root: from settings to a running service, and its orderly end.
+//!
+//! Shutdown, in this order: `/readyz` fails and nothing new is claimed, while
+//! serving goes on for `CALLVAULT_DRAIN`; then no connection is accepted and
+//! what is under way may end; what has not ended by `CALLVAULT_SHUTDOWN_TIMEOUT`
+//! is handed back or cut off.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::bucket::Bucket;
+use crate::catalog;
+use crate::config::Config;
+use crate::http;
+use crate::telemetry;
+use crate::twilio::Twilio;
+use crate::vault::Vault;
+use crate::worker::{self, ClaimLoop};
+
+/// What handing leases back may take at the very end.
+const HAND_BACK_RESERVE: Duration = Duration::from_secs(3);
+
+/// A running service.
+pub struct App {
+    /// Where it listens: the port is the real one, where the settings said 0.
+    pub address: SocketAddr,
+    /// What it is called.
+    pub public_url: String,
+    /// Its use cases.
+    pub vault: Arc<Vault>,
+    drain: Duration,
+    shutdown_timeout: Duration,
+    no_more_claims: CancellationToken,
+    no_more_connections: CancellationToken,
+    stopped: CancellationToken,
+    claims: Arc<ClaimLoop>,
+    servers: Vec<JoinHandle<()>>,
+    loops: Vec<JoinHandle<()>>,
+}
+
+impl App {
+    /// Starts a service. The port is open when this returns; catalog and bucket
+    /// may not have been reached yet, which `/readyz` tells.
+    pub async fn start(config: Config) -> anyhow::Result<Self> {
+        // First of all: whatever is counted from here on is there.
+        telemetry::metrics();
+        let listener =
+            TcpListener::bind(config.listen).await.with_context(|| format!("cannot listen on {}", config.listen))?;
+        let address = listener.local_addr().context("the listener has no address")?;
+        let metrics_listener = match config.metrics_listen {
+            Some(listen) => Some(
+                TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen} for metrics"))?,
+            ),
+            None => None,
+        };
+        let public_url = config.public_url.clone().unwrap_or_else(|| format!("http://{address}"));
+        let vault = Arc::new(vault(&config).await?);
+        let claims = Arc::new(ClaimLoop::new(vault.clone(), node_name(), config.fetch_concurrency));
+        let mut app = Self {
+            address,
+            public_url,
+            vault,
+            drain: config.drain,
+            shutdown_timeout: config.shutdown_timeout,
+            no_more_claims: CancellationToken::new(),
+            no_more_connections: CancellationToken::new(),
+            stopped: CancellationToken::new(),
+            claims,
+            servers: Vec::new(),
+            loops: Vec::new(),
+        };
+        app.spawn(&config, listener, metrics_listener);
+        Ok(app)
+    }
+
+    fn spawn(&mut self, config: &Config, listener: TcpListener, metrics_listener: Option<TcpListener>) {
+        let state = http::State::new(self.vault.clone(), config.admin_key.as_ref(), &self.public_url);
+        let serve = |listener, router| tokio::spawn(http::serve(listener, router, self.no_more_connections.clone()));
+        self.servers.push(serve(listener, http::router(state)));
+        self.servers.extend(metrics_listener.map(|listener| serve(listener, http::metrics_router())));
+        let (claims, no_more_claims) = (self.claims.clone(), self.no_more_claims.clone());
+        self.loops.push(tokio::spawn(async move { claims.run(&no_more_claims).await }));
+        self.loops.push(tokio::spawn(worker::watch_parts(self.vault.clone(), self.stopped.clone())));
+    }
+
+    /// Ends the service in order. See the description of this file.
+    pub async fn shutdown(self) {
+        let deadline = Instant::now() + self.shutdown_timeout;
+        tracing::info!("stopping: not ready any more");
+        self.vault.health.is_stopping();
+        self.no_more_claims.cancel();
+        tokio::time::sleep(self.drain).await;
+        self.no_more_connections.cancel();
+        let left = (deadline - HAND_BACK_RESERVE).saturating_duration_since(Instant::now());
+        let served = async {
+            for server in self.servers {
+                let _ = server.await;
+            }
+        };
+        let (_, served) = tokio::join!(self.claims.finish(left), tokio::time::timeout_at(deadline, served));
+        if served.is_err() {
+            tracing::warn!("some requests were cut off");
+        }
+        self.stopped.cancel();
+        for running in self.loops {
+            let _ = tokio::time::timeout_at(deadline, running).await;
+        }
+        tracing::info!("stopped");
+    }
+}
+
+/// The use cases over the parts that the settings name.
+pub async fn vault(config: &Config) -> anyhow::Result<Vault> {
+    let catalog = catalog::open(config).context("the catalog cannot be opened")?;
+    let bucket = Bucket::open(config).await.context("the bucket cannot be opened")?;
+    let twilio = Twilio::new(config).context("the clients for Twilio cannot be set up")?;
+    Ok(Vault::new(config, catalog, bucket, twilio, Box::new(rand::random::<f64>)))
+}
+
+/// A name that no other node has, and that tells people which one it is.
+fn node_name() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = host.trim();
+    format!("{}-{:08x}", if host.is_empty() { "node" } else { host }, rand::random::<u32>())
+}

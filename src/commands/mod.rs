@@ -1,0 +1,56 @@
+//! What the binary can do, a command a file.
+//!
+//! Results go to stdout, progress and logs to stderr. Exit status: 0 done, 1
+//! something was found wrong or failed, 2 wrong usage or settings.
+
+pub mod serve;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{Config, ConfigError};
+
+/// Wrong usage or settings.
+const USAGE: u8 = 2;
+
+/// Fetches each Twilio call recording exactly once, keeps it in S3 under its
+/// call SID, and serves everyone from there.
+#[derive(Debug, Parser)]
+#[command(name = "callvault", version, about, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the service.
+    Serve(serve::Args),
+}
+
+/// Runs the command.
+pub async fn run(cli: Cli) -> ExitCode {
+    let ended = match cli.command {
+        Command::Serve(_) => serve::run().await,
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => report(&error),
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "a command's last word is for whoever called it")]
+fn report(error: &anyhow::Error) -> ExitCode {
+    if let Some(wrong) = error.downcast_ref::<ConfigError>() {
+        eprintln!("callvault: the settings are wrong:\n{wrong}");
+        return ExitCode::from(USAGE);
+    }
+    eprintln!("callvault: {error:#}");
+    ExitCode::FAILURE
+}
+
+/// The settings of this process.
+fn config() -> Result<Config, ConfigError> {
+    Config::from_process()
+}

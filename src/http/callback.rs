@@ -1,0 +1,82 @@
+//! Twilio's callbacks.
+//!
+//! The URL is taken from the settings and the raw request, never from what a
+//! proxy says of itself. 204 is answered once the catalog has committed.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{OriginalUri, State as Shared};
+use axum::response::IntoResponse;
+use http::{HeaderMap, Method, StatusCode, header};
+
+use super::problem::Problem;
+use super::{State, request};
+use crate::telemetry;
+use crate::twilio::callback::{RawCallback, RefusedCallback};
+
+/// A callback has under 2 KB.
+const BODY_MAX_BYTES: usize = 64 << 10;
+/// Twilio is answered within 5 s, whatever the catalog does.
+const TIMEOUT: Duration = Duration::from_millis(4500);
+
+/// `POST` or `GET /webhooks/twilio/recording`.
+pub async fn receive(
+    Shared(state): Shared<State>,
+    method: Method,
+    OriginalUri(uri): OriginalUri,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<impl IntoResponse, Problem> {
+    let answer = tokio::time::timeout(TIMEOUT, take(&state, &method, &uri, &headers, body)).await;
+    let answer = answer.unwrap_or(Err(Problem::Unavailable("The catalog does not answer.")));
+    telemetry::callback(match &answer {
+        Ok(true) => "accepted",
+        Ok(false) => "known",
+        Err(Problem::BadSignature(_)) => "bad_signature",
+        Err(Problem::UnsupportedMediaType(_)) => "unsupported_media_type",
+        Err(Problem::Unavailable(_)) => "unavailable",
+        Err(_) => "malformed",
+    });
+    answer.map(|_| StatusCode::NO_CONTENT)
+}
+
+async fn take(
+    state: &State,
+    method: &Method,
+    uri: &http::Uri,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<bool, Problem> {
+    let body = request::body(body, BODY_MAX_BYTES).await?;
+    let target = uri.path_and_query().map_or("/", |target| target.as_str());
+    let url = format!("{}{target}", state.public_url);
+    let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    let raw = RawCallback {
+        is_get: method != Method::POST,
+        url: &url,
+        content_type: header(header::CONTENT_TYPE),
+        signature: headers.get("x-twilio-signature").and_then(|value| value.to_str().ok()),
+        body: &body,
+    };
+    let callback = state.vault.twilio.read_callback(&raw)?;
+    let id = callback.source.id;
+    let status = callback.status.as_str().to_owned();
+    let accepted = state.vault.take_callback(callback).await?;
+    tracing::debug!(recording = %id, %status, created = accepted.created, "a callback was taken");
+    Ok(accepted.created)
+}
+
+impl From<RefusedCallback> for Problem {
+    fn from(refused: RefusedCallback) -> Self {
+        match refused {
+            RefusedCallback::UnsupportedMediaType => {
+                Self::UnsupportedMediaType("application/x-www-form-urlencoded or application/json")
+            }
+            RefusedCallback::BadSignature => Self::BadSignature(format!(
+                "{refused}. CALLVAULT_PUBLIC_URL must be exactly what Twilio was told to call."
+            )),
+            RefusedCallback::Malformed(what) => Self::InvalidRequest(format!("{what}.")),
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! The HTTP side: routes, limits, and what is said when something is wrong.
+//!
+//! Handlers read a request, call one use case and show its answer; they decide
+//! nothing else. [`router`] is the table of all routes. Paths are never logged
+//! or counted as they came, only by the route that they matched.
+
+mod audio;
+mod auth;
+mod callback;
+mod calls;
+mod ops;
+mod problem;
+mod recordings;
+mod request;
+mod server;
+mod view;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{MatchedPath, Request};
+use axum::middleware::{self, Next};
+use axum::response::Response;
+use axum::routing::{MethodRouter, get, post, put};
+use http::{HeaderValue, Method};
+use secrecy::SecretString;
+
+pub use problem::Problem;
+pub use server::serve;
+
+use crate::bucket::{Embedded, embedded};
+use crate::telemetry;
+use crate::vault::Vault;
+
+/// What handlers share. Cloning is cheap.
+#[derive(Clone)]
+pub struct State {
+    vault: Arc<Vault>,
+    keys: Arc<auth::Keys>,
+    /// What Twilio's signatures are over: scheme, host and perhaps a path.
+    public_url: Arc<str>,
+}
+
+impl State {
+    /// The state of a service that is called `public_url`.
+    pub fn new(vault: Arc<Vault>, admin_key: Option<&SecretString>, public_url: &str) -> Self {
+        Self { vault, keys: Arc::new(auth::Keys::new(admin_key)), public_url: public_url.into() }
+    }
+}
+
+/// Every route of the service.
+fn routes() -> Vec<(&'static str, MethodRouter<State>)> {
+    vec![
+        ("/webhooks/twilio/recording", post(callback::receive).get(callback::receive)),
+        ("/v1/calls/{call_sid}", get(calls::call)),
+        ("/v1/calls/{call_sid}/recording", put(calls::put_recording)),
+        ("/v1/calls/{call_sid}/audio", get(calls::call_audio)),
+        ("/v1/calls/{call_sid}/link", get(calls::call_link)),
+        ("/v1/recordings", get(recordings::list)),
+        ("/v1/recordings/{recording_sid}", get(recordings::recording)),
+        ("/v1/recordings/{recording_sid}/audio", get(recordings::recording_audio)),
+        ("/v1/recordings/{recording_sid}/link", get(recordings::recording_link)),
+        ("/v1/recordings/{recording_sid}/fetch", post(recordings::fetch_again)),
+        ("/healthz", get(ops::healthz)),
+        ("/readyz", get(ops::readyz)),
+        ("/metrics", get(ops::metrics)),
+    ]
+}
+
+/// The service's own port.
+pub fn router(state: State) -> Router {
+    let mut router = Router::new();
+    for (path, methods) in routes() {
+        telemetry::http_route(path);
+        router = router.route(path, methods);
+    }
+    if let Some(store) = state.vault.bucket.embedded() {
+        router = with_embedded_store(router, store.clone(), &state);
+    }
+    router
+        .fallback(async || Problem::NotFound)
+        .method_not_allowed_fallback(async || Problem::MethodNotAllowed)
+        .layer(middleware::from_fn(observe))
+        .with_state(state)
+}
+
+/// A port for metrics alone.
+pub fn metrics_router() -> Router {
+    Router::new().route("/metrics", get(ops::exposition)).fallback(async || Problem::NotFound)
+}
+
+/// The embedded S3 answers below its bucket's name.
+fn with_embedded_store(router: Router<State>, store: Embedded, state: &State) -> Router<State> {
+    let public_host = state.vault.bucket.signed_host();
+    let answer = move |request: Request| {
+        let (store, public_host) = (store.clone(), public_host.clone());
+        async move {
+            // A link was signed for the public host, whatever a proxy made of it since.
+            let is_link = request.uri().query().is_some_and(|query| query.contains("X-Amz-Signature="));
+            let host = public_host.filter(|_| is_link).and_then(|host| HeaderValue::from_str(&host).ok());
+            store.answer(request, host).await.map(Body::new)
+        }
+    };
+    let bucket = format!("/{}", embedded::BUCKET);
+    router
+        .route(&bucket, axum::routing::any(answer.clone()))
+        .route(&format!("{bucket}/"), axum::routing::any(answer.clone()))
+        .route(&format!("{bucket}/{{*key}}"), axum::routing::any(answer))
+}
+
+/// Counts and logs a request by the route that it matched.
+async fn observe(request: Request, next: Next) -> Response {
+    let began = Instant::now();
+    let method = method_label(request.method());
+    let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
+    let response = next.run(request).await;
+    let (status, took) = (response.status().as_u16(), began.elapsed());
+    tracing::debug!(method, route, status, ?took, "answered");
+    telemetry::http_answered(route, method, status, took);
+    response
+}
+
+/// Methods that clients make up must not make up labels.
+fn method_label(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::DELETE => "DELETE",
+        Method::OPTIONS => "OPTIONS",
+        _ => "other",
+    }
+}

@@ -1,0 +1,177 @@
+//! Everything that can go wrong with a request, as a problem document (RFC 9457).
+//!
+//! The one place that knows statuses. Codes are stable; details are for people,
+//! and say what happened and what to do. What belongs to another account is
+//! the same `not_found`, byte for byte, as what does not exist.
+
+use axum::response::{IntoResponse, Response};
+use http::{HeaderValue, StatusCode, header};
+use serde_json::json;
+
+use crate::catalog::CatalogError;
+use crate::domain::recording::{Recording, State};
+use crate::vault::accept::RefusedPut;
+use crate::vault::deliver::DeliveryError;
+
+/// An answer that is no success.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Problem {
+    /// The request makes no sense.
+    InvalidRequest(String),
+    /// There is no key, or it is not known.
+    Unauthorized,
+    /// The key may not do that.
+    Forbidden(&'static str),
+    /// A callback that Twilio did not sign.
+    BadSignature(String),
+    /// There is no such thing, or not for this key.
+    NotFound,
+    /// It is on its way.
+    NotReady {
+        /// Where it stands.
+        state: State,
+        /// When to ask again.
+        retry_after_seconds: u64,
+    },
+    /// Twilio recorded nothing.
+    RecordingAbsent,
+    /// The path is right, the method is not.
+    MethodNotAllowed,
+    /// It was erased.
+    Erased,
+    /// The body is too long.
+    PayloadTooLarge {
+        /// The most that is read.
+        max_bytes: usize,
+    },
+    /// The body is not what it should be.
+    UnsupportedMediaType(&'static str),
+    /// The recording was given up.
+    RecordingFailed(String),
+    /// A part of the service is away.
+    Unavailable(&'static str),
+}
+
+impl Problem {
+    /// Status, code and title: one line a problem.
+    fn kind(&self) -> (StatusCode, &'static str, &'static str) {
+        match self {
+            Self::InvalidRequest(_) => (StatusCode::BAD_REQUEST, "invalid_request", "The request is not right"),
+            Self::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized", "An API key is needed"),
+            Self::Forbidden(_) => (StatusCode::FORBIDDEN, "forbidden", "The API key may not do that"),
+            Self::BadSignature(_) => (StatusCode::FORBIDDEN, "bad_signature", "Twilio did not sign this"),
+            Self::NotFound => (StatusCode::NOT_FOUND, "not_found", "There is no such thing"),
+            Self::NotReady { .. } => (StatusCode::NOT_FOUND, "not_ready", "The recording is not here yet"),
+            Self::RecordingAbsent => (StatusCode::NOT_FOUND, "recording_absent", "Twilio recorded nothing"),
+            Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "Not with that method"),
+            Self::Erased => (StatusCode::GONE, "erased", "The recording was erased"),
+            Self::PayloadTooLarge { .. } => {
+                (StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", "The body is too long")
+            }
+            Self::UnsupportedMediaType(_) => {
+                (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "The body is of another kind")
+            }
+            Self::RecordingFailed(_) => {
+                (StatusCode::FAILED_DEPENDENCY, "recording_failed", "The recording could not be fetched")
+            }
+            Self::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "Not possible at the moment"),
+        }
+    }
+
+    fn detail(&self) -> String {
+        match self {
+            Self::InvalidRequest(detail) | Self::BadSignature(detail) | Self::RecordingFailed(detail) => detail.clone(),
+            Self::Unauthorized => "Send a known API key as \"Authorization: Bearer <key>\".".to_owned(),
+            Self::Forbidden(scope) => format!("The key needs the scope {scope}."),
+            Self::NotFound => "Nothing that this key may see has that name.".to_owned(),
+            Self::NotReady { state, retry_after_seconds } => {
+                format!(
+                    "It is {state}. Ask again in {retry_after_seconds} s, or with ?wait= to be answered when it is here."
+                )
+            }
+            Self::RecordingAbsent => "The call was too short, or silent.".to_owned(),
+            Self::MethodNotAllowed => "The header Allow names the methods of this path.".to_owned(),
+            Self::Erased => "It was removed on request, and will not come back.".to_owned(),
+            Self::PayloadTooLarge { max_bytes } => format!("At most {max_bytes} bytes are read."),
+            Self::UnsupportedMediaType(expected) => format!("{expected} is expected."),
+            Self::Unavailable(what) => format!("{what} Nothing was lost; try again."),
+        }
+    }
+
+    fn retry_after_seconds(&self) -> Option<u64> {
+        match self {
+            Self::NotReady { retry_after_seconds, .. } => Some(*retry_after_seconds),
+            Self::Unavailable(_) => Some(1),
+            _ => None,
+        }
+    }
+
+    /// What is said of a recording that has no audio and will get none by waiting.
+    pub fn of_gone(recording: &Recording) -> Self {
+        match recording.state {
+            State::Absent => Self::RecordingAbsent,
+            State::Erased => Self::Erased,
+            _ => Self::RecordingFailed(match &recording.last_error {
+                Some(error) => format!("{} ({})", error.detail, error.code),
+                None => "It was given up.".to_owned(),
+            }),
+        }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let (status, code, title) = self.kind();
+        let body = json!({
+            "type": format!("urn:callvault:problem:{code}"),
+            "title": title,
+            "status": status.as_u16(),
+            "detail": self.detail(),
+            "code": code,
+        });
+        let mut response = (status, body.to_string()).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if let Some(seconds) = self.retry_after_seconds() {
+            headers.insert(header::RETRY_AFTER, seconds.into());
+        }
+        if self == Self::Unauthorized {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+impl From<CatalogError> for Problem {
+    fn from(error: CatalogError) -> Self {
+        match &error {
+            CatalogError::Unavailable(_) => tracing::warn!(%error, "a request failed"),
+            _ => tracing::error!(error = &error as &dyn std::error::Error, "a request failed"),
+        }
+        Self::Unavailable("The catalog cannot be asked.")
+    }
+}
+
+impl From<DeliveryError> for Problem {
+    fn from(error: DeliveryError) -> Self {
+        match error {
+            DeliveryError::Catalog(error) => error.into(),
+            DeliveryError::Bucket(error) => {
+                tracing::error!(%error, "no link could be made");
+                Self::Unavailable("The bucket's links cannot be signed.")
+            }
+        }
+    }
+}
+
+impl From<RefusedPut> for Problem {
+    fn from(refused: RefusedPut) -> Self {
+        match refused {
+            RefusedPut::Url(_) | RefusedPut::NotConfigured(_) => Self::InvalidRequest(refused.to_string()),
+            RefusedPut::NotVisible => Self::NotFound,
+            RefusedPut::Erased => Self::Erased,
+            RefusedPut::Catalog(error) => error.into(),
+        }
+    }
+}

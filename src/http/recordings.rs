@@ -1,0 +1,120 @@
+//! `/v1/recordings`: one recording, and lists of them.
+
+use axum::extract::{Path, State as Shared};
+use axum::response::Response;
+use http::{HeaderMap, Method, StatusCode};
+
+use super::State;
+use super::audio::{self, Asked};
+use super::auth::{Admin, Caller, Reader};
+use super::problem::Problem;
+use super::request::{Query, named, wrong};
+use super::view::{self, Page, RecordingView};
+use crate::catalog::{ListFilter, PageCursor};
+use crate::domain::recording::{Recording, State as RecordingState};
+use crate::domain::sid::{AccountSid, RecordingSid};
+use crate::vault::deliver::Wanted;
+
+const LIMIT_DEFAULT: usize = 50;
+const LIMIT_MAX: usize = 1000;
+/// Calls that one list may be asked for.
+const CALLS_MAX: usize = 100;
+
+/// `GET /v1/recordings/{RE}`. Never asks Twilio.
+pub async fn recording(
+    Shared(state): Shared<State>,
+    Reader(caller): Reader,
+    Path(sid): Path<String>,
+) -> Result<Response, Problem> {
+    let recording = find(&state, &caller, &sid).await?;
+    let history = state.vault.catalog.history(&recording.id).await?;
+    let view = RecordingView::new(&state.vault, recording).with_history(history);
+    Ok(view::json(StatusCode::OK, &view))
+}
+
+/// `GET` or `HEAD /v1/recordings/{RE}/audio`.
+pub async fn recording_audio(
+    Shared(state): Shared<State>,
+    Reader(caller): Reader,
+    Path(sid): Path<String>,
+    query: Query,
+    method: Method,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let wanted = Wanted::Recording(named(&sid)?);
+    audio::audio(&state, &Asked { caller: &caller, wanted, query: &query, method: &method, headers: &headers }).await
+}
+
+/// `GET /v1/recordings/{RE}/link`.
+pub async fn recording_link(
+    Shared(state): Shared<State>,
+    Reader(caller): Reader,
+    Path(sid): Path<String>,
+    query: Query,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let wanted = Wanted::Recording(named(&sid)?);
+    audio::link(&state, &Asked { caller: &caller, wanted, query: &query, method: &Method::GET, headers: &headers })
+        .await
+}
+
+/// `POST /v1/recordings/{RE}/fetch`: try again what was given up.
+pub async fn fetch_again(
+    Shared(state): Shared<State>,
+    Admin(caller): Admin,
+    Path(sid): Path<String>,
+) -> Result<Response, Problem> {
+    let known = find(&state, &caller, &sid).await?;
+    let recording = state.vault.catalog.fetch_again(&known.id).await?.ok_or(Problem::NotFound)?;
+    let status = match recording.state {
+        RecordingState::Stored => StatusCode::OK,
+        RecordingState::Erased => return Err(Problem::Erased),
+        _ => StatusCode::ACCEPTED,
+    };
+    Ok(view::json(status, &RecordingView::new(&state.vault, recording)))
+}
+
+/// `GET /v1/recordings`: a page, newest first.
+pub async fn list(Shared(state): Shared<State>, Reader(caller): Reader, query: Query) -> Result<Response, Problem> {
+    let filter = ListFilter {
+        accounts: accounts(&caller, query.one("account_sid", "AC and 32 hex digits")?),
+        calls: query.all("call_sid", "CA and 32 hex digits")?,
+        conference: query.one("conference_sid", "CF and 32 hex digits")?,
+        state: query.one("state", &states())?,
+        since: query.time("since")?,
+        until: query.time("until")?,
+    };
+    if filter.calls.len() > CALLS_MAX {
+        return Err(Problem::InvalidRequest(format!("call_sid is given more than {CALLS_MAX} times.")));
+    }
+    let limit = match query.one::<usize>("limit", "a whole number from 1 to 1000")? {
+        None => LIMIT_DEFAULT,
+        Some(limit @ 1..=LIMIT_MAX) => limit,
+        Some(limit) => return Err(wrong("limit", &limit.to_string(), "a whole number from 1 to 1000")),
+    };
+    let after: Option<PageCursor> = query.one("after", "the `next` of an earlier page")?;
+    let (recordings, next) = state.vault.catalog.list(&filter, after, limit).await?;
+    let recordings = recordings.into_iter().map(|recording| RecordingView::new(&state.vault, recording)).collect();
+    Ok(view::json(StatusCode::OK, &Page { recordings, next: next.map(|next| next.to_string()) }))
+}
+
+fn states() -> String {
+    let words: Vec<&str> = RecordingState::ALL.iter().map(|state| state.as_str()).collect();
+    format!("one of {}", words.join(", "))
+}
+
+/// The accounts that a list may show: those of the key, and of these the one that is asked for.
+fn accounts(caller: &Caller, asked: Option<AccountSid>) -> Option<Vec<AccountSid>> {
+    match (caller.visible(), asked) {
+        (None, None) => None,
+        (None, Some(account)) => Some(vec![account]),
+        (Some(visible), None) => Some(visible.to_vec()),
+        (Some(visible), Some(account)) => Some(visible.iter().copied().filter(|known| *known == account).collect()),
+    }
+}
+
+async fn find(state: &State, caller: &Caller, sid: &str) -> Result<Recording, Problem> {
+    let sid: RecordingSid = named(sid)?;
+    let recording = state.vault.find(Wanted::Recording(sid), caller.visible()).await?;
+    recording.ok_or(Problem::NotFound)
+}

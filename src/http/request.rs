@@ -1,0 +1,104 @@
+//! Reading requests: bodies with a limit, queries with a meaning.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::FromRequestParts;
+use bytes::Bytes;
+use http::request::Parts;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use jiff::Timestamp;
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
+
+use super::State;
+use super::problem::Problem;
+
+/// The longest wait that may be asked for: proxies give up on longer ones.
+const WAIT_MAX_SECONDS: u64 = 30;
+const WAIT_DEFAULT: Duration = Duration::from_secs(10);
+
+/// Reads a body of at most so many bytes.
+pub async fn body(body: Body, max_bytes: usize) -> Result<Bytes, Problem> {
+    match Limited::new(body, max_bytes).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(Problem::PayloadTooLarge { max_bytes }),
+        Err(_) => Err(Problem::InvalidRequest("The body broke off.".to_owned())),
+    }
+}
+
+/// A query, decoded.
+#[derive(Debug)]
+pub struct Query(Vec<(String, String)>);
+
+impl FromRequestParts<State> for Query {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &State) -> Result<Self, Problem> {
+        let raw = parts.uri.query().unwrap_or_default();
+        Ok(Self(url::form_urlencoded::parse(raw.as_bytes()).into_owned().collect()))
+    }
+}
+
+impl Query {
+    /// All values of a parameter, as they came.
+    pub fn texts(&self, name: &str) -> impl Iterator<Item = &str> {
+        self.0.iter().filter(move |(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    /// All values of a parameter, parsed.
+    pub fn all<T: FromStr>(&self, name: &str, expected: &str) -> Result<Vec<T>, Problem> {
+        let parsed = self.texts(name).map(|text| text.parse().map_err(|_| wrong(name, text, expected)));
+        parsed.collect()
+    }
+
+    /// The value of a parameter that may stand once.
+    pub fn one<T: FromStr>(&self, name: &str, expected: &str) -> Result<Option<T>, Problem> {
+        let mut values = self.all(name, expected)?;
+        match values.len() {
+            0 => Ok(None),
+            1 => Ok(values.pop()),
+            _ => Err(Problem::InvalidRequest(format!("{name} is given more than once."))),
+        }
+    }
+
+    /// `wait`: how long to wait for what is on its way.
+    pub fn wait(&self) -> Result<Duration, Problem> {
+        let expected = "whole seconds from 0 to 30";
+        match self.one::<u64>("wait", expected)? {
+            None => Ok(WAIT_DEFAULT),
+            Some(seconds) if seconds <= WAIT_MAX_SECONDS => Ok(Duration::from_secs(seconds)),
+            Some(seconds) => Err(wrong("wait", &seconds.to_string(), expected)),
+        }
+    }
+
+    /// `disposition`: whether the recording is to be saved rather than played.
+    pub fn attachment(&self) -> Result<bool, Problem> {
+        match self.one::<String>("disposition", "inline or attachment")?.as_deref() {
+            None | Some("inline") => Ok(false),
+            Some("attachment") => Ok(true),
+            Some(other) => Err(wrong("disposition", other, "inline or attachment")),
+        }
+    }
+
+    /// A time: RFC 3339, or a day, which begins at midnight UTC.
+    pub fn time(&self, name: &str) -> Result<Option<Timestamp>, Problem> {
+        let expected = "a time such as 2026-11-23T14:00:00Z, or a day such as 2026-11-23";
+        let Some(text) = self.one::<String>(name, expected)? else { return Ok(None) };
+        let day = || text.parse::<Date>().ok().and_then(|day| day.to_zoned(TimeZone::UTC).ok());
+        let time = text.parse::<Timestamp>().ok().or_else(|| day().map(|day| day.timestamp()));
+        time.map(Some).ok_or_else(|| wrong(name, &text, expected))
+    }
+}
+
+/// What is said of a value that makes no sense.
+pub fn wrong(name: &str, value: &str, expected: &str) -> Problem {
+    let value: String = value.chars().take(100).collect();
+    Problem::InvalidRequest(format!("{name}: {value:?} is wrong; expected {expected}."))
+}
+
+/// A part of the path, parsed. What does not have the form of a name is not the name of anything.
+pub fn named<T: FromStr>(text: &str) -> Result<T, Problem> {
+    text.parse().map_err(|_| Problem::NotFound)
+}

@@ -1,0 +1,216 @@
+//! Logs, and every metric that there is.
+//!
+//! Each metric is declared once, in [`METRICS`], and is there from the start
+//! with zero: an alert on a counter that was never raised must not be blind.
+//! Labels are from closed sets, never from what came in.
+
+use std::io::IsTerminal;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use metrics::{counter, gauge, histogram};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::config::{LogConfig, LogFormat};
+use crate::domain::recording::ErrorCode;
+
+const HTTP_REQUESTS: &str = "callvault_http_requests_total";
+const HTTP_SECONDS: &str = "callvault_http_request_seconds";
+const CALLBACKS: &str = "callvault_callbacks_total";
+const DELIVERIES: &str = "callvault_deliveries_total";
+const FETCHES: &str = "callvault_fetches_total";
+const FETCH_SECONDS: &str = "callvault_fetch_seconds";
+const FETCHES_RUNNING: &str = "callvault_fetches_running";
+const STORED_BYTES: &str = "callvault_stored_bytes_total";
+const TROUBLE: &str = "callvault_trouble";
+const BUILD_INFO: &str = "callvault_build_info";
+
+enum Kind {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+struct Metric {
+    name: &'static str,
+    kind: Kind,
+    help: &'static str,
+    /// The label, and all its values.
+    label: Option<(&'static str, &'static [&'static str])>,
+}
+
+/// What became of a callback.
+pub const CALLBACK_OUTCOMES: &[&str] =
+    &["accepted", "known", "bad_signature", "malformed", "unsupported_media_type", "unavailable"];
+/// What was answered to "play this".
+pub const DELIVERY_KINDS: &[&str] = &["redirect", "not_ready", "gone", "unknown", "unavailable"];
+/// The parts of the service that may be in trouble.
+pub const TROUBLES: &[&str] = &["catalog_unreachable", "bucket_unreachable"];
+
+const METRICS: &[Metric] = &[
+    Metric {
+        name: CALLBACKS,
+        kind: Kind::Counter,
+        help: "Callbacks by what became of them",
+        label: Some(("outcome", CALLBACK_OUTCOMES)),
+    },
+    Metric {
+        name: DELIVERIES,
+        kind: Kind::Counter,
+        help: "Requests to play a recording by what was answered",
+        label: Some(("kind", DELIVERY_KINDS)),
+    },
+    Metric {
+        name: FETCHES_RUNNING,
+        kind: Kind::Gauge,
+        help: "Attempts to fetch a recording that are under way on this node",
+        label: None,
+    },
+    Metric {
+        name: FETCH_SECONDS,
+        kind: Kind::Histogram,
+        help: "How long attempts to fetch a recording took",
+        label: None,
+    },
+    Metric { name: STORED_BYTES, kind: Kind::Counter, help: "Bytes of recordings that were stored", label: None },
+    Metric {
+        name: TROUBLE,
+        kind: Kind::Gauge,
+        help: "1 while a part of the service is in trouble",
+        label: Some(("code", TROUBLES)),
+    },
+];
+
+/// Starts logging as the settings say. Only the first call of a process does.
+pub fn init_logs(log: &LogConfig) {
+    let to_people = std::io::stderr().is_terminal();
+    let text = log.format.map_or(to_people, |format| format == LogFormat::Text);
+    let filter = EnvFilter::new(&log.filter);
+    let registry = tracing_subscriber::registry().with(filter);
+    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let started = match text {
+        true => registry.with(layer.with_ansi(to_people)).try_init(),
+        false => registry.with(layer.json().flatten_event(true)).try_init(),
+    };
+    // A second service in the same process logs to where the first one does.
+    drop(started);
+}
+
+/// The metrics of this process.
+pub fn metrics() -> &'static PrometheusHandle {
+    static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
+    HANDLE.get_or_init(|| {
+        const SECONDS: [f64; 14] =
+            [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 600.0];
+        let recorder = PrometheusBuilder::new()
+            .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)
+            .expect("the list of buckets is not empty")
+            .build_recorder();
+        let handle = recorder.handle();
+        metrics::set_global_recorder(recorder).expect("nobody else sets the recorder of this process");
+        declare();
+        handle
+    })
+}
+
+fn declare() {
+    for metric in METRICS {
+        match metric.kind {
+            Kind::Counter => metrics::describe_counter!(metric.name, metric.help),
+            Kind::Gauge => metrics::describe_gauge!(metric.name, metric.help),
+            Kind::Histogram => metrics::describe_histogram!(metric.name, metrics::Unit::Seconds, metric.help),
+        }
+        let (label, values) = metric.label.unwrap_or(("", &[""]));
+        for value in values {
+            let labels = if label.is_empty() { vec![] } else { vec![(label, *value)] };
+            match metric.kind {
+                Kind::Counter => counter!(metric.name, &labels).absolute(0),
+                Kind::Gauge => gauge!(metric.name, &labels).set(0.0),
+                Kind::Histogram => drop(histogram!(metric.name, &labels)),
+            }
+        }
+    }
+    metrics::describe_counter!(FETCHES, "Attempts to fetch a recording by how they ended");
+    let codes = ErrorCode::ALL.iter().map(|code| code.as_str());
+    for outcome in ["stored", "lost", "handed_back"].into_iter().chain(codes) {
+        counter!(FETCHES, "outcome" => outcome).absolute(0);
+    }
+    metrics::describe_counter!(HTTP_REQUESTS, "Requests by route, method and status");
+    metrics::describe_histogram!(HTTP_SECONDS, metrics::Unit::Seconds, "How long requests took until their headers");
+    gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    metrics::describe_gauge!(BUILD_INFO, "1, with the version as a label");
+}
+
+/// A route that will be counted.
+pub fn http_route(route: &'static str) {
+    counter!(HTTP_REQUESTS, "route" => route, "method" => "GET", "status" => "200").absolute(0);
+    drop(histogram!(HTTP_SECONDS, "route" => route));
+}
+
+/// A request was answered. `route` is the route's pattern, never the path.
+pub fn http_answered(route: String, method: &'static str, status: u16, took: Duration) {
+    counter!(HTTP_REQUESTS, "route" => route.clone(), "method" => method, "status" => status.to_string()).increment(1);
+    histogram!(HTTP_SECONDS, "route" => route).record(took);
+}
+
+/// A callback came; `outcome` is one of [`CALLBACK_OUTCOMES`].
+pub fn callback(outcome: &'static str) {
+    counter!(CALLBACKS, "outcome" => outcome).increment(1);
+}
+
+/// Someone wanted to play a recording; `kind` is one of [`DELIVERY_KINDS`].
+pub fn delivery(kind: &'static str) {
+    counter!(DELIVERIES, "kind" => kind).increment(1);
+}
+
+/// An attempt began; it ends when this is dropped.
+pub struct RunningFetch(());
+
+impl RunningFetch {
+    /// Counts an attempt as running.
+    pub fn begin() -> Self {
+        gauge!(FETCHES_RUNNING).increment(1.0);
+        Self(())
+    }
+}
+
+impl Drop for RunningFetch {
+    fn drop(&mut self) {
+        gauge!(FETCHES_RUNNING).decrement(1.0);
+    }
+}
+
+/// An attempt ended: `stored`, `lost`, `handed_back`, or the code of its error.
+pub fn fetch_ended(outcome: &'static str, took: Duration) {
+    counter!(FETCHES, "outcome" => outcome).increment(1);
+    histogram!(FETCH_SECONDS).record(took);
+}
+
+/// A recording of that length was stored.
+pub fn stored_bytes(bytes: i64) {
+    counter!(STORED_BYTES).increment(bytes.unsigned_abs());
+}
+
+/// A part of the service got into trouble, or out of it; `code` is one of [`TROUBLES`].
+pub fn trouble(code: &'static str, is_in_trouble: bool) {
+    gauge!(TROUBLE, "code" => code).set(if is_in_trouble { 1.0 } else { 0.0 });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_is_there_from_the_start_and_named_as_ours() {
+        let text = metrics().render();
+        for metric in METRICS.iter().filter(|metric| !matches!(metric.kind, Kind::Histogram)) {
+            assert!(text.contains(metric.name), "{} is missing", metric.name);
+        }
+        assert!(text.contains(r#"callvault_fetches_total{outcome="not_ready"} 0"#), "{text}");
+        let ours = |line: &&str| !line.starts_with('#') && !line.is_empty();
+        assert!(text.lines().filter(ours).all(|line| line.starts_with("callvault_")), "{text}");
+    }
+}

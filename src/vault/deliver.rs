@@ -1,0 +1,178 @@
+//! "Play this": what is answered, for a call or a recording.
+//!
+//! What is stored is answered with a link, without a call to the store or to
+//! Twilio. What is on its way is hurried, and waited for as long as the caller
+//! likes. The same question gets the same answer from every node.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::Vault;
+use super::flight::Waiter;
+use crate::bucket::{BucketError, Disposition, Link, LinkBase, LinkMethod};
+use crate::catalog::{CallView, CatalogError};
+use crate::domain::recording::{Recording, State, StoredObject};
+use crate::domain::sid::{AccountSid, CallSid, RecordingSid};
+
+/// That someone asked is written at most this often for a recording.
+const ASKED_AGAIN_AFTER: Duration = Duration::from_secs(3600);
+/// What a client is told to wait at most; it may be hurried by then.
+const RETRY_AFTER_MAX_SECONDS: u64 = 60;
+
+/// What someone wants to play.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Wanted {
+    /// The recording that a call answers for.
+    Call(CallSid),
+    /// That recording.
+    Recording(RecordingSid),
+}
+
+/// How it is to be given.
+#[derive(Debug, Clone)]
+pub struct Manner<'a> {
+    /// The accounts that may be seen; None is all.
+    pub visible: Option<&'a [AccountSid]>,
+    /// How long to wait for what is on its way.
+    pub patience: Duration,
+    /// What the link is for.
+    pub method: LinkMethod,
+    /// Whether it is to be saved rather than played.
+    pub attachment: bool,
+    /// What a link begins with.
+    pub base: LinkBase<'a>,
+}
+
+/// The answer to "play this".
+#[derive(Debug)]
+pub enum Delivery {
+    /// It is there.
+    Redirect(Box<Playable>),
+    /// It is on its way.
+    NotReady {
+        /// The recording.
+        recording: Box<Recording>,
+        /// When to ask again.
+        retry_after_seconds: u64,
+    },
+    /// It is absent, failed or erased.
+    Gone(Box<Recording>),
+    /// There is no such thing.
+    Unknown,
+}
+
+/// A stored recording and a link to it.
+#[derive(Debug)]
+pub struct Playable {
+    /// The recording.
+    pub recording: Recording,
+    /// Its object.
+    pub object: StoredObject,
+    /// The link.
+    pub link: Link,
+    /// The time at which it was made: the catalog's.
+    pub now: Timestamp,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum DeliveryError {
+    /// The catalog did not say.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// No link could be made.
+    #[error(transparent)]
+    Bucket(#[from] BucketError),
+}
+
+impl Vault {
+    /// Answers "play this". Gives up waiting when it is dropped; what is on its
+    /// way goes on.
+    pub async fn deliver(&self, wanted: Wanted, manner: &Manner<'_>) -> Result<Delivery, DeliveryError> {
+        let mut waiter = Waiter::new(self.catalog.changes(), manner.patience);
+        let mut hurried = false;
+        loop {
+            waiter.look();
+            let Some(recording) = self.find(wanted, manner.visible).await? else { return Ok(Delivery::Unknown) };
+            match (recording.state, &recording.object) {
+                (State::Stored, Some(object)) => {
+                    let object = object.clone();
+                    return self.playable(recording, object, manner).await;
+                }
+                (State::Stored, None) => {
+                    let words = format!("{} is stored but has no object", recording.id);
+                    return Err(CatalogError::Unreadable(words).into());
+                }
+                (state, _) if !state.is_on_its_way() => return Ok(Delivery::Gone(Box::new(recording))),
+                _ => {}
+            }
+            if !std::mem::replace(&mut hurried, true) {
+                self.catalog.hurry(&recording.id, self.retry.base).await?;
+                self.catalog.asked(&recording.id).await?;
+            }
+            if !waiter.wait().await {
+                let retry_after_seconds = self.retry_after_seconds(&recording)?;
+                return Ok(Delivery::NotReady { recording: Box::new(recording), retry_after_seconds });
+            }
+        }
+    }
+
+    /// The recording that is wanted, if it is known.
+    pub async fn find(
+        &self,
+        wanted: Wanted,
+        visible: Option<&[AccountSid]>,
+    ) -> Result<Option<Recording>, CatalogError> {
+        match wanted {
+            Wanted::Recording(sid) => self.catalog.recording_named(sid, visible).await,
+            Wanted::Call(sid) => Ok(self.call(sid, visible).await?.and_then(|view| view.answer().cloned())),
+        }
+    }
+
+    /// A call's recordings, if it is known: those of the account of which the
+    /// SID is Twilio's own, else of the one that has its newest other name.
+    pub async fn call(&self, sid: CallSid, visible: Option<&[AccountSid]>) -> Result<Option<CallView>, CatalogError> {
+        Ok(self.catalog.call(sid, visible).await?.into_iter().next())
+    }
+
+    async fn playable(
+        &self,
+        recording: Recording,
+        object: StoredObject,
+        manner: &Manner<'_>,
+    ) -> Result<Delivery, DeliveryError> {
+        let now = self.now()?;
+        let stale = |asked: Timestamp| {
+            now.duration_since(asked) > jiff::SignedDuration::from_secs(ASKED_AGAIN_AFTER.as_secs() as i64)
+        };
+        if recording.last_asked_at.is_none_or(stale) {
+            self.catalog.asked(&recording.id).await?;
+        }
+        let disposition = match manner.attachment {
+            true => Disposition::Attachment(download_name(&recording, &object)),
+            false => Disposition::Inline,
+        };
+        let link = self.bucket.link(&object.key, manner.method, &disposition, now, manner.base).await?;
+        Ok(Delivery::Redirect(Box::new(Playable { recording, object, link, now })))
+    }
+
+    /// When to ask again for a recording that is on its way: whole seconds, at least one.
+    fn retry_after_seconds(&self, recording: &Recording) -> Result<u64, CatalogError> {
+        let now = self.now()?;
+        let until_next = recording.next_attempt_at.map(|next| next.duration_since(now).as_secs().max(0).unsigned_abs());
+        Ok((until_next.unwrap_or_default() + 1).min(RETRY_AFTER_MAX_SECONDS))
+    }
+}
+
+/// The name under which a browser saves a recording: when, and of which call.
+fn download_name(recording: &Recording, object: &StoredObject) -> String {
+    let details = &recording.details;
+    let of = match (details.call_sid, details.conference_sid) {
+        (Some(call), _) => call.to_string(),
+        (None, Some(conference)) => conference.to_string(),
+        (None, None) => recording.id.recording.to_string(),
+    };
+    let at = recording.ordered_at().strftime("%Y-%m-%d %H.%M");
+    format!("{at} {of}.{}", object.format.as_str())
+}

@@ -1,0 +1,374 @@
+//! One attempt at one recording: from Twilio, through the hash, into the bucket.
+//!
+//! The attempt works under a lease, which is renewed beside it; once the lease
+//! is lost, or might be, the attempt stops and changes nothing more. What comes
+//! is sniffed, hashed and counted on the way, and becomes an object only when
+//! it is whole. Memory is reserved before Twilio is asked: an answer that had
+//! to wait for memory would be cut off by Twilio.
+//!
+//! The recording is stored when, and only when, the catalog says so.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::{BUDGET_UNIT_BYTES, Vault, source_of};
+use crate::bucket::{BucketError, NewObject, SINGLE_PUT_MAX_BYTES, Staging, UPLOAD_RESERVE_BYTES};
+use crate::catalog::{CatalogError, Claim, Lease, Settled};
+use crate::domain::digest::Hasher;
+use crate::domain::media::{Format, SNIFF_LEN, sniff};
+use crate::domain::object_key;
+use crate::domain::recording::{Details, ErrorCode, State, StoredObject};
+use crate::domain::retry::{Decision, Failure};
+use crate::telemetry;
+use crate::twilio::media::{Media, MediaError};
+
+/// The wait between two tries to tell the catalog how an attempt ended.
+const SETTLE_AGAIN_AFTER: Duration = Duration::from_millis(250);
+/// How long an upload that was given up may take to be cleared away; the next
+/// claimer does it otherwise.
+const CLEAR_AWAY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How an attempt ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// Stored.
+    Stored,
+    /// It will be tried again.
+    Again(ErrorCode),
+    /// It was given up.
+    Failed(ErrorCode),
+    /// Another node has the lease by now.
+    Lost,
+    /// Given back, for another node to begin at once.
+    HandedBack,
+}
+
+/// Why an attempt did not come to an object.
+#[derive(Debug, thiserror::Error)]
+enum AttemptError {
+    #[error(transparent)]
+    Media(#[from] MediaError),
+    #[error(transparent)]
+    Bucket(#[from] BucketError),
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    #[error("Twilio's body is not audio: it begins with \"{0}\"")]
+    NotAudio(String),
+    #[error("Twilio says that the recording is {0}")]
+    Twilio(String),
+    #[error("neither a call nor a conference is known for the recording")]
+    Homeless,
+    #[error("the lease was lost")]
+    Lost,
+}
+
+impl AttemptError {
+    /// What it is to the recording; None where the recording is not this node's any more.
+    fn code(&self) -> Option<ErrorCode> {
+        match self {
+            Self::Media(error) => Some(error.code()),
+            Self::Bucket(_) => Some(ErrorCode::StoreError),
+            Self::NotAudio(_) => Some(ErrorCode::NotAudio),
+            Self::Twilio(_) => Some(ErrorCode::TwilioFailed),
+            Self::Homeless => Some(ErrorCode::UpstreamError),
+            Self::Catalog(_) => Some(ErrorCode::Interrupted),
+            Self::Lost => None,
+        }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Media(error) => error.retry_after(),
+            _ => None,
+        }
+    }
+}
+
+impl Vault {
+    /// Works on a claim that was granted after `granted` until it is settled,
+    /// the lease is lost, or `stopping` hands it back.
+    pub async fn fetch(&self, claim: &Claim, granted: Instant, stopping: &CancellationToken) -> Outcome {
+        let upload = OnceLock::new();
+        let began = Instant::now();
+        let attempted = tokio::select! {
+            attempted = self.attempt(claim, &upload) => attempted,
+            () = self.keep_lease(&claim.lease, granted) => Err(AttemptError::Lost),
+            () = stopping.cancelled() => {
+                self.clear_away(claim, &upload).await;
+                return self.hand_back(claim).await;
+            }
+        };
+        let outcome = match attempted {
+            Ok(()) => Outcome::Stored,
+            Err(error) => self.settle_failure(claim, &upload, error, began).await,
+        };
+        telemetry::fetch_ended(outcome_label(outcome), began.elapsed());
+        outcome
+    }
+
+    async fn attempt(&self, claim: &Claim, upload: &OnceLock<String>) -> Result<(), AttemptError> {
+        let lease = &claim.lease;
+        if let Some(leftover) = &claim.leftover {
+            let staging = self.bucket.layout().staging(&lease.id, leftover.epoch);
+            self.bucket.clear_staging(&staging, &leftover.upload_id).await?;
+            held(self.catalog.forget_upload(lease).await?)?;
+        }
+        let details = self.details(claim).await?;
+        let mut memory = self.reserve(UPLOAD_RESERVE_BYTES).await;
+        let source = source_of(&lease.id, claim.recording.source_host.as_deref());
+        let formats = self.twilio.formats(&lease.id.account);
+        let mut media = self.twilio.media(&source, formats, self.max_recording_bytes).await?;
+        if let Some(announced) = media.announced_bytes {
+            shrink(&mut memory, announced);
+        }
+        let object = self.transfer(lease, &details, &mut media, upload).await?;
+        drop(memory);
+        telemetry::stored_bytes(object.size_bytes);
+        self.settle_stored(lease, &object).await
+    }
+
+    /// What is known of the recording, Twilio's own word on its call included.
+    async fn details(&self, claim: &Claim) -> Result<Details, AttemptError> {
+        let recording = &claim.recording;
+        if recording.details_confirmed {
+            return Ok(recording.details.clone());
+        }
+        let source = source_of(&recording.id, recording.source_host.as_deref());
+        let not_known = || MediaError::NotReady("404 for its description".to_owned());
+        let described = self.twilio.describe(&source).await?.ok_or_else(not_known)?;
+        if matches!(described.status.as_str(), "absent" | "deleted" | "failed") {
+            return Err(AttemptError::Twilio(described.status));
+        }
+        let named = described.details.call_sid.is_some() || described.details.conference_sid.is_some();
+        let call_sid = if named { described.details.call_sid } else { recording.details.call_sid };
+        let details = Details { call_sid, ..recording.details.clone().updated_by(described.details) };
+        held(self.catalog.confirm(&claim.lease, &details).await?)?;
+        Ok(details)
+    }
+
+    async fn reserve(&self, bytes: u64) -> OwnedSemaphorePermit {
+        let units = u32::try_from(bytes.div_ceil(BUDGET_UNIT_BYTES)).unwrap_or(u32::MAX);
+        let reserved = self.memory.clone().acquire_many_owned(units).await;
+        reserved.expect("the budget is never closed, and the settings keep it above one reservation")
+    }
+
+    /// Moves the bytes into the bucket, and says what is there now.
+    async fn transfer(
+        &self,
+        lease: &Lease,
+        details: &Details,
+        media: &mut Media,
+        upload: &OnceLock<String>,
+    ) -> Result<StoredObject, AttemptError> {
+        let mut intake = Intake::default();
+        let format = intake.begin(media).await?;
+        let mut staging: Option<Staging> = None;
+        loop {
+            match &mut staging {
+                Some(staging) => {
+                    for chunk in intake.take() {
+                        staging.write(chunk).await?;
+                    }
+                }
+                None if intake.held_bytes > SINGLE_PUT_MAX_BYTES => {
+                    staging = Some(self.stage(lease, upload).await?);
+                    continue;
+                }
+                None => {}
+            }
+            if !intake.read(media).await? {
+                break;
+            }
+        }
+        let size_bytes = intake.size_bytes;
+        let chunks = intake.take();
+        let digest = intake.hasher.finish();
+        let stored_at = self.now()?;
+        let layout = self.bucket.layout();
+        let object = NewObject {
+            key: layout.audio(&lease.id, details, &digest, format).ok_or(AttemptError::Homeless)?,
+            format,
+            metadata: object_key::metadata(&lease.id, details, &digest, stored_at),
+        };
+        match staging {
+            None => self.bucket.put(&object, chunks).await?,
+            Some(mut staging) => {
+                if staging.publish(&object).await? {
+                    held(self.catalog.forget_upload(lease).await?)?;
+                }
+            }
+        }
+        Ok(StoredObject { digest, size_bytes, format, key: object.key })
+    }
+
+    async fn stage(&self, lease: &Lease, upload: &OnceLock<String>) -> Result<Staging, AttemptError> {
+        let key = self.bucket.layout().staging(&lease.id, lease.epoch);
+        let staging = self.bucket.stage(&key).await?;
+        let upload_id = upload.get_or_init(|| staging.upload_id().to_owned());
+        held(self.catalog.note_upload(lease, upload_id).await?)?;
+        Ok(staging)
+    }
+
+    /// Renews the lease for as long as that works; returns when it is lost, or
+    /// may be by the time another node looks.
+    async fn keep_lease(&self, lease: &Lease, granted: Instant) {
+        let mut renewed = granted;
+        loop {
+            let next = renewed + self.lease / 3;
+            tokio::time::sleep_until(next.max(Instant::now() + self.lease / 10)).await;
+            // The lease runs from when the catalog grants it, which is later than this.
+            let asked = Instant::now();
+            match self.catalog.renew(lease, self.lease).await {
+                Ok(Settled::Done) => renewed = asked,
+                Ok(Settled::Stale) => return,
+                Err(_) if Instant::now() < renewed + self.lease => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Tells the catalog that the object is there. Where its answer is lost,
+    /// the row tells whether it took it.
+    async fn settle_stored(&self, lease: &Lease, object: &StoredObject) -> Result<(), AttemptError> {
+        loop {
+            match self.catalog.store(lease, object).await {
+                Ok(Settled::Done) => return Ok(()),
+                Ok(Settled::Stale) => {
+                    let row = self.catalog.recording(&lease.id).await;
+                    if let Ok(row) = row {
+                        let ours = row.is_some_and(|row| row.epoch == lease.epoch && row.state == State::Stored);
+                        return if ours { Ok(()) } else { Err(AttemptError::Lost) };
+                    }
+                }
+                Err(error @ (CatalogError::Refused(_) | CatalogError::Unreadable(_))) => return Err(error.into()),
+                // For as long as the lease is ours: `keep_lease` ends it.
+                Err(_) => {}
+            }
+            tokio::time::sleep(SETTLE_AGAIN_AFTER).await;
+        }
+    }
+
+    async fn settle_failure(
+        &self,
+        claim: &Claim,
+        upload: &OnceLock<String>,
+        error: AttemptError,
+        began: Instant,
+    ) -> Outcome {
+        let lease = &claim.lease;
+        let Some(code) = error.code() else {
+            tracing::warn!(recording = %lease.id, epoch = lease.epoch, "the lease was lost; another node may go on");
+            return Outcome::Lost;
+        };
+        self.clear_away(claim, upload).await;
+        let failure = Failure {
+            code,
+            failed_before: claim.failed_before,
+            pending_for: claim.pending_for + began.elapsed(),
+            retry_after: error.retry_after(),
+        };
+        let decision = self.retry.decide(&failure, (self.dice)());
+        tracing::info!(recording = %lease.id, %code, %error, ?decision, "an attempt failed");
+        let detail = error.to_string();
+        let settled = match decision {
+            Decision::Again { after, not_before } => {
+                self.catalog.try_again(lease, code, &detail, after, not_before).await
+            }
+            Decision::GiveUp => self.catalog.give_up(lease, code, &detail).await,
+        };
+        match (settled, decision) {
+            (Ok(Settled::Done), Decision::Again { .. }) => Outcome::Again(code),
+            (Ok(Settled::Done), Decision::GiveUp) => Outcome::Failed(code),
+            (Ok(Settled::Stale), _) => Outcome::Lost,
+            (Err(error), _) => {
+                tracing::warn!(recording = %lease.id, %error, "the catalog was not told; the lease will run out");
+                Outcome::Lost
+            }
+        }
+    }
+
+    async fn hand_back(&self, claim: &Claim) -> Outcome {
+        match self.catalog.hand_back(&claim.lease).await {
+            Ok(Settled::Done) => Outcome::HandedBack,
+            Ok(Settled::Stale) => Outcome::Lost,
+            Err(error) => {
+                tracing::warn!(recording = %claim.lease.id, %error, "not handed back; the lease will run out");
+                Outcome::Lost
+            }
+        }
+    }
+
+    /// Clears away the upload that this attempt began, while the lease is ours.
+    async fn clear_away(&self, claim: &Claim, upload: &OnceLock<String>) {
+        let Some(upload_id) = upload.get() else { return };
+        let key = self.bucket.layout().staging(&claim.lease.id, claim.lease.epoch);
+        let cleared = tokio::time::timeout(CLEAR_AWAY_TIMEOUT, self.bucket.clear_staging(&key, upload_id)).await;
+        if matches!(cleared, Ok(Ok(()))) {
+            // Otherwise the row goes on naming it, and the next claimer clears it away.
+            let _ = self.catalog.forget_upload(&claim.lease).await;
+        }
+    }
+}
+
+fn held(settled: Settled) -> Result<(), AttemptError> {
+    match settled {
+        Settled::Done => Ok(()),
+        Settled::Stale => Err(AttemptError::Lost),
+    }
+}
+
+/// Gives back what a recording of that length does not need.
+fn shrink(memory: &mut OwnedSemaphorePermit, announced_bytes: u64) {
+    let needed = usize::try_from(announced_bytes.div_ceil(BUDGET_UNIT_BYTES)).unwrap_or(usize::MAX);
+    let surplus = memory.num_permits().saturating_sub(needed);
+    drop(memory.split(surplus));
+}
+
+fn outcome_label(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Stored => "stored",
+        Outcome::Again(code) | Outcome::Failed(code) => code.as_str(),
+        Outcome::Lost => "lost",
+        Outcome::HandedBack => "handed_back",
+    }
+}
+
+/// Bytes that came and were not passed on yet, hashed and counted.
+#[derive(Default)]
+struct Intake {
+    chunks: Vec<Bytes>,
+    held_bytes: usize,
+    size_bytes: i64,
+    hasher: Hasher,
+}
+
+impl Intake {
+    /// Reads until the format can be told.
+    async fn begin(&mut self, media: &mut Media) -> Result<Format, AttemptError> {
+        while self.held_bytes < SNIFF_LEN && self.read(media).await? {}
+        let first: Vec<u8> = self.chunks.iter().flatten().take(SNIFF_LEN).copied().collect();
+        sniff(&first).ok_or_else(|| {
+            AttemptError::NotAudio(first.iter().take(16).copied().collect::<Vec<u8>>().escape_ascii().to_string())
+        })
+    }
+
+    /// Takes the next bytes; false at the end.
+    async fn read(&mut self, media: &mut Media) -> Result<bool, AttemptError> {
+        let Some(chunk) = media.chunk().await? else { return Ok(false) };
+        self.hasher.update(&chunk);
+        self.size_bytes += i64::try_from(chunk.len()).unwrap_or(i64::MAX);
+        self.held_bytes += chunk.len();
+        self.chunks.push(chunk);
+        Ok(true)
+    }
+
+    fn take(&mut self) -> Vec<Bytes> {
+        self.held_bytes = 0;
+        std::mem::take(&mut self.chunks)
+    }
+}

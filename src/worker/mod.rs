@@ -1,0 +1,11 @@
+//! The loops of a node: claim and run, and what is done now and then.
+//!
+//! Every node is alike. A loop is woken by a change in the catalog, and polls
+//! as well: a wake-up is a hint. Nothing here decides what becomes of a
+//! recording.
+
+mod claims;
+mod contact;
+
+pub use claims::ClaimLoop;
+pub use contact::watch_parts;
