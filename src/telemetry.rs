@@ -25,6 +25,8 @@ const FETCHES: &str = "callvault_fetches_total";
 const FETCH_SECONDS: &str = "callvault_fetch_seconds";
 const FETCHES_RUNNING: &str = "callvault_fetches_running";
 const STORED_BYTES: &str = "callvault_stored_bytes_total";
+const STORE_REQUESTS: &str = "callvault_store_requests_total";
+const STORE_SECONDS: &str = "callvault_store_request_seconds";
 const TROUBLE: &str = "callvault_trouble";
 const BUILD_INFO: &str = "callvault_build_info";
 
@@ -42,6 +44,8 @@ struct Metric {
     label: Option<(&'static str, &'static [&'static str])>,
 }
 
+/// The methods that are counted by name; clients that make one up make no label.
+const METHODS: &[&str] = &["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "other"];
 /// What became of a callback.
 pub const CALLBACK_OUTCOMES: &[&str] =
     &["accepted", "known", "bad_signature", "malformed", "unsupported_media_type", "unavailable"];
@@ -76,6 +80,18 @@ const METRICS: &[Metric] = &[
         label: None,
     },
     Metric { name: STORED_BYTES, kind: Kind::Counter, help: "Bytes of recordings that were stored", label: None },
+    Metric {
+        name: STORE_REQUESTS,
+        kind: Kind::Counter,
+        help: "Requests to the bucket's store",
+        label: Some(("method", METHODS)),
+    },
+    Metric {
+        name: STORE_SECONDS,
+        kind: Kind::Histogram,
+        help: "How long the store took until the headers of its answers",
+        label: Some(("method", METHODS)),
+    },
     Metric {
         name: TROUBLE,
         kind: Kind::Gauge,
@@ -154,6 +170,17 @@ pub fn http_route(route: &'static str) {
 pub fn http_answered(route: String, method: &'static str, status: u16, took: Duration) {
     counter!(HTTP_REQUESTS, "route" => route.clone(), "method" => method, "status" => status.to_string()).increment(1);
     histogram!(HTTP_SECONDS, "route" => route).record(took);
+}
+
+/// A method as a label.
+pub fn method_label(method: &http::Method) -> &'static str {
+    METHODS.iter().find(|known| **known == method.as_str()).copied().unwrap_or("other")
+}
+
+/// The store answered, or failed to.
+pub fn store_answered(method: &'static str, took: Duration) {
+    counter!(STORE_REQUESTS, "method" => method).increment(1);
+    histogram!(STORE_SECONDS, "method" => method).record(took);
 }
 
 /// A callback came; `outcome` is one of [`CALLBACK_OUTCOMES`].

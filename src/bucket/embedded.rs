@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::HOST;
+use http::header::{CONTENT_LENGTH, HOST};
 use http::{HeaderValue, Request, Response};
 use http_body_util::BodyExt;
 use object_store::ClientOptions;
@@ -153,6 +153,9 @@ impl HttpService for InProcess {
         if let Some(host) = host {
             request.headers_mut().insert(HOST, host);
         }
+        // What a connection would add.
+        let len = request.body().content_length();
+        request.headers_mut().entry(CONTENT_LENGTH).or_insert_with(|| len.into());
         let request = request.map(|body| s3s::Body::http_body(body.map_err(|error| BodyError(error.to_string()))));
         let failed = |error: String| HttpError::new(HttpErrorKind::Request, BodyError(error));
         let response = self.0.call(request).await.map_err(|error| failed(format!("{error:?}")))?;

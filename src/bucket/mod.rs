@@ -10,12 +10,15 @@ pub mod link;
 mod upload;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
 use futures::TryStreamExt;
 use http::HeaderMap;
 use object_store::aws::{AmazonS3, AmazonS3Builder, Checksum};
-use object_store::client::{HttpClient, HttpConnector, ReqwestConnector};
+use object_store::client::{
+    HttpClient, HttpConnector, HttpError, HttpRequest, HttpResponse, HttpService, ReqwestConnector,
+};
 use object_store::path::Path;
 use object_store::{Certificate, ClientOptions, ObjectStore, ObjectStoreExt, RetryConfig};
 
@@ -26,6 +29,7 @@ pub use upload::{NewObject, SINGLE_PUT_MAX_BYTES, Staging, UPLOAD_RESERVE_BYTES}
 
 use crate::config::{BucketConfig, Config, S3Config};
 use crate::domain::object_key::Layout;
+use crate::telemetry;
 use credentials::Credentials;
 use link::Linker;
 
@@ -117,7 +121,7 @@ impl Bucket {
         let credentials = Arc::new(credentials);
         let options = client_options(config, s3)?;
         let build = |options: ClientOptions| {
-            let client = connector.connect(&options)?;
+            let client = HttpClient::new(Counted(connector.connect(&options)?));
             let builder = builder(s3, &region, credentials.clone()).with_client_options(options);
             Ok::<_, object_store::Error>((
                 builder.clone().with_http_connector(Shared(client.clone())).build()?,
@@ -207,6 +211,21 @@ struct Shared(HttpClient);
 impl HttpConnector for Shared {
     fn connect(&self, _options: &ClientOptions) -> object_store::Result<HttpClient> {
         Ok(self.0.clone())
+    }
+}
+
+/// Counts what the store is asked.
+#[derive(Debug)]
+struct Counted(HttpClient);
+
+#[async_trait]
+impl HttpService for Counted {
+    async fn call(&self, request: HttpRequest) -> std::result::Result<HttpResponse, HttpError> {
+        let method = telemetry::method_label(request.method());
+        let began = Instant::now();
+        let answered = self.0.execute(request).await;
+        telemetry::store_answered(method, began.elapsed());
+        answered
     }
 }
 

@@ -107,7 +107,7 @@ const NAMED: &str = "SELECT * FROM recordings WHERE recording_sid = $1";
 /// By its own SID, by another name of it, or by what was PUT for it. A union
 /// of look-ups by index: an OR of them would read the whole table.
 const OF_CALL: &str = "SELECT r.*, \
-     CASE WHEN r.call_sid = $1 AND r.details_confirmed = 1 THEN 1 ELSE 0 END AS is_own, \
+     CAST(CASE WHEN r.call_sid = $1 AND r.details_confirmed = 1 THEN 1 ELSE 0 END AS BIGINT) AS is_own, \
      (SELECT max(a.created_at) FROM aliases a WHERE a.alias_sid = $1 AND a.account_sid = r.account_sid \
       AND a.target_sid IN (r.call_sid, r.conference_sid)) AS alias_since \
      FROM recordings r JOIN ( \

@@ -61,6 +61,13 @@ pub enum CatalogError {
     Unreadable(String),
 }
 
+impl CatalogError {
+    /// It was asked before it was reached for the first time.
+    pub(crate) fn not_prepared() -> Self {
+        Self::Unavailable("it has not been reached yet".to_owned())
+    }
+}
+
 /// The result of a catalog operation.
 pub type Result<T> = std::result::Result<T, CatalogError>;
 

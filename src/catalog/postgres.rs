@@ -108,6 +108,9 @@ impl Shared {
     /// is thrown away and the next one tried, so that a restart of the server
     /// fails no request once the server is back.
     async fn session(&self, first_statement: FirstStatement) -> Result<Session> {
+        if !*self.prepared.borrow() {
+            return Err(CatalogError::not_prepared());
+        }
         let mut tries_left = self.pool.options().get_max_connections();
         loop {
             let mut session = Session::postgres(self.acquire().await?);
@@ -200,10 +203,9 @@ impl Catalog for PostgresCatalog {
         let migrated = migrator().run(&pool).await;
         pool.close().await;
         migrated.map_err(CatalogError::Migration)?;
-        let catalog: &dyn Catalog = self;
-        catalog.read_clock().await?;
         self.shared.prepared.send_replace(true);
-        Ok(())
+        let catalog: &dyn Catalog = self;
+        catalog.read_clock().await
     }
 
     async fn begin(&self) -> Result<Session> {

@@ -6,12 +6,13 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use sqlx::SqlSafeStr;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{SqlSafeStr, Sqlite};
 use tokio::sync::watch;
 
 use super::{ACQUIRE_TIMEOUT, Catalog, CatalogError, Clock, Result, STATEMENT_TIMEOUT, Session, sql};
@@ -25,6 +26,7 @@ pub struct SqliteCatalog {
     readers: SqlitePool,
     clock: Clock,
     changes: watch::Sender<u64>,
+    prepared: AtomicBool,
 }
 
 impl SqliteCatalog {
@@ -50,6 +52,7 @@ impl SqliteCatalog {
             readers: pool(max_connections - 1),
             clock: Clock::default(),
             changes: watch::Sender::new(0),
+            prepared: AtomicBool::new(false),
         }))
     }
 }
@@ -68,8 +71,13 @@ fn migrator() -> Migrator {
     migrator
 }
 
-async fn acquire(pool: &SqlitePool) -> Result<sqlx::pool::PoolConnection<Sqlite>> {
-    pool.acquire().await.map_err(sql::error)
+impl SqliteCatalog {
+    async fn session(&self, pool: &SqlitePool) -> Result<Session> {
+        if !self.prepared.load(Ordering::Acquire) {
+            return Err(CatalogError::not_prepared());
+        }
+        Ok(Session::sqlite(pool.acquire().await.map_err(sql::error)?))
+    }
 }
 
 #[async_trait]
@@ -81,18 +89,19 @@ impl Catalog for SqliteCatalog {
             migrated = migrator().run(&self.writer).await;
         }
         migrated.map_err(CatalogError::Migration)?;
+        self.prepared.store(true, Ordering::Release);
         let catalog: &dyn Catalog = self;
         catalog.read_clock().await
     }
 
     async fn begin(&self) -> Result<Session> {
-        let mut session = Session::sqlite(acquire(&self.writer).await?);
+        let mut session = self.session(&self.writer).await?;
         session.begin("BEGIN IMMEDIATE").await?;
         Ok(session)
     }
 
     async fn read(&self) -> Result<Session> {
-        Ok(Session::sqlite(acquire(&self.readers).await?))
+        self.session(&self.readers).await
     }
 
     async fn number_events(&self) -> Result<()> {

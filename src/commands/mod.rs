@@ -25,7 +25,6 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the service.
     Serve(serve::Args),
 }
 

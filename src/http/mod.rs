@@ -24,7 +24,7 @@ use axum::extract::{MatchedPath, Request};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{MethodRouter, get, post, put};
-use http::{HeaderValue, Method};
+use http::HeaderValue;
 use secrecy::SecretString;
 
 pub use problem::Problem;
@@ -113,24 +113,11 @@ fn with_embedded_store(router: Router<State>, store: Embedded, state: &State) ->
 /// Counts and logs a request by the route that it matched.
 async fn observe(request: Request, next: Next) -> Response {
     let began = Instant::now();
-    let method = method_label(request.method());
+    let method = telemetry::method_label(request.method());
     let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
     let response = next.run(request).await;
     let (status, took) = (response.status().as_u16(), began.elapsed());
     tracing::debug!(method, route, status, ?took, "answered");
     telemetry::http_answered(route, method, status, took);
     response
-}
-
-/// Methods that clients make up must not make up labels.
-fn method_label(method: &Method) -> &'static str {
-    match *method {
-        Method::GET => "GET",
-        Method::HEAD => "HEAD",
-        Method::POST => "POST",
-        Method::PUT => "PUT",
-        Method::DELETE => "DELETE",
-        Method::OPTIONS => "OPTIONS",
-        _ => "other",
-    }
 }

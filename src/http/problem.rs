@@ -6,8 +6,9 @@
 
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
-use serde_json::json;
+use serde::Serialize;
 
+use super::view;
 use crate::catalog::CatalogError;
 use crate::domain::recording::{Recording, State};
 use crate::vault::accept::RefusedPut;
@@ -119,20 +120,30 @@ impl Problem {
     }
 }
 
+/// A problem as it is sent.
+#[derive(Debug, Serialize)]
+struct Document {
+    #[serde(rename = "type")]
+    kind: String,
+    title: &'static str,
+    status: u16,
+    detail: String,
+    code: &'static str,
+}
+
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let (status, code, title) = self.kind();
-        let body = json!({
-            "type": format!("urn:callvault:problem:{code}"),
-            "title": title,
-            "status": status.as_u16(),
-            "detail": self.detail(),
-            "code": code,
-        });
-        let mut response = (status, body.to_string()).into_response();
+        let body = Document {
+            kind: format!("urn:callvault:problem:{code}"),
+            title,
+            status: status.as_u16(),
+            detail: self.detail(),
+            code,
+        };
+        let mut response = view::json(status, &body);
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if let Some(seconds) = self.retry_after_seconds() {
             headers.insert(header::RETRY_AFTER, seconds.into());
         }

@@ -83,8 +83,7 @@ impl Vault {
 
     /// The catalog's time, without asking it.
     pub fn now(&self) -> Result<Timestamp, CatalogError> {
-        let unknown = || CatalogError::Unavailable("it has not been reached yet".to_owned());
-        self.catalog.clock().now().ok_or_else(unknown)
+        self.catalog.clock().now().ok_or_else(CatalogError::not_prepared)
     }
 
     /// The URL that Twilio gave for a recording, without credentials.

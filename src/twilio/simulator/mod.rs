@@ -190,12 +190,12 @@ impl Simulator {
         self.shared.state().parents.insert(child, parent);
     }
 
-    /// What the next media requests of a recording meet, one each; then all is well.
+    /// What the next requests for media that a recording has meet, one each; then all is well.
     pub fn script(&self, recording: RecordingSid, faults: impl IntoIterator<Item = Fault>) {
         self.shared.state().scripts.entry(recording).or_default().next.extend(faults);
     }
 
-    /// What every media request of a recording meets from now on; None ends that.
+    /// What every request for media that a recording has meets from now on; None ends that.
     pub fn always(&self, recording: RecordingSid, fault: Option<Fault>) {
         self.shared.state().scripts.entry(recording).or_default().always = fault;
     }

@@ -4,6 +4,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -25,6 +26,9 @@ use super::faults::Fault;
 use super::{Seen, Shared, SimulatedRecording};
 use crate::domain::media::Format;
 use crate::domain::sid::{AccountSid, CallSid, RecordingSid};
+
+/// Long enough for what was written to leave before a connection is broken.
+const FLUSH_TIME: Duration = Duration::from_millis(20);
 
 type Answer = Response<UnsyncBoxBody<Bytes, io::Error>>;
 
@@ -139,17 +143,16 @@ impl Exchange {
         };
         let Ok(sid) = sid.parse::<RecordingSid>() else { return not_found() };
         let channels = query.split('&').find_map(|pair| pair.strip_prefix("RequestedChannels=")?.parse::<u8>().ok());
-        let (recording, fault) = {
+        let recording = {
             let mut state = self.shared.state();
             state.counts.entry(sid).or_default().media_requests += 1;
-            let fault = state.next_fault(sid);
-            (state.recordings.get(&sid).cloned(), fault)
+            state.recordings.get(&sid).cloned()
         };
         let Some(recording) = recording.filter(|known| known.id.account == account && known.status != "deleted") else {
             return not_found();
         };
         let in_flight = InFlight::begin(self.shared.clone(), account);
-        let answer = self.media(&recording, extension, channels, fault).await;
+        let answer = self.media(&recording, extension, channels, true).await;
         if answer.status() == StatusCode::OK {
             self.shared.state().counts.entry(sid).or_default().fetches += 1;
         }
@@ -168,7 +171,7 @@ impl Exchange {
         recording: &SimulatedRecording,
         extension: Option<Format>,
         channels: Option<u8>,
-        fault: Option<Fault>,
+        scripted: bool,
     ) -> Answer {
         if channels == Some(2) && recording.channels == 1 {
             return error(StatusCode::BAD_REQUEST, 16113, "Requested channels are not available");
@@ -182,6 +185,8 @@ impl Exchange {
             framing: Framing::Length,
         };
         let sid = recording.id.recording;
+        // Only what there is can go wrong.
+        let fault = if scripted { self.shared.state().next_fault(sid) } else { None };
         match fault {
             None => media.into_answer(),
             Some(fault) => self.faulty(fault, media, sid, extension).await,
@@ -226,10 +231,14 @@ impl Exchange {
         format!("http://{host}/{}/{sid}.{extension}?signature=simulated", hops.saturating_sub(1))
     }
 
-    /// `/{hops}/{RE}.{extension}`: redirects on, or serves the media.
+    /// `/{hops}/{RE}.{extension}` redirects on, or serves the media;
+    /// `/back-to-api/{RE}` redirects to where a recording is asked for.
     async fn media_host(&self, path: &str) -> Answer {
         let parts: Vec<&str> = path.split('/').skip(1).collect();
         let [hops, file] = parts[..] else { return not_found() };
+        if hops == "back-to-api" {
+            return self.back_to_api(file);
+        }
         let Some((sid, extension)) = file.split_once('.') else { return not_found() };
         let (Ok(hops), Ok(sid)) = (hops.parse::<u32>(), sid.parse::<RecordingSid>()) else { return not_found() };
         if hops > 0 {
@@ -237,11 +246,18 @@ impl Exchange {
         }
         let recording = self.shared.state().recordings.get(&sid).cloned();
         let Some(recording) = recording else { return not_found() };
-        let answer = self.media(&recording, extension.parse().ok(), None, None).await;
+        let answer = self.media(&recording, extension.parse().ok(), None, false).await;
         if answer.status() == StatusCode::OK {
             self.shared.state().counts.entry(sid).or_default().fetches += 1;
         }
         answer
+    }
+
+    fn back_to_api(&self, sid: &str) -> Answer {
+        let known = sid.parse().ok().and_then(|sid: RecordingSid| self.shared.state().recordings.get(&sid).cloned());
+        let Some(SimulatedRecording { id, .. }) = known else { return not_found() };
+        let api = self.shared.api;
+        redirect(&format!("http://{api}/2010-04-01/Accounts/{}/Recordings/{}.mp3", id.account, id.recording))
     }
 
     fn description(&self, account: AccountSid, sid: &str) -> Answer {
@@ -417,9 +433,11 @@ impl Media {
     fn broken_after(self, after: u64, reset: Option<Arc<std::net::TcpStream>>) -> Self {
         let head = take(self.pieces, after);
         let end = stream::once(async move {
+            // What was sent so far gets out first: hyper flushes while it waits.
+            tokio::time::sleep(FLUSH_TIME).await;
             if let Some(socket) = reset {
                 // With nothing to linger for, closing sends a reset.
-                socket2::SockRef::from(&*socket).set_linger(Some(std::time::Duration::ZERO))?;
+                socket2::SockRef::from(&*socket).set_linger(Some(Duration::ZERO))?;
             }
             Err(io::Error::other("scripted"))
         });
@@ -444,7 +462,7 @@ impl Media {
         Self { pieces: pieces.boxed(), ..self }
     }
 
-    fn slow(self, piece_bytes: usize, wait: std::time::Duration) -> Self {
+    fn slow(self, piece_bytes: usize, wait: Duration) -> Self {
         let pieces = self.pieces.flat_map(move |piece| stream::iter(split(piece, piece_bytes)));
         let pieces = pieces.then(move |piece| async move {
             tokio::time::sleep(wait).await;

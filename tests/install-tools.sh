@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# Installs what the tests need and the machine lacks: PostgreSQL, an S3 store,
+# Chromium, and a Python with boto3 and playwright. What is there is left alone;
+# what this project builds goes to target/test-tools. Says what takes long.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+tools=$PWD/target/test-tools
+mkdir -p "$tools/bin"
+export PATH="$PATH:$tools/bin"
+
+MINIO=github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c
+GARAGE=garage@2.5.0
+PYTHON_PACKAGES="boto3==1.44.5 playwright==1.65.2"
+
+say() { printf 'test tools: %s\n' "$*" >&2; }
+
+as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi; }
+
+apt_updated=no
+apt_install() {
+  if [ "$apt_updated" = no ]; then as_root apt-get update -qq; apt_updated=yes; fi
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+
+have_postgres() { command -v initdb >/dev/null || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null; }
+if ! have_postgres; then
+  say "installing PostgreSQL from the distribution's packages"
+  # The tests start servers of their own; the distribution's is not wanted.
+  as_root mkdir -p /etc/postgresql-common/createcluster.d
+  echo 'create_main_cluster = false' | as_root tee /etc/postgresql-common/createcluster.d/callvault.conf >/dev/null
+  apt_install postgresql
+fi
+
+build_minio() {
+  command -v go >/dev/null || return 1
+  say "building MinIO with go install, which takes about 3 minutes"
+  GOBIN="$tools/bin" GOFLAGS=-buildvcs=false go install "$MINIO" >"$tools/minio.log" 2>&1 || {
+    say "MinIO cannot be built here; the end of $tools/minio.log:"; tail -n 5 "$tools/minio.log" >&2; return 1
+  }
+}
+build_garage() {
+  say "building Garage with cargo install instead, which takes about 8 minutes"
+  cargo install --quiet --locked --root "$tools" "$GARAGE"
+}
+if ! command -v minio >/dev/null && ! command -v garage >/dev/null; then
+  build_minio || build_garage
+fi
+
+if ! command -v chromium >/dev/null; then
+  say "installing Chromium from the distribution's packages"
+  apt_install chromium
+fi
+
+wanted="$tools/python/wanted"
+if [ "$(cat "$wanted" 2>/dev/null)" != "$PYTHON_PACKAGES" ]; then
+  say "installing $PYTHON_PACKAGES"
+  python3 -m venv --clear "$tools/python" >/dev/null 2>&1 || { apt_install python3 python3-venv; python3 -m venv --clear "$tools/python"; }
+  # shellcheck disable=SC2086 # a list of packages
+  "$tools/python/bin/pip" install --quiet --disable-pip-version-check $PYTHON_PACKAGES
+  printf '%s' "$PYTHON_PACKAGES" >"$wanted"
+fi
+
+if command -v minio >/dev/null; then store=MinIO; else store=Garage; fi
+printf '%s\n' "$store" >"$tools/store"
+say "all there; the S3 store of the tests is $store"

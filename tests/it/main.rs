@@ -1,0 +1,36 @@
+//! End to end: the real binary on real parts, before a scripted Twilio.
+//!
+//! Each test is a claim, and where it can be it is made on both sets of parts:
+//! SQLite with the embedded S3, and PostgreSQL with MinIO.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+/// A test on SQLite with the embedded S3, and on PostgreSQL with MinIO.
+macro_rules! on_all_parts {
+    ($($(#[$meta:meta])* async fn $name:ident($world:ident: World) $body:block)+) => {
+        $($(#[$meta])* mod $name {
+            use super::*;
+
+            async fn claim(#[allow(unused_mut)] mut $world: World) $body
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn on_sqlite_and_the_embedded_store() {
+                claim(World::new(Parts::Embedded).await).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn on_postgres_and_a_real_store() {
+                claim(World::new(Parts::Servers).await).await;
+            }
+        })+
+    };
+}
+
+mod callbacks;
+mod crashes;
+mod journey;
+mod puts;
+mod redirects;
+mod settings;
+mod upstream;

@@ -1,0 +1,29 @@
+//! What tests stand on: real servers, real processes, and waiting for conditions.
+
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+pub mod servers;
+pub mod world;
+
+use std::time::Duration;
+
+/// The longest that anything here may take before a test fails. It is only
+/// ever reached by a failure.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until `condition` gives something, and fails the test if it never does.
+pub async fn eventually<T>(what: &str, condition: impl AsyncFnMut() -> Option<T>) -> T {
+    eventually_within(PATIENCE, what, condition).await
+}
+
+/// The same with another patience.
+pub async fn eventually_within<T>(patience: Duration, what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
+    let until = tokio::time::Instant::now() + patience;
+    loop {
+        if let Some(value) = condition().await {
+            return value;
+        }
+        assert!(tokio::time::Instant::now() < until, "waited {patience:?} in vain for: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

@@ -1,0 +1,409 @@
+//! A service as its users have it: the real binary, on real parts, before a
+//! scripted Twilio.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use callvault::domain::recording::RecordingId;
+use callvault::domain::sid::{AccountSid, CallSid, RecordingSid};
+use callvault::twilio::simulator::{OutgoingCallback, SimulatedAccount, SimulatedRecording, Simulator};
+use object_store::aws::{AmazonS3, AmazonS3Builder};
+use object_store::{Attributes, ObjectStore as _, ObjectStoreExt as _};
+use reqwest::{Client, RequestBuilder, Response, StatusCode};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::servers::{ObjectStore, Postgres, free_port};
+use super::{PATIENCE, eventually};
+
+/// The key of every service under test.
+pub const ADMIN_KEY: &str = "admin-key-of-the-tests-0123456789";
+/// The first account of every world.
+pub const ACCOUNT: &str = "ACaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+/// Its auth token.
+pub const AUTH_TOKEN: &str = "auth-token-of-the-tests";
+
+/// What a service stands on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parts {
+    /// SQLite and the embedded S3.
+    Embedded,
+    /// PostgreSQL and MinIO.
+    Servers,
+}
+
+/// A Twilio, a bucket, a database, and the settings of services on them.
+pub struct World {
+    /// What it stands on.
+    pub parts: Parts,
+    /// The scripted Twilio.
+    pub simulator: Simulator,
+    /// Settings of every service; more can be added before one is started.
+    pub settings: BTreeMap<String, String>,
+    /// Follows no redirects.
+    pub http: Client,
+    folder: TempDir,
+    bucket: String,
+}
+
+impl World {
+    /// A world with one account, and settings that make a service quick to try again.
+    pub async fn new(parts: Parts) -> Self {
+        let account = SimulatedAccount { sid: account(), auth_token: AUTH_TOKEN.to_owned(), api_key: None };
+        let simulator = Simulator::start([account]).await.expect("a simulator");
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut settings: BTreeMap<String, String> = [
+            ("CALLVAULT_ADMIN_KEY", ADMIN_KEY.to_owned()),
+            ("CALLVAULT_TWILIO_ACCOUNT_SID", ACCOUNT.to_owned()),
+            ("CALLVAULT_TWILIO_AUTH_TOKEN", AUTH_TOKEN.to_owned()),
+            ("CALLVAULT_TWILIO_ORIGIN", simulator.origin()),
+            ("CALLVAULT_RETRY_BASE", "100ms".to_owned()),
+            ("CALLVAULT_RETRY_CAP", "1s".to_owned()),
+            ("CALLVAULT_LEASE", "2s".to_owned()),
+            ("CALLVAULT_DRAIN", "0s".to_owned()),
+            ("CALLVAULT_LOG", "info,callvault=debug".to_owned()),
+            ("CALLVAULT_LOG_FORMAT", "json".to_owned()),
+        ]
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect();
+        let mut bucket = "callvault".to_owned();
+        if parts == Parts::Servers {
+            let store = ObjectStore::shared();
+            bucket = store.new_bucket().await;
+            let more = [
+                ("CALLVAULT_DATABASE_URL", Postgres::shared().new_database().await),
+                ("CALLVAULT_BUCKET_URL", format!("s3://{bucket}")),
+                ("CALLVAULT_S3_ENDPOINT", store.endpoint.clone()),
+                ("AWS_ACCESS_KEY_ID", store.access_key_id.clone()),
+                ("AWS_SECRET_ACCESS_KEY", store.secret_access_key.clone()),
+                ("AWS_REGION", store.region.to_owned()),
+            ];
+            settings.extend(more.map(|(name, value)| (name.to_owned(), value)));
+        }
+        let http = Client::builder().redirect(reqwest::redirect::Policy::none()).no_proxy().build().expect("a client");
+        Self { parts, simulator, settings, http, folder, bucket }
+    }
+
+    /// Adds a setting.
+    pub fn set(&mut self, name: &str, value: impl Into<String>) {
+        self.settings.insert(name.to_owned(), value.into());
+    }
+
+    /// The folder in which services run.
+    pub fn folder(&self) -> PathBuf {
+        self.folder.path().to_owned()
+    }
+
+    /// The bucket's name.
+    pub fn bucket(&self) -> &str {
+        &self.bucket
+    }
+
+    /// Starts a service and waits until it is ready.
+    pub async fn start(&self) -> Service {
+        self.start_on(free_port(), debug_binary()).await
+    }
+
+    /// The same on that port, with that binary.
+    pub async fn start_on(&self, port: u16, binary: PathBuf) -> Service {
+        let service = self.start_unready(port, binary);
+        let ready = format!("{}/readyz", service.url);
+        eventually("the service is ready", async || {
+            if let Some(status) = service.exited() {
+                panic!("the service ended with {status}:\n{}", service.log());
+            }
+            let answer = self.http.get(&ready).send().await.ok()?;
+            (answer.status() == StatusCode::OK).then_some(())
+        })
+        .await;
+        service
+    }
+
+    /// Starts a service and does not wait for it.
+    pub fn start_unready(&self, port: u16, binary: PathBuf) -> Service {
+        Service::spawn(binary, port, self.folder.path(), &self.settings, self.http.clone())
+    }
+
+    /// Another recording of six seconds of speech, of a call of its own, at Twilio.
+    pub fn record(&self, number: u32) -> RecordingId {
+        let id = recording_id(number);
+        self.simulator.add(SimulatedRecording::speech(id, call_sid(number), started_at()));
+        id
+    }
+
+    /// What Twilio says when that recording is complete.
+    pub fn callback(&self, recording: RecordingSid) -> OutgoingCallback {
+        self.simulator.callback(recording, "completed").expect("the simulator has the recording")
+    }
+
+    /// The bucket as others see it.
+    pub fn store(&self, service: &Service) -> Store {
+        let (endpoint, id, secret, region) = match self.parts {
+            Parts::Servers => {
+                let store = ObjectStore::shared();
+                (store.endpoint.clone(), store.access_key_id.clone(), store.secret_access_key.clone(), store.region)
+            }
+            Parts::Embedded => {
+                let keys =
+                    std::fs::read(self.folder.path().join("callvault-data/keys.json")).expect("the store's keys");
+                let keys: Value = serde_json::from_slice(&keys).expect("JSON");
+                let text = |name: &str| keys[name].as_str().expect("a text").to_owned();
+                (service.url.clone(), text("access_key_id"), text("secret_access_key"), "us-east-1")
+            }
+        };
+        let s3 = AmazonS3Builder::new()
+            .with_endpoint(&endpoint)
+            .with_bucket_name(&self.bucket)
+            .with_region(region)
+            .with_access_key_id(&id)
+            .with_secret_access_key(&secret)
+            .with_allow_http(true)
+            .build()
+            .expect("a store");
+        Store { s3, endpoint, access_key_id: id, secret_access_key: secret, region, bucket: self.bucket.clone() }
+    }
+}
+
+/// The account of every world.
+pub fn account() -> AccountSid {
+    ACCOUNT.parse().expect("an account SID")
+}
+
+/// A recording of that account.
+pub fn recording_id(number: u32) -> RecordingId {
+    RecordingId { account: account(), recording: format!("RE{number:032x}").parse().expect("a recording SID") }
+}
+
+/// The call of that number.
+pub fn call_sid(number: u32) -> CallSid {
+    format!("CA{number:032x}").parse().expect("a call SID")
+}
+
+/// When every recording was begun.
+pub fn started_at() -> jiff::Timestamp {
+    "2026-11-23T09:30:00Z".parse().expect("a time")
+}
+
+/// The binary under test.
+pub fn debug_binary() -> PathBuf {
+    env!("CARGO_BIN_EXE_callvault").into()
+}
+
+/// The binary as users have it, built now if it is not up to date.
+pub fn release_binary() -> PathBuf {
+    static BUILT: std::sync::Once = std::sync::Once::new();
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    BUILT.call_once(|| {
+        let mut cargo = Command::new(env!("CARGO"));
+        let built = cargo.args(["build", "--release", "--locked", "--quiet", "--bin", "callvault"]).current_dir(folder);
+        assert!(built.status().expect("cargo runs").success(), "the release binary is not built");
+    });
+    folder.join("target/release/callvault")
+}
+
+/// A running service. It is killed when it is dropped.
+pub struct Service {
+    /// Where it answers.
+    pub url: String,
+    /// Its port.
+    pub port: u16,
+    child: Mutex<Child>,
+    log: Arc<Mutex<String>>,
+    http: Client,
+}
+
+impl Service {
+    fn spawn(
+        binary: PathBuf,
+        port: u16,
+        folder: &std::path::Path,
+        settings: &BTreeMap<String, String>,
+        http: Client,
+    ) -> Self {
+        let mut child = Command::new(binary)
+            .arg("serve")
+            .current_dir(folder)
+            .env_clear()
+            .env("CALLVAULT_LISTEN", format!("127.0.0.1:{port}"))
+            .envs(settings)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary starts");
+        let log = Arc::new(Mutex::new(String::new()));
+        let stderr = BufReader::new(child.stderr.take().expect("stderr is a pipe"));
+        let kept = log.clone();
+        std::thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                let mut log = kept.lock().expect("a log");
+                log.push_str(&line);
+                log.push('\n');
+            }
+        });
+        Self { url: format!("http://127.0.0.1:{port}"), port, child: Mutex::new(child), log, http }
+    }
+
+    /// What it logged.
+    pub fn log(&self) -> String {
+        self.log.lock().expect("a log").clone()
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.lock().expect("a child").id()
+    }
+
+    /// Its end, if it has ended.
+    pub fn exited(&self) -> Option<ExitStatus> {
+        self.child.lock().expect("a child").try_wait().expect("the child can be asked")
+    }
+
+    /// Ends it at once, as a power cut does.
+    pub fn kill(&self) {
+        let mut child = self.child.lock().expect("a child");
+        child.kill().expect("SIGKILL");
+        child.wait().expect("the child is reaped");
+    }
+
+    /// Sends it a signal by name, such as TERM.
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").arg(format!("-{name}")).arg(self.pid().to_string()).status();
+        assert!(sent.expect("kill runs").success());
+    }
+
+    /// Waits for its end.
+    pub async fn end(&self) -> ExitStatus {
+        eventually("the service ends", async || self.exited()).await
+    }
+
+    /// A request with the admin key.
+    pub fn request(&self, method: reqwest::Method, path: &str) -> RequestBuilder {
+        self.http.request(method, format!("{}{path}", self.url)).bearer_auth(ADMIN_KEY).timeout(PATIENCE)
+    }
+
+    /// A GET with the admin key.
+    pub async fn get(&self, path: &str) -> Response {
+        self.request(reqwest::Method::GET, path).send().await.expect("the service answers")
+    }
+
+    /// The JSON of a GET, whatever its status.
+    pub async fn json(&self, path: &str) -> (StatusCode, Value) {
+        let answer = self.get(path).await;
+        let status = answer.status();
+        (status, answer.json().await.expect("JSON"))
+    }
+
+    /// Sends a callback, signed for this service.
+    pub async fn send(&self, callback: &OutgoingCallback) -> Response {
+        let url = format!("{}/webhooks/twilio/recording", self.url);
+        callback.send(&self.http, &url).await.expect("the service answers")
+    }
+
+    /// PUTs a recording URL for a call.
+    pub async fn put(&self, call: CallSid, recording_url: &str) -> Response {
+        let body = serde_json::json!({"recording_url": recording_url});
+        let request = self.request(reqwest::Method::PUT, &format!("/v1/calls/{call}/recording")).json(&body);
+        request.send().await.expect("the service answers")
+    }
+
+    /// A recording as the service shows it, once it is in that state.
+    pub async fn recording_in(&self, recording: RecordingSid, state: &str) -> Value {
+        let path = format!("/v1/recordings/{recording}");
+        let mut last = Value::Null;
+        let what = format!("{recording} is {state}");
+        let found = tokio::time::timeout(PATIENCE, async {
+            loop {
+                let (_, shown) = self.json(&path).await;
+                if shown["state"] == state {
+                    return shown;
+                }
+                last = shown;
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+        let found = found.await;
+        found.unwrap_or_else(|_| panic!("waited in vain until {what}: {last}\n{}", self.log()))
+    }
+
+    /// The bytes behind `/audio`, as a browser gets them.
+    pub async fn play(&self, path: &str) -> (bytes::Bytes, reqwest::header::HeaderMap) {
+        let answer = self.get(path).await;
+        assert_eq!(answer.status(), StatusCode::TEMPORARY_REDIRECT, "{path}: {:?}", answer.text().await);
+        let link = answer.headers()["location"].to_str().expect("a URL").to_owned();
+        let audio = self.http.get(link).send().await.expect("the store answers");
+        assert_eq!(audio.status(), StatusCode::OK);
+        let headers = audio.headers().clone();
+        (audio.bytes().await.expect("a whole body"), headers)
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- log of the service at {} ---\n{}", self.url, self.log());
+        }
+        let mut child = self.child.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+/// The bucket, seen by someone with its keys.
+pub struct Store {
+    /// A client of it.
+    pub s3: AmazonS3,
+    /// Where it answers.
+    pub endpoint: String,
+    /// The public half of its keys.
+    pub access_key_id: String,
+    /// The secret half.
+    pub secret_access_key: String,
+    /// The region of signatures.
+    pub region: &'static str,
+    bucket: String,
+}
+
+impl Store {
+    /// Every key in the bucket.
+    pub async fn keys(&self) -> Vec<String> {
+        use futures::TryStreamExt;
+        let listed: Vec<_> = self.s3.list(None).try_collect().await.expect("a list");
+        let mut keys: Vec<String> = listed.into_iter().map(|object| object.location.to_string()).collect();
+        keys.sort();
+        keys
+    }
+
+    /// An object's bytes and attributes.
+    pub async fn object(&self, key: &str) -> (bytes::Bytes, Attributes) {
+        let got = self.s3.get(&object_store::path::Path::from(key)).await.expect("an object");
+        let attributes = got.attributes.clone();
+        (got.bytes().await.expect("a whole body"), attributes)
+    }
+
+    /// The multipart uploads that are open. The embedded store cannot say.
+    pub async fn open_uploads(&self, http: &Client) -> String {
+        let url = reqwest::Url::parse(&format!("{}/{}/", self.endpoint, self.bucket)).expect("a URL");
+        let now = jiff::Timestamp::now();
+        let url = rusty_s3::signing::sign(
+            &now,
+            rusty_s3::Method::Get,
+            url,
+            &self.access_key_id,
+            &self.secret_access_key,
+            None,
+            self.region,
+            60,
+            [("uploads", "")].into_iter(),
+            std::iter::empty(),
+        );
+        let answer = http.get(url).send().await.expect("the store answers");
+        assert_eq!(answer.status(), StatusCode::OK);
+        answer.text().await.expect("a list")
+    }
+}
