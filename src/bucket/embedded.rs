@@ -131,6 +131,7 @@ fn read_or_make_keys(path: &PathBuf) -> std::io::Result<Keys> {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "keys are to be secret, nothing else")]
 fn random_hex(len_bytes: usize) -> String {
     (0..len_bytes).map(|_| format!("{:02x}", rand::random::<u8>())).collect()
 }

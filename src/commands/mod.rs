@@ -3,6 +3,8 @@
 //! Results go to stdout, progress and logs to stderr. Exit status: 0 done, 1
 //! something was found wrong or failed, 2 wrong usage or settings.
 
+pub mod demo;
+pub mod get;
 pub mod serve;
 
 use std::process::ExitCode;
@@ -26,12 +28,16 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Serve(serve::Args),
+    Demo(demo::Args),
+    Get(get::Args),
 }
 
 /// Runs the command.
 pub async fn run(cli: Cli) -> ExitCode {
     let ended = match cli.command {
         Command::Serve(_) => serve::run().await,
+        Command::Demo(args) => demo::run(args).await,
+        Command::Get(args) => get::run(args).await,
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,

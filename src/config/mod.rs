@@ -4,6 +4,7 @@
 //! A [`Config`] is right as a whole: what contradicts something else is refused
 //! here. Nothing outside this folder reads an environment variable.
 
+mod client;
 pub mod parse;
 mod settings;
 mod source;
@@ -23,6 +24,7 @@ use crate::domain::media::Variant;
 use crate::domain::retry;
 use crate::domain::sid::AccountSid;
 
+pub use client::ClientConfig;
 pub use settings::{ACCOUNT_KEYS, Kind, SETTINGS, Setting, WEBHOOK_KEYS};
 pub use source::Problem;
 use source::{Reader, TableReader};

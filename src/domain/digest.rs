@@ -1,8 +1,9 @@
 //! The SHA-256 of a recording's bytes.
 //!
 //! A [`Digest`] is always written as 64 bare lower-case hex digits. The hash is
-//! aws-lc's: it is linked for TLS already, and was measured a sixth faster than
-//! the sha2 crate with SHA-NI (see benches/micro.rs).
+//! aws-lc's, which is linked for TLS already: as fast as the sha2 crate on one
+//! machine and up to a sixth faster on others (benches/micro.rs), and fast in
+//! debug builds too.
 
 use std::fmt;
 use std::str::FromStr;

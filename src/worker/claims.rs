@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -22,6 +22,8 @@ pub struct ClaimLoop {
     node: String,
     free: Arc<Semaphore>,
     running: TaskTracker,
+    /// An attempt ended: there is room, and perhaps another one to plan.
+    ended: Arc<Notify>,
     /// Hands back what is running.
     cut_short: CancellationToken,
 }
@@ -34,6 +36,7 @@ impl ClaimLoop {
             node,
             free: Arc::new(Semaphore::new(concurrency)),
             running: TaskTracker::new(),
+            ended: Arc::new(Notify::new()),
             cut_short: CancellationToken::new(),
         }
     }
@@ -53,6 +56,7 @@ impl ClaimLoop {
             tokio::select! {
                 () = stopping.cancelled() => {}
                 _ = changes.changed() => {}
+                () = self.ended.notified() => {}
                 () = tokio::time::sleep(idle_for) => {}
             }
         }
@@ -96,12 +100,13 @@ impl ClaimLoop {
     }
 
     fn start(&self, claim: Claim, granted: Instant, permit: OwnedSemaphorePermit) {
-        let (vault, cut_short) = (self.vault.clone(), self.cut_short.clone());
+        let (vault, cut_short, ended) = (self.vault.clone(), self.cut_short.clone(), self.ended.clone());
         self.running.spawn(async move {
             let _running = RunningFetch::begin();
             let outcome = vault.fetch(&claim, granted, &cut_short).await;
             tracing::debug!(recording = %claim.lease.id, epoch = claim.lease.epoch, ?outcome, "an attempt ended");
             drop(permit);
+            ended.notify_one();
         });
     }
 }

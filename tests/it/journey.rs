@@ -57,7 +57,7 @@ on_all_parts! {
         assert_eq!(shown["size_bytes"], speech_mp3().len());
 
         let store = world.store(&service);
-        assert_eq!(store.keys().await, [key.clone()]);
+        assert_eq!(store.keys().await, [key.as_str()]);
         let (bytes, attributes) = store.object(&key).await;
         assert_eq!(Digest::of(&bytes), digest);
         let attribute = |key: Attribute| attributes.get(&key).map(|value| value.to_string());

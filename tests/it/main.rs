@@ -3,6 +3,8 @@
 //! Each test is a claim, and where it can be it is made on both sets of parts:
 //! SQLite with the embedded S3, and PostgreSQL with MinIO.
 
+#![allow(clippy::unwrap_used, clippy::print_stderr, clippy::disallowed_methods, reason = "a test may fail")]
+
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -28,8 +30,10 @@ macro_rules! on_all_parts {
 }
 
 mod callbacks;
+mod commands;
 mod crashes;
 mod journey;
+mod large;
 mod puts;
 mod redirects;
 mod settings;

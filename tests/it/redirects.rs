@@ -3,6 +3,7 @@
 use callvault::twilio::simulator::Fault;
 
 use crate::support::eventually;
+use crate::support::servers::free_port;
 use crate::support::world::{Parts, World, recording_id};
 
 on_all_parts! {
@@ -74,5 +75,19 @@ on_all_parts! {
             .await;
             assert_eq!(error["code"], "refused_redirect", "{target}: {error}");
         }
+    }
+}
+
+on_all_parts! {
+    async fn a_proxy_is_the_way_to_twilio(world: World) {
+        // Nobody listens at the origin: only a proxy can reach it. The simulator
+        // answers for any host, as a proxy in front of Twilio would.
+        world.set("CALLVAULT_TWILIO_PROXY", world.simulator.origin());
+        world.set("CALLVAULT_TWILIO_ORIGIN", format!("http://127.0.0.1:{}", free_port()));
+        let service = world.start().await;
+        let id = world.record(1);
+        service.send(&world.callback(id.recording)).await;
+        service.recording_in(id.recording, "stored").await;
+        assert_eq!(world.simulator.counts(id.recording).fetches, 1);
     }
 }

@@ -26,7 +26,8 @@ fn a_wrong_setting_of_each_kind_names_itself() {
     let bad_key = file("bad_key.toml", "leese = \"30s\"\n");
     let bad_account = file("bad_account.toml", "[[accounts]]\nsid = \"AC1\"\nauth_token = \"hunter2\"\n");
     let not_toml = file("not.toml", "lease = \n");
-    let cases: &[(&[(&str, &str)], &[&str])] = &[
+    type Case<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str]);
+    let cases: &[Case<'_>] = &[
         (&[("CALLVAULT_LEASE", "thirty")], &["CALLVAULT_LEASE", "thirty", "30s"]),
         (&[("CALLVAULT_MEMORY_BUDGET", "lots")], &["CALLVAULT_MEMORY_BUDGET", "lots", "256MiB"]),
         (&[("CALLVAULT_LISTEN", "nowhere")], &["CALLVAULT_LISTEN", "nowhere", "127.0.0.1:8080"]),

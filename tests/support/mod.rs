@@ -9,7 +9,7 @@ use std::time::Duration;
 
 /// The longest that anything here may take before a test fails. It is only
 /// ever reached by a failure.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Waits until `condition` gives something, and fails the test if it never does.
 pub async fn eventually<T>(what: &str, condition: impl AsyncFnMut() -> Option<T>) -> T {

@@ -1,0 +1,31 @@
+# Everything that is run by name. `make test` is what CI runs.
+
+.PHONY: test tools lint check demo bench help
+
+help:
+	@echo 'make test    install what tests need, then run every check and test'
+	@echo 'make lint    formatting and clippy alone'
+	@echo 'make check   the quick tests: no server, no browser'
+	@echo 'make bench   the benchmarks, as ratios against peers'
+	@echo 'make demo    a recording from callback to a link that plays'
+
+test: tools lint
+	cargo build --release --locked
+	cargo test --locked
+	@echo "The S3 store of this run was $$(cat target/test-tools/store)."
+
+tools:
+	tests/install-tools.sh
+
+lint:
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+
+check:
+	cargo test --locked --lib --test architecture
+
+bench:
+	cargo bench --locked
+
+demo:
+	cargo run --release --locked -- demo

@@ -1,0 +1,131 @@
+//! Finding recordings.
+
+use std::collections::BTreeSet;
+
+use callvault::catalog::{ListFilter, PageCursor};
+use callvault::domain::recording::State;
+use callvault::domain::sid::RecordingSid;
+use futures::future::join_all;
+
+use super::*;
+
+fn other_account() -> AccountSid {
+    format!("AC{}", "b".repeat(32)).parse().unwrap()
+}
+
+fn of_other_account(said: Announcement) -> Announcement {
+    let id = RecordingId { account: other_account(), ..said.id };
+    Announcement { id, ..said }
+}
+
+on_every_catalog! {
+    async fn pages_show_everything_once_while_more_arrives(database: Database) {
+        let catalog = database.node().await;
+        let at = |seconds: u32| jiff::Timestamp::from_second(1_700_000_000 + i64::from(seconds)).unwrap();
+        let recorded = |number: u32, at| {
+            let mut said = callback(number, "completed");
+            said.details.recorded_at = Some(at);
+            said
+        };
+        // Many of the same second: the cursor must tell them apart.
+        for number in 1..=100 {
+            catalog.accept(&recorded(number, at(number / 10))).await.unwrap();
+        }
+        let writer = catalog.clone();
+        let writing = tokio::spawn(async move {
+            for number in 1000..1100 {
+                writer.accept(&recorded(number, at(100_000 + number))).await.unwrap();
+            }
+        });
+        let (mut after, mut seen): (Option<PageCursor>, Vec<(jiff::Timestamp, RecordingSid)>) = (None, Vec::new());
+        loop {
+            let (page, next) = catalog.list(&ListFilter::default(), after, 7).await.unwrap();
+            seen.extend(page.iter().map(|recording| (recording.ordered_at(), recording.id.recording)));
+            // As it travels through a client.
+            let Some(next) = next else { break };
+            after = Some(next.to_string().parse().unwrap());
+        }
+        writing.await.unwrap();
+        assert!(seen.is_sorted_by(|newer, older| newer > older), "newest first, none twice");
+        let seen: BTreeSet<_> = seen.into_iter().map(|(_, recording)| recording).collect();
+        assert!((1..=100).all(|number| seen.contains(&recording_id(number).recording)), "none missing");
+    }
+
+    async fn lists_show_what_is_asked_for(database: Database) {
+        let catalog = database.node().await;
+        accept(&catalog, 1..=3).await;
+        catalog.accept(&callback(4, "absent")).await.unwrap();
+        catalog.accept(&of_other_account(callback(5, "completed"))).await.unwrap();
+        let mut conference = callback(6, "completed");
+        conference.details = Details { conference_sid: format!("CF{}", "0".repeat(32)).parse().ok(), ..Details::default() };
+        catalog.accept(&conference).await.unwrap();
+        let count = async |filter: ListFilter| catalog.list(&filter, None, 100).await.unwrap().0.len();
+        let all = ListFilter::default;
+        assert_eq!(count(all()).await, 6);
+        assert_eq!(count(ListFilter { accounts: Some(vec![account()]), ..all() }).await, 5);
+        assert_eq!(count(ListFilter { accounts: Some(vec![]), ..all() }).await, 0);
+        assert_eq!(count(ListFilter { state: Some(State::Absent), ..all() }).await, 1);
+        assert_eq!(count(ListFilter { calls: vec![call_sid(1), call_sid(2), call_sid(99)], ..all() }).await, 2);
+        assert_eq!(count(ListFilter { conference: conference.details.conference_sid, ..all() }).await, 1);
+        let first = catalog.recording(&recording_id(1)).await.unwrap().unwrap().accepted_at;
+        assert_eq!(count(ListFilter { since: Some(first), ..all() }).await, 6);
+        assert_eq!(count(ListFilter { until: Some(first), ..all() }).await, 0);
+    }
+
+    async fn a_call_is_shown_by_account(database: Database) {
+        let catalog = database.node().await;
+        catalog.accept(&callback(1, "completed")).await.unwrap();
+        // Another account's application names a recording of its own for the same call.
+        catalog.accept(&of_other_account(put(2, 1))).await.unwrap();
+        let views = catalog.call(call_sid(1), None).await.unwrap();
+        assert_eq!(views.iter().map(|view| view.account).collect::<Vec<_>>(), [account(), other_account()]);
+        assert_eq!(views[0].answer().unwrap().id.recording, recording_id(1).recording);
+        let bound = catalog.call(call_sid(1), Some(&[other_account()])).await.unwrap();
+        assert_eq!(bound.len(), 1);
+        assert_eq!(bound[0].answer().unwrap().id.recording, recording_id(2).recording);
+        assert_eq!(catalog.call(call_sid(99), None).await.unwrap(), []);
+    }
+
+    async fn what_is_put_under_another_name_is_the_answer_under_both(database: Database) {
+        let catalog = database.node().await;
+        for number in [1, 2] {
+            let mut said = callback(number, "completed");
+            said.details.call_sid = Some(call_sid(1));
+            catalog.accept(&said).await.unwrap();
+        }
+        let answer = async |call: u32| {
+            let views = catalog.call(call_sid(call), None).await.unwrap();
+            views.first().and_then(|view| view.answer()).map(|answer| answer.id)
+        };
+        assert_eq!(answer(1).await, Some(recording_id(2)));
+        catalog.accept(&put(1, 77)).await.unwrap();
+        assert_eq!((answer(1).await, answer(77).await), (Some(recording_id(1)), Some(recording_id(1))));
+        catalog.accept(&put(2, 1)).await.unwrap();
+        assert_eq!((answer(1).await, answer(77).await), (Some(recording_id(2)), Some(recording_id(2))));
+    }
+
+    async fn many_readers_and_writers_get_along(database: Database) {
+        let nodes = join_all((0..2).map(|_| database.node())).await;
+        let tasks = (0..40u32).map(|at| {
+            let node = nodes[at as usize % 2].clone();
+            tokio::spawn(async move {
+                for number in 0..10 {
+                    let number = at * 10 + number;
+                    node.accept(&callback(number, "completed")).await.unwrap();
+                    assert!(node.recording_named(recording_id(number).recording, None).await.unwrap().is_some());
+                    assert_eq!(node.call(call_sid(number), None).await.unwrap().len(), 1);
+                }
+            })
+        });
+        join_all(tasks).await.into_iter().for_each(|done| done.unwrap());
+        let (all, _) = nodes[0].list(&ListFilter::default(), None, 1000).await.unwrap();
+        assert_eq!(all.len(), 400);
+    }
+
+    async fn the_clock_is_the_catalogs(database: Database) {
+        let catalog = database.node().await;
+        let accepted = catalog.accept(&callback(1, "completed")).await.unwrap().recording.accepted_at;
+        let now = catalog.clock().now().unwrap();
+        assert!(now.duration_since(accepted).abs() < jiff::SignedDuration::from_secs(5), "{now} {accepted}");
+    }
+}

@@ -1,0 +1,132 @@
+//! One suite for every catalog: what holds on SQLite holds on PostgreSQL.
+//!
+//! Where a claim is about several nodes, each is a catalog of its own over the
+//! same database: several processes on one file, or several servers' nodes.
+
+#![allow(clippy::unwrap_used, clippy::print_stderr, clippy::disallowed_methods, reason = "a test may fail")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use callvault::catalog::{AnnouncedBy, Announcement, Catalog, Claim, PostgresCatalog, SqliteCatalog};
+use callvault::domain::digest::Digest;
+use callvault::domain::media::Format;
+use callvault::domain::recording::{Details, RecordingId, StoredObject};
+use callvault::domain::sid::AccountSid;
+use support::servers::Postgres;
+use support::world::{account, call_sid, recording_id};
+
+/// A database, and as many nodes on it as a test wants.
+pub struct Database {
+    url: Url,
+}
+
+enum Url {
+    Sqlite(tempfile::TempDir),
+    Postgres(String),
+}
+
+impl Database {
+    async fn sqlite() -> Self {
+        Self { url: Url::Sqlite(tempfile::tempdir().unwrap()) }
+    }
+
+    async fn postgres() -> Self {
+        Self { url: Url::Postgres(Postgres::shared().new_database().await) }
+    }
+
+    /// A node's catalog, migrated.
+    pub async fn node(&self) -> Arc<dyn Catalog> {
+        let catalog: Arc<dyn Catalog> = match &self.url {
+            Url::Sqlite(folder) => SqliteCatalog::open(&folder.path().join("catalog.db"), 10).unwrap(),
+            Url::Postgres(url) => PostgresCatalog::open(&url.as_str().into(), 10).unwrap(),
+        };
+        catalog.prepare().await.expect("the catalog is prepared");
+        catalog
+    }
+
+    /// The database itself, where it is PostgreSQL.
+    pub fn postgres_url(&self) -> Option<&str> {
+        match &self.url {
+            Url::Postgres(url) => Some(url),
+            Url::Sqlite(_) => None,
+        }
+    }
+}
+
+/// A test on each database.
+macro_rules! on_every_catalog {
+    ($($(#[$meta:meta])* async fn $name:ident($database:ident: Database) $body:block)+) => {
+        $($(#[$meta])* mod $name {
+            use super::*;
+
+            async fn claim($database: Database) $body
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+            async fn on_sqlite() {
+                claim(Database::sqlite().await).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+            async fn on_postgres() {
+                claim(Database::postgres().await).await;
+            }
+        })+
+    };
+}
+
+mod accepting;
+mod feed;
+mod leases;
+mod lookups;
+
+/// A lease that no test outlives.
+const LONG: Duration = Duration::from_secs(3600);
+
+/// What Twilio says of a recording of the account.
+pub fn callback(number: u32, status: &str) -> Announcement {
+    Announcement {
+        id: recording_id(number),
+        source_host: None,
+        details: Details { call_sid: Some(call_sid(number)), ..Details::default() },
+        by: AnnouncedBy::Callback { status: status.to_owned(), error_code: None },
+    }
+}
+
+/// What an application says of a recording, for a call.
+pub fn put(number: u32, call: u32) -> Announcement {
+    Announcement {
+        details: Details { call_sid: Some(call_sid(call)), ..Details::default() },
+        by: AnnouncedBy::Put { call: call_sid(call) },
+        ..callback(number, "")
+    }
+}
+
+/// Takes the callbacks of these recordings.
+pub async fn accept(catalog: &Arc<dyn Catalog>, numbers: impl IntoIterator<Item = u32>) {
+    for number in numbers {
+        catalog.accept(&callback(number, "completed")).await.unwrap();
+    }
+}
+
+/// The accounts of the node.
+pub fn accounts() -> [AccountSid; 1] {
+    [account()]
+}
+
+/// The one recording that is due, claimed.
+pub async fn claim_one(catalog: &Arc<dyn Catalog>, lease: Duration) -> Claim {
+    let mut claims = catalog.claim("node", &accounts(), lease, 10).await.unwrap();
+    assert_eq!(claims.len(), 1, "{claims:?}");
+    claims.remove(0)
+}
+
+/// What those bytes are stored as.
+pub fn object(id: &RecordingId, bytes: &[u8]) -> StoredObject {
+    let digest = Digest::of(bytes);
+    let key = format!("CA/{}/{digest}.mp3", id.recording);
+    StoredObject { digest, size_bytes: bytes.len() as i64, format: Format::Mp3, key }
+}

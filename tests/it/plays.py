@@ -1,0 +1,33 @@
+"""Opens a link in Chromium as a person would, plays it, seeks, and says what happened."""
+
+import json
+import shutil
+import sys
+
+from playwright.sync_api import sync_playwright
+
+CHROMIUM = shutil.which("chromium") or sys.exit("chromium is not installed: run tests/install-tools.sh")
+ARGS = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required", "--disable-background-networking",
+        "--disable-component-update", "--disable-sync", "--mute-audio"]
+
+PLAY = """async () => {
+  const media = document.querySelector("video, audio");
+  const until = (what, holds) => new Promise((resolve, reject) => {
+    const look = () => holds() ? resolve() : media.error ? reject(media.error.message) : setTimeout(look, 20);
+    setTimeout(() => reject("waited in vain for " + what), 30000);
+    look();
+  });
+  await until("metadata", () => media.readyState >= 1);
+  await media.play();
+  await until("playing", () => media.currentTime > 0.3);
+  media.currentTime = 5;
+  await until("playing on after the seek", () => media.currentTime > 5.2 && !media.seeking);
+  return {duration: media.duration, at: media.currentTime};
+}"""
+
+with sync_playwright() as playwright:
+    browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
+    page = browser.new_page()
+    page.goto(sys.argv[1])
+    print(json.dumps(page.evaluate(PLAY)))
+    browser.close()
