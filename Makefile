@@ -11,7 +11,7 @@ help:
 
 test: tools lint
 	cargo build --release --locked
-	cargo test --locked
+	cargo test --locked --tests
 	@echo "The S3 store of this run was $$(cat target/test-tools/store)."
 
 tools:
