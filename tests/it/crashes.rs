@@ -90,7 +90,8 @@ on_all_parts! {
         assert_eq!(keys, Vec::<String>::new());
     }
 
-    async fn a_failed_large_upload_is_cleared_away(world: World) {
+    async fn a_failed_large_upload_is_cleared_away_at_once(world: World) {
+        world.set("CALLVAULT_NOT_READY_FOR", "1ms");
         let service = world.start().await;
         let id = recording_id(1);
         let mut recording = SimulatedRecording::speech(id, call_sid(1), started_at());
@@ -99,8 +100,13 @@ on_all_parts! {
         world.simulator.add(recording);
         world.simulator.script(id.recording, [Fault::Truncated(30 << 20)]);
         service.send(&world.callback(id.recording)).await;
-        let shown = service.recording_in(id.recording, "stored").await;
-        assert_eq!(shown["attempts"], 2);
+        let failed = service.recording_in(id.recording, "failed").await;
+        assert_eq!((&failed["attempts"], &failed["last_error"]["code"]), (&1.into(), &"truncated".into()));
+        nothing_is_left_over(&world, &service, &[]).await;
+
+        let again = service.request(reqwest::Method::POST, &format!("/v1/recordings/{}/fetch", id.recording));
+        assert_eq!(again.send().await.unwrap().status(), StatusCode::ACCEPTED);
+        service.recording_in(id.recording, "stored").await;
         nothing_is_left_over(&world, &service, &[format!("{}/{}/{digest}.wav", call_sid(1), id.recording)]).await;
     }
 
