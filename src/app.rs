@@ -24,9 +24,6 @@ use crate::twilio::Twilio;
 use crate::vault::Vault;
 use crate::worker::{self, ClaimLoop};
 
-/// What handing leases back may take at the very end.
-const HAND_BACK_RESERVE: Duration = Duration::from_secs(3);
-
 /// A running service.
 pub struct App {
     /// Where it listens: the port is the real one, where the settings said 0.
@@ -40,7 +37,10 @@ pub struct App {
     no_more_claims: CancellationToken,
     no_more_connections: CancellationToken,
     stopped: CancellationToken,
+    /// A loop ended that never should.
+    broken: CancellationToken,
     claims: Arc<ClaimLoop>,
+    claiming: Option<JoinHandle<()>>,
     servers: Vec<JoinHandle<()>>,
     loops: Vec<JoinHandle<()>>,
 }
@@ -72,7 +72,9 @@ impl App {
             no_more_claims: CancellationToken::new(),
             no_more_connections: CancellationToken::new(),
             stopped: CancellationToken::new(),
+            broken: CancellationToken::new(),
             claims,
+            claiming: None,
             servers: Vec::new(),
             loops: Vec::new(),
         };
@@ -86,8 +88,31 @@ impl App {
         self.servers.push(serve(listener, http::router(state)));
         self.servers.extend(metrics_listener.map(|listener| serve(listener, http::metrics_router())));
         let (claims, no_more_claims) = (self.claims.clone(), self.no_more_claims.clone());
-        self.loops.push(tokio::spawn(async move { claims.run(&no_more_claims).await }));
-        self.loops.push(tokio::spawn(worker::watch_parts(self.vault.clone(), self.stopped.clone())));
+        self.claiming = Some(self.supervise(async move { claims.run(&no_more_claims).await }));
+        let vault = self.vault.clone();
+        self.loops = vec![
+            self.supervise(worker::watch_parts(vault.clone(), self.stopped.clone())),
+            self.supervise(async move { vault.write_what_was_asked().await }),
+            self.supervise(telemetry::keep_up()),
+        ];
+    }
+
+    /// Runs a loop that ends with the service and not before.
+    fn supervise(&self, running: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
+        // Dropped when the loop panics, too.
+        let alarm = self.broken.clone().drop_guard();
+        let stops = [self.no_more_claims.clone(), self.stopped.clone()];
+        tokio::spawn(async move {
+            running.await;
+            if stops.iter().any(CancellationToken::is_cancelled) {
+                alarm.disarm();
+            }
+        })
+    }
+
+    /// Returns when something has broken that the service cannot do without.
+    pub async fn broken(&self) {
+        self.broken.cancelled().await;
     }
 
     /// Ends the service in order. See the description of this file.
@@ -96,9 +121,15 @@ impl App {
         tracing::info!("stopping: not ready any more");
         self.vault.health.is_stopping();
         self.no_more_claims.cancel();
-        tokio::time::sleep(self.drain).await;
+        // A claim that is under way is still started: its lease would be lost otherwise.
+        let claiming_ended = async {
+            if let Some(claiming) = self.claiming {
+                let _ = claiming.await;
+            }
+        };
+        let _ = tokio::join!(tokio::time::sleep(self.drain), tokio::time::timeout_at(deadline, claiming_ended));
         self.no_more_connections.cancel();
-        let left = (deadline - HAND_BACK_RESERVE).saturating_duration_since(Instant::now());
+        let left = (deadline - worker::HAND_BACK_WITHIN).saturating_duration_since(Instant::now());
         let served = async {
             for server in self.servers {
                 let _ = server.await;
@@ -109,9 +140,7 @@ impl App {
             tracing::warn!("some requests were cut off");
         }
         self.stopped.cancel();
-        for running in self.loops {
-            let _ = tokio::time::timeout_at(deadline, running).await;
-        }
+        self.loops.iter().for_each(JoinHandle::abort);
         tracing::info!("stopped");
     }
 }

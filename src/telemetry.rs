@@ -2,8 +2,11 @@
 //!
 //! Each metric is declared once, in [`METRICS`], and is there from the start
 //! with zero: an alert on a counter that was never raised must not be blind.
-//! Labels are from closed sets, never from what came in.
+//! Labels are from closed sets, never from what came in. Other crates log
+//! warnings at most, unless the settings name them: some of them write whole
+//! requests at `debug`, signatures included.
 
+use std::error::Error;
 use std::io::IsTerminal;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -11,6 +14,7 @@ use std::time::Duration;
 use metrics::{counter, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -52,7 +56,7 @@ pub const CALLBACK_OUTCOMES: &[&str] =
 /// What was answered to "play this".
 pub const DELIVERY_KINDS: &[&str] = &["redirect", "not_ready", "gone", "unknown", "unavailable"];
 /// The parts of the service that may be in trouble.
-pub const TROUBLES: &[&str] = &["catalog_unreachable", "bucket_unreachable"];
+pub const TROUBLES: &[&str] = &["catalog_unreachable", "bucket_unreachable", "claims_failing"];
 
 const METRICS: &[Metric] = &[
     Metric {
@@ -104,7 +108,7 @@ const METRICS: &[Metric] = &[
 pub fn init_logs(log: &LogConfig) {
     let to_people = std::io::stderr().is_terminal();
     let text = log.format.map_or(to_people, |format| format == LogFormat::Text);
-    let filter = EnvFilter::new(&log.filter);
+    let filter = EnvFilter::new(for_our_own(&log.filter));
     let registry = tracing_subscriber::registry().with(filter);
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let started = match text {
@@ -115,7 +119,27 @@ pub fn init_logs(log: &LogConfig) {
     drop(started);
 }
 
-/// The metrics of this process.
+/// The filter of the settings, where a level without a target is meant for this
+/// crate: others keep to warnings. The embedded store's crates never say more.
+fn for_our_own(filter: &str) -> String {
+    let directives = filter.split(',').map(str::trim).filter(|directive| !directive.is_empty());
+    let directives = directives.map(|directive| match directive.parse::<LevelFilter>() {
+        Ok(level) => format!("{},{}={level}", level.min(LevelFilter::WARN), env!("CARGO_CRATE_NAME")),
+        Err(_) => directive.to_owned(),
+    });
+    directives.chain(["s3s=warn".to_owned(), "s3s_fs=warn".to_owned()]).collect::<Vec<_>>().join(",")
+}
+
+/// The first cause of an error, which says most.
+pub fn innermost<'e>(error: &'e (dyn Error + 'static)) -> &'e (dyn Error + 'static) {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause
+}
+
+/// The metrics of this process. [`keep_up`] must be run beside it.
 pub fn metrics() -> &'static PrometheusHandle {
     static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
     HANDLE.get_or_init(|| {
@@ -130,6 +154,16 @@ pub fn metrics() -> &'static PrometheusHandle {
         declare();
         handle
     })
+}
+
+/// Folds what was measured into the metrics, for as long as the process runs:
+/// until then every measurement is kept by itself.
+pub async fn keep_up() {
+    const EVERY: Duration = Duration::from_secs(5);
+    loop {
+        tokio::time::sleep(EVERY).await;
+        metrics().run_upkeep();
+    }
 }
 
 fn declare() {
@@ -229,6 +263,14 @@ pub fn trouble(code: &'static str, is_in_trouble: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_level_is_ours_and_others_keep_quiet() {
+        assert_eq!(for_our_own("debug"), "warn,callvault=debug,s3s=warn,s3s_fs=warn");
+        assert_eq!(for_our_own("error"), "error,callvault=error,s3s=warn,s3s_fs=warn");
+        let named = "info, callvault=trace,sqlx=debug,s3s=trace";
+        assert_eq!(for_our_own(named), "warn,callvault=info,callvault=trace,sqlx=debug,s3s=trace,s3s=warn,s3s_fs=warn");
+    }
 
     #[test]
     fn every_metric_is_there_from_the_start_and_named_as_ours() {

@@ -5,13 +5,14 @@
 //! port below [`BUCKET`]. The service itself reaches it without a socket. The
 //! folder is locked for as long as a process serves it.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, HOST};
 use http::{HeaderValue, Request, Response};
@@ -24,6 +25,7 @@ use s3s::auth::SimpleAuth;
 use s3s::service::{S3Service, S3ServiceBuilder};
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
+use tempfile::NamedTempFile;
 
 use super::{BucketError, Result};
 use crate::config::{AwsKeys, S3Config};
@@ -42,6 +44,7 @@ const OBJECTS_FOLDER: &str = "objects";
 pub struct Embedded {
     service: S3Service,
     keys: Keys,
+    folder: PathBuf,
     _lock: Arc<File>,
 }
 
@@ -64,7 +67,16 @@ impl Embedded {
         let files = s3s_fs::FileSystem::new(&objects).map_err(|error| failed(format!("{error:?}")))?;
         let mut builder = S3ServiceBuilder::new(files);
         builder.set_auth(SimpleAuth::from_single(keys.access_key_id.clone(), keys.secret_access_key.clone()));
-        Ok(Self { service: builder.build(), keys, _lock: Arc::new(lock) })
+        Ok(Self { service: builder.build(), keys, folder: folder.to_owned(), _lock: Arc::new(lock) })
+    }
+
+    /// Writes an object through to the disk: its bytes, what the store keeps
+    /// beside it, and the folders that name them.
+    pub(super) async fn sync(&self, key: &str) -> Result<()> {
+        let (folder, key) = (self.folder.clone(), key.to_owned());
+        let synced = tokio::task::spawn_blocking(move || sync_files(&folder.join(OBJECTS_FOLDER), &key)).await;
+        let failed = |why: String| BucketError::Folder { folder: self.folder.display().to_string(), why };
+        synced.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))
     }
 
     /// How the service reaches it.
@@ -118,13 +130,31 @@ impl BodyError {
     }
 }
 
-fn read_or_make_keys(path: &PathBuf) -> std::io::Result<Keys> {
+fn sync_files(objects: &Path, key: &str) -> std::io::Result<()> {
+    let object = objects.join(BUCKET).join(key);
+    for file in sidecars(objects, key).iter().chain([&object]) {
+        File::open(file)?.sync_all()?;
+    }
+    let named_by = object.ancestors().skip(1).take_while(|folder| folder.starts_with(objects));
+    named_by.map(File::open).try_for_each(|folder| folder?.sync_all())
+}
+
+/// Where s3s-fs keeps an object's metadata and checksums.
+fn sidecars(objects: &Path, key: &str) -> [PathBuf; 2] {
+    let name = format!(".bucket-{}.object-{}", URL_SAFE_NO_PAD.encode(BUCKET), URL_SAFE_NO_PAD.encode(key));
+    ["metadata", "internal"].map(|kind| objects.join(format!("{name}.{kind}.json")))
+}
+
+fn read_or_make_keys(path: &Path) -> std::io::Result<Keys> {
     match std::fs::read(path) {
         Ok(bytes) => Ok(serde_json::from_slice(&bytes)?),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let keys = Keys { access_key_id: random_hex(10), secret_access_key: random_hex(20) };
-            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+            // Whole or not at all: half a file would stop every later start.
+            let mut file = NamedTempFile::new_in(path.parent().unwrap_or(Path::new(".")))?;
             file.write_all(&serde_json::to_vec_pretty(&keys)?)?;
+            file.as_file().sync_all()?;
+            file.persist(path)?;
             Ok(keys)
         }
         Err(error) => Err(error),
@@ -171,5 +201,28 @@ impl HttpService for InProcess {
 impl std::fmt::Debug for Keys {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Keys").field("access_key_id", &self.access_key_id).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_files_that_are_synced_are_those_that_the_store_writes() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder_name = folder.path().to_str().unwrap().to_owned();
+        let mut config = crate::config::Config::load(Vec::new()).unwrap();
+        config.bucket = crate::config::BucketConfig::Embedded(folder_name.into());
+        let bucket = crate::bucket::Bucket::open(&config).await.unwrap();
+        let object = crate::bucket::NewObject {
+            key: "CA1/RE1/x.mp3".to_owned(),
+            format: crate::domain::media::Format::Mp3,
+            metadata: vec![("sha256", "x".to_owned())],
+        };
+        // Fails where a file that is to be synced is not there.
+        bucket.put(&object, vec![Bytes::from_static(b"audio")]).await.unwrap();
+        let metadata = &sidecars(&folder.path().join(OBJECTS_FOLDER), &object.key)[0];
+        assert!(std::fs::read_to_string(metadata).unwrap().contains("sha256"));
     }
 }

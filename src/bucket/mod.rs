@@ -29,12 +29,14 @@ pub use upload::{NewObject, SINGLE_PUT_MAX_BYTES, Staging, UPLOAD_RESERVE_BYTES}
 
 use crate::config::{BucketConfig, Config, S3Config};
 use crate::domain::object_key::Layout;
-use crate::telemetry;
+use crate::telemetry::{self, innermost};
 use credentials::Credentials;
 use link::Linker;
 
 /// A part or a small object takes seconds; this is for links that crawl.
 const UPLOAD_TIMEOUT: Duration = Duration::from_secs(300);
+/// A request without a body that the store does not answer soon, it will not answer.
+const CONTROL_TIMEOUT: Duration = Duration::from_secs(20);
 /// S3 copies about a gigabyte a minute where it has to move bytes.
 const COPY_TIMEOUT: Duration = Duration::from_secs(900);
 /// The longest silence within a download.
@@ -68,13 +70,18 @@ pub enum BucketError {
 /// The result of an operation on the bucket.
 pub type Result<T> = std::result::Result<T, BucketError>;
 
-/// The last cause of an error says most. object_store keeps URLs out of it.
+/// What failed, without the store's own words: an error document may repeat
+/// headers of the request, a session token among them. Of it only the code is kept
+/// (<https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html>).
 fn concise(error: &object_store::Error) -> String {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(source) = cause.source() {
-        cause = source;
+    let text = innermost(error).to_string();
+    let Some((before, document)) = text.split_once('<') else { return text };
+    let before = before.trim_end_matches([' ', ':']);
+    let code = document.split_once("<Code>").and_then(|(_, rest)| rest.split_once("</Code>")).map(|(code, _)| code);
+    match code.filter(|code| code.bytes().all(|byte| byte.is_ascii_alphanumeric())) {
+        Some(code) => format!("{before} ({code})"),
+        None => before.to_owned(),
     }
-    format!("{cause}")
 }
 
 /// The bucket. Cloning is cheap.
@@ -87,8 +94,10 @@ struct Inner {
     name: String,
     layout: Layout,
     credentials: Arc<Credentials>,
-    /// Puts and parts.
+    /// Puts and parts, and the completion of uploads.
     uploads: AmazonS3,
+    /// What is short: creating and aborting uploads, deletes.
+    control: AmazonS3,
     /// Lists, heads and bodies.
     reads: AmazonS3,
     /// A store is built for each copy, over this one client.
@@ -129,12 +138,15 @@ impl Bucket {
             ))
         };
         let (uploads, _) = build(options.clone().with_timeout(UPLOAD_TIMEOUT))?;
+        let (control, _) = build(options.clone().with_timeout(CONTROL_TIMEOUT))?;
         let (_, copies) = build(options.clone().with_timeout(COPY_TIMEOUT))?;
         let (reads, _) = build(options.with_timeout_disabled().with_read_timeout(READ_TIMEOUT))?;
         let linker = Linker::new(s3, &region, &config.links, credentials.clone(), config.public_url.as_deref())?;
         let layout = Layout::below(&s3.prefix);
         let name = s3.bucket.clone();
-        Ok(Self { inner: Arc::new(Inner { name, layout, credentials, uploads, reads, copies, linker, embedded }) })
+        Ok(Self {
+            inner: Arc::new(Inner { name, layout, credentials, uploads, control, reads, copies, linker, embedded }),
+        })
     }
 
     /// Its name.
@@ -163,7 +175,7 @@ impl Bucket {
 
     /// Removes an object; one that is not there is fine.
     pub async fn delete(&self, key: &str) -> Result<()> {
-        match self.inner.uploads.delete(&path(key)?).await {
+        match self.inner.control.delete(&path(key)?).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(error.into()),
         }
@@ -236,5 +248,22 @@ impl Inner {
         let options = ClientOptions::new().with_allow_http(true).with_default_headers(headers);
         let builder = builder.clone().with_client_options(options);
         Ok(builder.with_http_connector(Shared(client.clone())).build()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_store_says_is_not_repeated() {
+        let said = "Server returned non-2xx status code: 403 Forbidden: <?xml version=\"1.0\"?><Error>\
+                    <Code>SignatureDoesNotMatch</Code><CanonicalRequest>x-amz-security-token:TOKEN</CanonicalRequest>";
+        let error = object_store::Error::Generic { store: "S3", source: said.into() };
+        let told = BucketError::from(error).to_string();
+        assert_eq!(
+            told,
+            "the bucket's store failed: Server returned non-2xx status code: 403 Forbidden (SignatureDoesNotMatch)"
+        );
     }
 }

@@ -12,11 +12,11 @@ use serde_json::json;
 use sqlx::AssertSqlSafe;
 
 use super::accept::{TO_PENDING, keep_names, lock, write_details};
-use super::clock::millis;
 use super::rows;
-use super::sql::{Session, Value, args, now, one_of};
+use super::sql::{Session, Value, args, now, one_of, place_each};
 use super::{Catalog, CatalogError, Result, feed};
 use crate::domain::recording::{Details, ErrorCode, Recording, RecordingId, State, StoredObject};
+use crate::domain::retry::{self, Decision, Failure};
 use crate::domain::sid::AccountSid;
 
 /// The right to work on one recording.
@@ -26,6 +26,19 @@ pub struct Lease {
     pub id: RecordingId,
     /// The epoch that was granted.
     pub epoch: i64,
+}
+
+/// Who claims, and on which terms.
+#[derive(Debug, Clone)]
+pub struct Claimant {
+    /// The node's name, for people.
+    pub node: String,
+    /// The accounts that it has credentials for.
+    pub accounts: Vec<AccountSid>,
+    /// How long a claim may go without being renewed.
+    pub lease: Duration,
+    /// When the recording of a lease that ran out is due again.
+    pub retry: retry::Policy,
 }
 
 /// What an earlier attempt may have left in the bucket.
@@ -67,10 +80,12 @@ const DUE_OF: &str = "SELECT *, (SELECT now_ms FROM clock) AS now_ms FROM record
 const GRANT: &str = concat!(
     "UPDATE recordings SET state = 'fetching', epoch = epoch + 1, lease_node = $3, due_at = ",
     now!(),
-    " + $4, attempts = attempts + 1, failed_attempts = $5 WHERE account_sid = $1 AND recording_sid = $2"
+    " + $4, attempts = attempts + 1 WHERE account_sid = $1 AND recording_sid = $2"
 );
-const NEXT_DUE: &str = "SELECT min(due_at) - (SELECT now_ms FROM clock) AS wait_ms, (SELECT now_ms FROM clock) AS now_ms \
-                        FROM recordings WHERE state IN ('pending', 'fetching')";
+/// The first entry of each account in the index of what is due.
+const NEXT_DUE_OF: &str = "SELECT min((SELECT r.due_at FROM recordings r WHERE r.account_sid = a.column1 \
+     AND r.state IN ('pending', 'fetching') ORDER BY r.due_at LIMIT 1)) AS due_at, \
+     (SELECT now_ms FROM clock) AS now_ms FROM";
 
 /// What every update of a fetch ends with.
 macro_rules! held {
@@ -82,8 +97,11 @@ macro_rules! held {
 const RENEW: &str = concat!("UPDATE recordings SET due_at = ", now!(), " + $4", held!());
 const NOTE_UPLOAD: &str = concat!("UPDATE recordings SET upload_epoch = $3, upload_id = $4", held!());
 const FORGET_UPLOAD: &str = concat!("UPDATE recordings SET upload_epoch = NULL, upload_id = NULL", held!());
+/// What was staged is forgotten where it is known to be gone (`$8`).
 const STORE: &str = concat!(
-    "UPDATE recordings SET state = 'stored', sha256 = $4, size_bytes = $5, format = $6, object_key = $7, stored_at = ",
+    "UPDATE recordings SET state = 'stored', sha256 = $4, size_bytes = $5, format = $6, object_key = $7, \
+     upload_epoch = CASE WHEN $8 = 1 THEN NULL ELSE upload_epoch END, \
+     upload_id = CASE WHEN $8 = 1 THEN NULL ELSE upload_id END, stored_at = ",
     now!(),
     ", lease_node = NULL, due_at = NULL, not_before = NULL, last_attempt_at = ",
     now!(),
@@ -151,27 +169,27 @@ impl dyn Catalog + '_ {
     /// How long until something may be claimed: zero where it may be now, None
     /// where nothing is pending or fetching. Also reads the catalog's time.
     pub async fn next_due(&self, accounts: &[AccountSid]) -> Result<Option<Duration>> {
+        if accounts.is_empty() {
+            return self.read_clock().await.map(|()| None);
+        }
         let mut args = args![];
-        let filter = one_of("account_sid", accounts.iter().copied(), &mut args);
-        let row = self.read().await?.row(AssertSqlSafe(format!("{NEXT_DUE}{filter}")), args).await?;
+        let places = place_each(accounts.iter().copied(), &mut args);
+        let sql = format!("{NEXT_DUE_OF} (VALUES ({})) AS a", places.join("), ("));
+        let row = self.read().await?.row(AssertSqlSafe(sql), args).await?;
         let row = row.ok_or_else(|| CatalogError::Unreadable("an aggregate has no row".to_owned()))?;
-        self.clock().set(row.time("now_ms")?);
-        let wait_ms: Option<i64> = row.get("wait_ms")?;
-        Ok(wait_ms.map(|millis| Duration::from_millis(millis.max(0).unsigned_abs())))
+        let now = row.time("now_ms")?;
+        self.clock().set(now);
+        let due_at = row.time_opt("due_at")?;
+        Ok(due_at.map(|due_at| Duration::try_from(due_at.duration_since(now)).unwrap_or_default()))
     }
 
-    /// Grants `node` leases on at most `at_most` recordings of these accounts
-    /// that are due: pending ones, and those whose lease is over.
-    pub async fn claim(
-        &self,
-        node: &str,
-        accounts: &[AccountSid],
-        lease: Duration,
-        at_most: usize,
-    ) -> Result<Vec<Claim>> {
+    /// Grants leases on at most `at_most` recordings that are due. A lease that
+    /// ran out is a failed attempt first, and its recording is due again as the
+    /// claimant's policy says.
+    pub async fn claim(&self, claimant: &Claimant, at_most: usize) -> Result<Vec<Claim>> {
         let mut session = self.begin().await?;
         let mut args = args![];
-        let filter = one_of("account_sid", accounts.iter().copied(), &mut args);
+        let filter = one_of("account_sid", claimant.accounts.iter().copied(), &mut args);
         // Others' claims under way are passed over, not waited for.
         let locking = if session.is_postgres() { " FOR UPDATE SKIP LOCKED" } else { "" };
         let sql = format!("{DUE_OF}{filter} ORDER BY due_at LIMIT {at_most}{locking}");
@@ -182,7 +200,14 @@ impl dyn Catalog + '_ {
         }
         let mut claims = Vec::with_capacity(due.len());
         for row in &due {
-            claims.push(grant(&mut session, row, node, lease).await?);
+            match Due::read(row) {
+                Ok(due) if due.known.state == State::Fetching => {
+                    due.lease_is_over(&mut session, &claimant.retry).await?
+                }
+                Ok(due) => claims.push(due.grant(&mut session, claimant).await?),
+                // One row that a newer node wrote must not keep all others from being fetched.
+                Err(error) => tracing::error!(%error, "a recording cannot be claimed"),
+            }
         }
         session.commit().await?;
         Ok(claims)
@@ -217,13 +242,20 @@ impl dyn Catalog + '_ {
         Ok(Settled::Done)
     }
 
-    /// The object is at its key: the recording is stored.
+    /// The object is at its key: the recording is stored. `staging_is_gone`
+    /// says that nothing is left of what was staged on the way.
     ///
-    /// An error leaves open whether it is; [`Catalog`]'s row tells.
-    pub async fn store(&self, lease: &Lease, object: &StoredObject) -> Result<Settled> {
+    /// An error leaves open whether it is; the row tells.
+    pub async fn store(&self, lease: &Lease, object: &StoredObject, staging_is_gone: bool) -> Result<Settled> {
         let mut session = self.begin().await?;
         let known = lock(&mut session, &lease.id).await?;
-        let args = lease.args_and(args![object.digest, object.size_bytes, object.format.as_str(), object.key.as_str()]);
+        let args = lease.args_and(args![
+            object.digest,
+            object.size_bytes,
+            object.format.as_str(),
+            object.key.as_str(),
+            i64::from(staging_is_gone),
+        ]);
         if session.execute(STORE, args).await? == 0 {
             session.rollback().await?;
             return Ok(Settled::Stale);
@@ -239,25 +271,16 @@ impl dyn Catalog + '_ {
         Ok(Settled::Done)
     }
 
-    /// The attempt failed; the next one is due `after` from now, and not before
-    /// `not_before` even if someone asks.
-    pub async fn try_again(
-        &self,
-        lease: &Lease,
-        code: ErrorCode,
-        detail: &str,
-        after: Duration,
-        not_before: Duration,
-    ) -> Result<Settled> {
+    /// The attempt failed, and `decision` says whether there is another one.
+    pub async fn fail(&self, lease: &Lease, code: ErrorCode, detail: &str, decision: Decision) -> Result<Settled> {
         let mut session = self.begin().await?;
-        let args = lease.args_and(args![after, not_before, code.as_str(), detail]);
-        if session.execute(TRY_AGAIN, args).await? == 0 {
-            session.rollback().await?;
-            return Ok(Settled::Stale);
+        let settled = settle_failure(&mut session, lease, code, detail, decision).await?;
+        match settled {
+            Settled::Done => session.commit().await?,
+            Settled::Stale => session.rollback().await?,
         }
-        feed::note(&mut session, &lease.id, "attempt", json!({"code": code, "detail": detail})).await?;
-        session.commit().await?;
-        Ok(Settled::Done)
+        self.announce_change();
+        Ok(settled)
     }
 
     /// The attempt was cut short by this node's own end: another one may begin at once.
@@ -268,20 +291,6 @@ impl dyn Catalog + '_ {
             return Ok(Settled::Stale);
         }
         feed::note(&mut session, &lease.id, "handed_back", json!({})).await?;
-        session.commit().await?;
-        self.announce_change();
-        Ok(Settled::Done)
-    }
-
-    /// The attempt failed, and there will be no other.
-    pub async fn give_up(&self, lease: &Lease, code: ErrorCode, detail: &str) -> Result<Settled> {
-        let mut session = self.begin().await?;
-        let args = lease.args_and(args![code.as_str(), detail]);
-        if session.execute(GIVE_UP, args).await? == 0 {
-            session.rollback().await?;
-            return Ok(Settled::Stale);
-        }
-        feed::append(&mut session, &lease.id, "recording.failed", json!({"code": code, "detail": detail})).await?;
         session.commit().await?;
         self.announce_change();
         Ok(Settled::Done)
@@ -306,8 +315,9 @@ impl dyn Catalog + '_ {
         session.commit().await
     }
 
-    /// Asks by hand for another attempt at a recording that was given up.
-    /// Gives the recording as it is then; None where it is not known.
+    /// Asks by hand for another attempt: at a recording that was given up, and
+    /// at once at one that is waiting for its next. Gives the recording as it is
+    /// then; None where it is not known.
     pub async fn fetch_again(&self, id: &RecordingId) -> Result<Option<Recording>> {
         let mut session = self.begin().await?;
         let Some(known) = lock(&mut session, id).await? else {
@@ -317,6 +327,9 @@ impl dyn Catalog + '_ {
         if matches!(known.state, State::Failed | State::Absent) {
             session.execute(TO_PENDING, args![id.account, id.recording]).await?;
             feed::note(&mut session, id, "fetch_requested", json!({})).await?;
+        }
+        if known.state == State::Pending {
+            session.execute(HURRY, args![id.account, id.recording, Duration::ZERO]).await?;
         }
         let recording = lock(&mut session, id).await?;
         session.commit().await?;
@@ -332,28 +345,88 @@ impl dyn Catalog + '_ {
     }
 }
 
-async fn grant(session: &mut Session, row: &super::sql::Row, node: &str, lease: Duration) -> Result<Claim> {
-    let known = rows::recording(row)?;
-    let id = known.id;
-    let now: Timestamp = row.time("now_ms")?;
-    let lease_over = known.state == State::Fetching;
-    // An attempt of which nothing more was heard is one that failed.
-    let failed_before: i64 = row.get::<i64>("failed_attempts")? + i64::from(lease_over);
-    let args = args![id.account, id.recording, node, millis(lease), failed_before];
-    session.execute(GRANT, args).await?;
-    if lease_over {
-        let node: Option<String> = row.get("lease_node")?;
-        feed::note(session, &id, "lease_over", json!({"code": ErrorCode::Interrupted, "node": node})).await?;
+/// A recording that is pending and due, or whose lease ran out.
+struct Due {
+    known: Recording,
+    now: Timestamp,
+    pending_for: Duration,
+    failed_before: u32,
+    leftover: Option<Leftover>,
+    lease_node: Option<String>,
+}
+
+impl Due {
+    fn read(row: &super::sql::Row) -> Result<Self> {
+        let now = row.time("now_ms")?;
+        let pending_since = row.time_opt("pending_since")?.unwrap_or(now);
+        let upload_id: Option<String> = row.get("upload_id")?;
+        let upload_epoch: Option<i64> = row.get("upload_epoch")?;
+        Ok(Self {
+            known: rows::recording(row)?,
+            now,
+            pending_for: Duration::try_from(now.duration_since(pending_since)).unwrap_or_default(),
+            failed_before: u32::try_from(row.get::<i64>("failed_attempts")?).unwrap_or(u32::MAX),
+            leftover: upload_epoch.zip(upload_id).map(|(epoch, upload_id)| Leftover { epoch, upload_id }),
+            lease_node: row.get("lease_node")?,
+        })
     }
-    let pending_since = row.time_opt("pending_since")?.unwrap_or(now);
-    let upload_id: Option<String> = row.get("upload_id")?;
-    let upload_epoch: Option<i64> = row.get("upload_epoch")?;
-    let epoch = known.epoch + 1;
-    Ok(Claim {
-        lease: Lease { id, epoch },
-        recording: Recording { state: State::Fetching, epoch, attempts: known.attempts + 1, ..known },
-        pending_for: Duration::try_from(now.duration_since(pending_since)).unwrap_or_default(),
-        failed_before: u32::try_from(failed_before).unwrap_or(u32::MAX),
-        leftover: upload_epoch.zip(upload_id).map(|(epoch, upload_id)| Leftover { epoch, upload_id }),
-    })
+
+    async fn grant(self, session: &mut Session, claimant: &Claimant) -> Result<Claim> {
+        let id = self.known.id;
+        session.execute(GRANT, args![id.account, id.recording, claimant.node.as_str(), claimant.lease]).await?;
+        let epoch = self.known.epoch + 1;
+        let attempts = self.known.attempts + 1;
+        Ok(Claim {
+            lease: Lease { id, epoch },
+            recording: Recording { state: State::Fetching, epoch, attempts, next_attempt_at: None, ..self.known },
+            pending_for: self.pending_for,
+            failed_before: self.failed_before,
+            leftover: self.leftover,
+        })
+    }
+
+    /// An attempt of which nothing more was heard is one that failed.
+    async fn lease_is_over(self, session: &mut Session, retry: &retry::Policy) -> Result<()> {
+        let lease = Lease { id: self.known.id, epoch: self.known.epoch };
+        let node = self.lease_node.as_deref().unwrap_or("a node");
+        let detail = format!("{node} was not heard of for the length of its lease");
+        tracing::warn!(recording = %lease.id, epoch = lease.epoch, node, at = %self.now, "a lease ran out");
+        let failure = Failure {
+            code: ErrorCode::Interrupted,
+            failed_before: self.failed_before,
+            pending_for: self.pending_for,
+            retry_after: None,
+        };
+        // No dice: whoever finds it must decide alike.
+        let settled = settle_failure(session, &lease, failure.code, &detail, retry.decide(&failure, 0.0)).await?;
+        debug_assert_eq!(settled, Settled::Done, "the row is locked");
+        Ok(())
+    }
+}
+
+/// The attempt is over, and `decision` says what comes next.
+async fn settle_failure(
+    session: &mut Session,
+    lease: &Lease,
+    code: ErrorCode,
+    detail: &str,
+    decision: Decision,
+) -> Result<Settled> {
+    let told = json!({"code": code, "detail": detail});
+    match decision {
+        Decision::Again { after, not_before } => {
+            let args = lease.args_and(args![after, not_before, code.as_str(), detail]);
+            if session.execute(TRY_AGAIN, args).await? == 0 {
+                return Ok(Settled::Stale);
+            }
+            feed::note(session, &lease.id, "attempt", told).await?;
+        }
+        Decision::GiveUp => {
+            if session.execute(GIVE_UP, lease.args_and(args![code.as_str(), detail])).await? == 0 {
+                return Ok(Settled::Stale);
+            }
+            feed::append(session, &lease.id, "recording.failed", told).await?;
+        }
+    }
+    Ok(Settled::Done)
 }

@@ -28,7 +28,7 @@ use tokio::sync::watch;
 pub use accept::{Accepted, AnnouncedBy, Announcement};
 pub use clock::Clock;
 pub use feed::{Cursor, Event, EventFilter};
-pub use lease::{Claim, Lease, Leftover, Settled};
+pub use lease::{Claim, Claimant, Lease, Leftover, Settled};
 pub use lookup::{CallView, ListFilter, PageCursor, PutChoice};
 pub use postgres::PostgresCatalog;
 pub use rows::HistoryEntry;
@@ -36,12 +36,16 @@ pub use sql::Session;
 pub use sqlite::SqliteCatalog;
 
 use crate::config::{Config, Database};
+use crate::telemetry::innermost;
 
 /// The longest a statement may take before the catalog counts as unreachable:
 /// a callback must be answered within 5 s, and needs two round trips at least.
 pub(crate) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(2);
 /// The longest wait for a free connection.
 pub(crate) const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
+/// The longest until a session has answered for the first time, however many
+/// connections turn out to be broken on the way.
+pub(crate) const SESSION_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Why the catalog did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -51,10 +55,10 @@ pub enum CatalogError {
     #[error("the catalog cannot be reached: {0}")]
     Unavailable(String),
     /// It answered with an error.
-    #[error("the catalog refused a statement")]
+    #[error("the catalog refused a statement: {0}")]
     Refused(#[source] sqlx::Error),
     /// Its schema cannot be brought up to date.
-    #[error("the catalog's schema cannot be migrated")]
+    #[error("the catalog's schema cannot be migrated: {}", innermost(.0))]
     Migration(#[source] sqlx::migrate::MigrateError),
     /// It holds something that this service did not write.
     #[error("the catalog holds a value that cannot be read: {0}")]
@@ -83,10 +87,6 @@ pub trait Catalog: Send + Sync + 'static {
     /// A connection for statements that only read, each its own transaction.
     async fn read(&self) -> Result<Session>;
 
-    /// Gives committed events their place in the feed, where that was not done
-    /// as they were written. Cheap where there are none.
-    async fn number_events(&self) -> Result<()>;
-
     /// Tells all nodes that something was committed that others wait for.
     /// A hint: it may be lost.
     fn announce_change(&self);
@@ -96,6 +96,17 @@ pub trait Catalog: Send + Sync + 'static {
 
     /// The catalog's time.
     fn clock(&self) -> &Clock;
+}
+
+const CHANGE_NOTHING: &str = "UPDATE catalog SET created_at = created_at WHERE only_row = 0";
+
+impl dyn Catalog + '_ {
+    /// Whether the catalog can be written, found out without writing.
+    pub async fn check(&self) -> Result<()> {
+        let mut session = self.begin().await?;
+        session.execute(CHANGE_NOTHING, sql::args![]).await?;
+        session.rollback().await
+    }
 }
 
 /// Opens the catalog that the settings name, without waiting for it: it is

@@ -19,7 +19,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::sql::args;
-use super::{ACQUIRE_TIMEOUT, Catalog, CatalogError, Clock, Result, Session, sql};
+use super::{ACQUIRE_TIMEOUT, Catalog, CatalogError, Clock, Result, SESSION_TIMEOUT, Session, sql};
 
 /// What every connection is told. A node that freezes in the middle of a
 /// transaction must not keep its locks for longer than a lease of others.
@@ -32,6 +32,8 @@ const CHANNEL: &str = "callvault";
 const NUMBERED_AT_ONCE: i64 = 1000;
 /// How long an event may wait for its number when the node that wrote it died.
 const NUMBER_AT_LEAST_EVERY: Duration = Duration::from_millis(500);
+/// How long the listener trusts a silent connection.
+const LISTEN_AFRESH_EVERY: Duration = Duration::from_secs(60);
 /// The wait before a lost connection of the listener is sought again.
 const LISTEN_AGAIN_AFTER: Duration = Duration::from_millis(500);
 
@@ -111,6 +113,11 @@ impl Shared {
         if !*self.prepared.borrow() {
             return Err(CatalogError::not_prepared());
         }
+        let answered = tokio::time::timeout(SESSION_TIMEOUT, self.first_answer(first_statement)).await;
+        answered.unwrap_or_else(|_| Err(CatalogError::Unavailable("no connection answers".to_owned())))
+    }
+
+    async fn first_answer(&self, first_statement: FirstStatement) -> Result<Session> {
         let mut tries_left = self.pool.options().get_max_connections();
         loop {
             let mut session = Session::postgres(self.acquire().await?);
@@ -136,6 +143,11 @@ impl Shared {
                 return Ok(numbered);
             }
         }
+    }
+
+    async fn notify(&self) -> Result<()> {
+        let mut session = Session::postgres(self.acquire().await?);
+        session.execute("SELECT pg_notify($1, '')", args![CHANNEL]).await.map(|_| ())
     }
 
     /// A pool of its own for what would keep one of the others' connections.
@@ -166,8 +178,7 @@ async fn number_and_tell(shared: Arc<Shared>) {
             }
         }
         shared.changed();
-        let notified = sqlx::query("SELECT pg_notify($1, '')").bind(CHANNEL).execute(&shared.pool).await;
-        if let Err(error) = notified {
+        if let Err(error) = shared.notify().await {
             tracing::debug!(%error, "other nodes were not notified; they poll");
         }
     }
@@ -189,8 +200,12 @@ async fn listen_until_lost(shared: &Shared) -> std::result::Result<(), sqlx::Err
     listener.listen(CHANNEL).await?;
     // What was told while nobody listened.
     shared.changed();
-    while listener.try_recv().await?.is_some() {
-        shared.changed();
+    // A connection on which nothing comes may be one on which nothing can come.
+    while let Ok(received) = tokio::time::timeout(LISTEN_AFRESH_EVERY, listener.try_recv()).await {
+        match received? {
+            Some(_) => shared.changed(),
+            None => break,
+        }
     }
     Ok(())
 }
@@ -214,10 +229,6 @@ impl Catalog for PostgresCatalog {
 
     async fn read(&self) -> Result<Session> {
         self.shared.session(FirstStatement::Ping).await
-    }
-
-    async fn number_events(&self) -> Result<()> {
-        self.shared.number_events().await.map(|_| ())
     }
 
     fn announce_change(&self) {

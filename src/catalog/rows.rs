@@ -6,14 +6,14 @@ use serde_json::Value as Json;
 use super::sql::Row;
 use super::{CatalogError, Result};
 use crate::domain::digest::Digest;
-use crate::domain::recording::{Details, LastError, Recording, RecordingId, StoredObject};
+use crate::domain::recording::{Details, ErrorCode, LastError, Recording, RecordingId, StoredObject};
 
 /// One thing that happened to a recording.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HistoryEntry {
     /// When.
     pub at: Timestamp,
-    /// An event's type, or `callback`, `attempt`, `handed_back`, `lease_over`, `put`, `fetch_requested`.
+    /// An event's type, or `callback`, `put`, `attempt`, `handed_back`, `fetch_requested`.
     pub kind: String,
     /// What belongs to it; an object, or null.
     pub detail: Json,
@@ -66,7 +66,9 @@ fn object(row: &Row) -> Result<Option<StoredObject>> {
 }
 
 fn last_error(row: &Row) -> Result<Option<LastError>> {
-    let Some(code) = row.parse_opt("error_code")? else { return Ok(None) };
+    let Some(code) = row.get::<Option<String>>("error_code")? else { return Ok(None) };
+    // A newer node may know more codes; what it could not do is no reason not to show a recording.
+    let code = code.parse().unwrap_or(ErrorCode::UpstreamError);
     Ok(Some(LastError { code, detail: row.get("error_detail")?, at: row.time("error_at")? }))
 }
 

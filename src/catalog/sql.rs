@@ -303,11 +303,18 @@ fn is_passing(code: &str) -> bool {
         || SQLITE_BUSY.contains(&code)
 }
 
+/// Adds a parameter for each value, and gives their places: `$3`, `$4` and so on.
+pub(super) fn place_each(values: impl IntoIterator<Item: Into<Value>>, args: &mut Vec<Value>) -> Vec<String> {
+    let place = |value: Value| {
+        args.push(value);
+        format!("${}", args.len())
+    };
+    values.into_iter().map(Into::into).map(place).collect()
+}
+
 /// ` AND column IN ($n, …)` for those values, whose parameters it adds.
 pub(super) fn one_of(column: &str, values: impl IntoIterator<Item: Into<Value>>, args: &mut Vec<Value>) -> String {
-    let first = args.len() + 1;
-    args.extend(values.into_iter().map(Into::into));
-    let places: Vec<String> = (first..=args.len()).map(|place| format!("${place}")).collect();
+    let places = place_each(values, args);
     // An empty list matches nothing; `IN ()` is not SQL.
     let places = if places.is_empty() { "NULL".to_owned() } else { places.join(", ") };
     format!(" AND {column} IN ({places})")

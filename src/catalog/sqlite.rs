@@ -2,7 +2,8 @@
 //!
 //! One connection writes, others read (WAL). Every commit is synced to the
 //! disk: what was acknowledged survives a power cut. Transactions begin
-//! IMMEDIATE, so that none fails between its reading and its writing.
+//! IMMEDIATE, so that none fails between its reading and its writing. Events
+//! are numbered as they are written: there is one writer.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -102,11 +103,6 @@ impl Catalog for SqliteCatalog {
 
     async fn read(&self) -> Result<Session> {
         self.session(&self.readers).await
-    }
-
-    async fn number_events(&self) -> Result<()> {
-        // Written with their numbers: there is one writer.
-        Ok(())
     }
 
     fn announce_change(&self) {

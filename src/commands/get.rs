@@ -1,6 +1,7 @@
 //! `callvault get`: a recording, through a running service, checked.
 
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
@@ -18,6 +19,10 @@ use crate::domain::sid::{CallSid, RecordingSid};
 
 /// What one request to the service waits for.
 const WAIT_SECONDS: u64 = 30;
+/// A service that is there answers at once.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest silence of the service, which may wait, or within a download.
+const READ_TIMEOUT: Duration = Duration::from_secs(WAIT_SECONDS + 15);
 /// Above what the service waits.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(WAIT_SECONDS + 15);
 
@@ -85,7 +90,7 @@ struct Problem {
 /// Fetches it.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let config = ClientConfig::from_process()?;
-    let http = Client::builder().no_proxy().connect_timeout(Duration::from_secs(10)).build()?;
+    let http = Client::builder().no_proxy().connect_timeout(CONNECT_TIMEOUT).read_timeout(READ_TIMEOUT).build()?;
     let link = wait_for_link(&http, &config, &args).await?;
     let digest: Digest = link.sha256.parse().context("the service gave no SHA-256")?;
     let target = match &args.output {
@@ -97,12 +102,15 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         }
     };
     let folder = target.as_deref().and_then(Path::parent).filter(|folder| !folder.as_os_str().is_empty());
-    let mut file = match (&target, folder) {
-        (None, _) => NamedTempFile::new(),
-        (Some(_), Some(folder)) => NamedTempFile::new_in(folder),
-        (Some(_), None) => NamedTempFile::new_in("."),
-    }
-    .context("no file can be written there")?;
+    // As readable as the user's other files: the umask takes away from this.
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".callvault-").permissions(PermissionsExt::from_mode(0o666));
+    let file = match (&target, folder) {
+        (None, _) => builder.tempfile(),
+        (Some(_), Some(folder)) => builder.tempfile_in(folder),
+        (Some(_), None) => builder.tempfile_in("."),
+    };
+    let mut file = file.context("no file can be written there")?;
     download(&http, &link, digest, &mut file).await?;
     finish(file, target.as_deref())
 }
@@ -170,9 +178,6 @@ fn finish(mut file: NamedTempFile, target: Option<&Path>) -> anyhow::Result<()> 
         return Ok(());
     };
     file.flush().context("the file cannot be written")?;
-    // A temporary file is its owner's alone; a result is as readable as others.
-    let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-    file.as_file().set_permissions(readable).context("the file's mode cannot be set")?;
     file.persist(target).with_context(|| format!("{} cannot be written", target.display()))?;
     println!("{}", target.display());
     Ok(())

@@ -1,11 +1,15 @@
 //! `callvault serve`: the service. All nodes are alike.
 
 use anyhow::Context;
+use secrecy::ExposeSecret;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::config;
 use crate::app::App;
 use crate::telemetry;
+
+/// An API key of so many random characters cannot be guessed.
+const ADMIN_KEY_GOOD_LEN: usize = 20;
 
 /// Run the service.
 ///
@@ -27,14 +31,24 @@ pub async fn run() -> anyhow::Result<()> {
     if config.accounts.is_empty() {
         tracing::warn!("no Twilio account is configured: callbacks are refused, and nothing is fetched");
     }
+    for name in config.without_effect() {
+        tracing::warn!("{name} is set, but has no effect in this version");
+    }
+    if config.admin_key.as_ref().is_some_and(|key| key.expose_secret().len() < ADMIN_KEY_GOOD_LEN) {
+        tracing::warn!(
+            "CALLVAULT_ADMIN_KEY is short: {ADMIN_KEY_GOOD_LEN} random characters or more cannot be guessed"
+        );
+    }
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be caught")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be caught")?;
     let app = App::start(config).await?;
     tracing::info!(address = %app.address, public_url = app.public_url, "listening");
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    let broken = tokio::select! {
+        _ = terminate.recv() => false,
+        _ = interrupt.recv() => false,
+        () = app.broken() => true,
+    };
     app.shutdown().await;
+    anyhow::ensure!(!broken, "a part of the service ended that never should; the log tells which");
     Ok(())
 }

@@ -325,9 +325,20 @@ impl Config {
         }
     }
 
-    /// The configured account of that SID.
-    pub fn account(&self, sid: &AccountSid) -> Option<&Account> {
-        self.accounts.iter().find(|account| account.sid == *sid)
+    /// The settings that are given but have no effect in this version.
+    pub fn without_effect(&self) -> Vec<&'static str> {
+        let account = |given: fn(&Account) -> bool| self.accounts.iter().any(given);
+        let given = [
+            ("CALLVAULT_CORS_ORIGINS", !self.cors_origins.is_empty()),
+            ("CALLVAULT_EVENTS_URL", !self.webhooks.is_empty()),
+            ("CALLVAULT_EVICT_AFTER", self.evict_after.is_some()),
+            ("CALLVAULT_RETENTION", self.retention.is_some() || account(|account| account.retention.is_some())),
+            ("CALLVAULT_DELETE_AT_TWILIO_AFTER", self.delete_at_twilio_after.is_some()),
+            ("CALLVAULT_SHARE_URL", self.share_url.is_some()),
+            ("CALLVAULT_TWILIO_PRIVATE_KEY_FILE", account(|account| !account.private_keys.is_empty())),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", self.log.otlp_endpoint.is_some()),
+        ];
+        given.into_iter().filter(|(_, given)| *given).map(|(name, _)| name).collect()
     }
 }
 
@@ -464,6 +475,12 @@ fn read_database(reader: &mut Reader) -> Database {
 fn read_bucket(reader: &mut Reader) -> BucketConfig {
     const S3_ONLY: [&str; 3] =
         ["CALLVAULT_S3_ENDPOINT", "CALLVAULT_S3_PUBLIC_ENDPOINT", "CALLVAULT_LINK_ACCESS_KEY_ID"];
+    let addressing = reader.get_or_default("CALLVAULT_S3_ADDRESSING", |text| match text {
+        "auto" => Ok(None),
+        "path" => Ok(Some(true)),
+        "virtual" | "virtual-host" => Ok(Some(false)),
+        _ => Err("auto, path or virtual".to_owned()),
+    });
     if !reader.is_set("CALLVAULT_BUCKET_URL") {
         for name in S3_ONLY.into_iter().filter(|name| reader.is_set(name)).collect::<Vec<_>>() {
             reader.problem(
@@ -476,12 +493,6 @@ fn read_bucket(reader: &mut Reader) -> BucketConfig {
     let (bucket, prefix) = reader.get("CALLVAULT_BUCKET_URL", bucket_url).unwrap_or_default();
     let endpoint = reader.get("CALLVAULT_S3_ENDPOINT", parse::base_url);
     let public_endpoint = reader.get("CALLVAULT_S3_PUBLIC_ENDPOINT", parse::base_url);
-    let addressing = reader.get_or_default("CALLVAULT_S3_ADDRESSING", |text| match text {
-        "auto" => Ok(None),
-        "path" => Ok(Some(true)),
-        "virtual" | "virtual-host" => Ok(Some(false)),
-        _ => Err("auto, path or virtual".to_owned()),
-    });
     BucketConfig::S3(S3Config {
         bucket,
         prefix,

@@ -43,8 +43,9 @@ pub struct Reader {
 
 impl Reader {
     /// A reader over these variables and the text of a file. Variables whose
-    /// value is empty are unset.
-    pub fn new(env: impl IntoIterator<Item = (String, String)>, file: Table) -> Self {
+    /// value is empty are unset, and so are such keys.
+    pub fn new(env: impl IntoIterator<Item = (String, String)>, mut file: Table) -> Self {
+        remove_empty(&mut file);
         let env = env.into_iter().filter(|(_, value)| !value.is_empty()).collect();
         let mut reader = Self { env, file, problems: Vec::new() };
         reader.refuse_unknown_variables();
@@ -100,7 +101,7 @@ impl Reader {
                 None
             }
             Err(expected) => {
-                self.problem(found.name, format!("\"{}\" is wrong; expected {expected}", found.text));
+                self.problem(found.name, format!("\"{}\" is wrong; expected {expected}", without_user(&found.text)));
                 None
             }
         }
@@ -168,7 +169,6 @@ impl Reader {
     /// A value of the file as the text that the environment would have held.
     fn text(&mut self, name: &str, value: &Value) -> Option<String> {
         match value {
-            Value::String(text) if text.is_empty() => None,
             Value::String(text) => Some(text.clone()),
             Value::Integer(number) => Some(number.to_string()),
             Value::Boolean(boolean) => Some(boolean.to_string()),
@@ -289,6 +289,25 @@ impl TableReader {
     /// The value of a key as it stands in the file.
     pub fn raw(&self, key: &str) -> Option<&Value> {
         self.table.get(key)
+    }
+}
+
+/// Takes away keys whose value is an empty text, in tables of tables too.
+fn remove_empty(table: &mut Table) {
+    table.retain(|_, value| value.as_str() != Some(""));
+    for value in table.iter_mut().filter_map(|(_, value)| value.as_array_mut()) {
+        value.iter_mut().filter_map(Value::as_table_mut).for_each(remove_empty);
+    }
+}
+
+/// A text in which no URL shows a user's name and password.
+fn without_user(text: &str) -> String {
+    match text.split_once("://") {
+        Some((scheme, rest)) => match rest.split(['/', '?', '#']).next().and_then(|authority| authority.rfind('@')) {
+            Some(at) => format!("{scheme}://…{}", &rest[at..]),
+            None => text.to_owned(),
+        },
+        None => text.to_owned(),
     }
 }
 

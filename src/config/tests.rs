@@ -71,6 +71,7 @@ fn every_wrong_value_names_itself_and_what_is_right() {
         ("CALLVAULT_TWILIO_AUTH_TOKEN", "secret-token", "CALLVAULT_TWILIO_ACCOUNT_SID: is not set"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317", "an http or https URL"),
         ("CALLVAULT_CONFIG", "/nowhere.toml", "cannot be read"),
+        ("CALLVAULT_S3_ADDRESSING", "sideways", "auto, path or virtual"),
     ];
     for (name, value, expected) in wrong {
         let said = problems(&[(name, value)]);
@@ -117,6 +118,23 @@ fn unknown_names_are_refused_and_foreign_ones_ignored() {
 #[test]
 fn an_empty_value_is_unset() {
     assert!(load(&[("CALLVAULT_LEASE", ""), ("CALLVAULT_UNHEARD_OF", ""), ("CALLVAULT_CONFIG", "")]).is_ok());
+}
+
+#[test]
+fn an_empty_value_of_the_file_is_unset_too() {
+    let file = "bucket_url = \"\"\ntwilio_account_sid = \"\"\nlink_access_key_id = \"\"\nlease = \"\"\nunheard_of = \"\"\n\
+                [[accounts]]\nsid = \"ACaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\"\nauth_token = \"t\"\nregion = \"\"\n";
+    let config = load_file(file, &[]).unwrap();
+    assert!(matches!(config.bucket, BucketConfig::Embedded(_)));
+    assert!(load_file("formats = [\"wav\", \"\"]", &[]).is_err());
+}
+
+#[test]
+fn the_password_in_a_wrong_url_is_not_told() {
+    for name in ["CALLVAULT_PUBLIC_URL", "CALLVAULT_TWILIO_ORIGIN", "CALLVAULT_S3_ENDPOINT"] {
+        let said = problems(&[("CALLVAULT_BUCKET_URL", "s3://calls"), (name, "https://user:hunter2@x.example/p@th")]);
+        assert!(said.contains(name) && said.contains("x.example") && !said.contains("hunter2"), "{said}");
+    }
 }
 
 #[test]

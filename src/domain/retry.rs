@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use super::recording::ErrorCode;
 
-/// The longest Retry-After that is believed. Twilio asks for seconds; a
-/// header that says more is a mistake, and must not park a recording for good.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
+/// The longest Retry-After that is believed. Twilio asks for seconds; a header
+/// that says more than a day is a mistake, and must not park a recording for good.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(86_400);
 
 /// How patient this service is with one recording.
 #[derive(Debug, Clone, Copy)]

@@ -3,35 +3,59 @@
 //! A route that serves audio never gives a 2xx without audio: old clients would
 //! store the JSON and send it to their transcription.
 
+use std::time::Duration;
+
+use axum::extract::{FromRequestParts, State as Shared};
 use axum::response::{IntoResponse, Response};
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use http::request::Parts;
+use http::uri::Authority;
+use http::{HeaderValue, Method, StatusCode, header};
 
 use super::State;
-use super::auth::Caller;
+use super::auth::{Caller, Reader};
 use super::problem::Problem;
-use super::request::Query;
+use super::request::{self, Named, Query};
 use super::view::{self, LinkAnswer, PendingAnswer};
 use crate::bucket::{LinkBase, LinkMethod};
+use crate::domain::sid::CallSid;
 use crate::telemetry;
 use crate::vault::deliver::{Delivery, Manner, Wanted};
 
-/// Who asks for what, and how.
-pub struct Asked<'a> {
-    /// Who.
-    pub caller: &'a Caller,
-    /// For what.
-    pub wanted: Wanted,
-    /// The query.
-    pub query: &'a Query,
-    /// GET or HEAD.
-    pub method: &'a Method,
-    /// The headers.
-    pub headers: &'a HeaderMap,
+/// Who asks for what, and how: of a call or of a recording, as the path says.
+#[derive(Debug)]
+pub struct Asked {
+    caller: Caller,
+    wanted: Wanted,
+    patience: Duration,
+    attachment: bool,
+    method: LinkMethod,
+    host: Option<Authority>,
+}
+
+impl FromRequestParts<State> for Asked {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Problem> {
+        let Reader(caller) = Reader::from_request_parts(parts, state).await?;
+        let query = Query::of(parts);
+        let wanted = match Named::<CallSid>::of(parts, "call_sid").await {
+            Ok(Named(call)) => Wanted::Call(call),
+            Err(_) => Wanted::Recording(Named::of(parts, "recording_sid").await?.0),
+        };
+        Ok(Self {
+            caller,
+            wanted,
+            patience: query.wait()?,
+            attachment: query.attachment()?,
+            method: if parts.method == Method::HEAD { LinkMethod::Head } else { LinkMethod::Get },
+            host: request::host(parts)?,
+        })
+    }
 }
 
 /// `GET` or `HEAD …/audio`: a redirect to a link.
-pub async fn audio(state: &State, asked: &Asked<'_>) -> Result<Response, Problem> {
-    match deliver(state, asked).await? {
+pub async fn audio(Shared(state): Shared<State>, asked: Asked) -> Result<Response, Problem> {
+    match deliver(&state, &asked).await? {
         Delivery::Redirect(playable) => {
             let seconds = view::seconds_left(&playable);
             let cache = match asked.wanted {
@@ -51,8 +75,10 @@ pub async fn audio(state: &State, asked: &Asked<'_>) -> Result<Response, Problem
 }
 
 /// `GET …/link`: the link itself, or 202 while it is on its way.
-pub async fn link(state: &State, asked: &Asked<'_>) -> Result<Response, Problem> {
-    match deliver(state, asked).await? {
+pub async fn link(Shared(state): Shared<State>, asked: Asked) -> Result<Response, Problem> {
+    // A HEAD here asks about the answer, not for a link to HEAD with.
+    let asked = Asked { method: LinkMethod::Get, ..asked };
+    match deliver(&state, &asked).await? {
         Delivery::Redirect(playable) => Ok(view::json(StatusCode::OK, &LinkAnswer::new(&state.vault, *playable))),
         Delivery::NotReady { recording, retry_after_seconds } => {
             let pending =
@@ -66,14 +92,13 @@ pub async fn link(state: &State, asked: &Asked<'_>) -> Result<Response, Problem>
     }
 }
 
-async fn deliver(state: &State, asked: &Asked<'_>) -> Result<Delivery, Problem> {
-    let host = asked.headers.get(header::HOST).and_then(|host| host.to_str().ok());
+async fn deliver(state: &State, asked: &Asked) -> Result<Delivery, Problem> {
     let manner = Manner {
         visible: asked.caller.visible(),
-        patience: asked.query.wait()?,
-        method: if asked.method == Method::HEAD { LinkMethod::Head } else { LinkMethod::Get },
-        attachment: asked.query.attachment()?,
-        base: LinkBase { request_host: host },
+        patience: asked.patience,
+        method: asked.method,
+        attachment: asked.attachment,
+        base: LinkBase { request_host: asked.host.as_ref().map(Authority::as_str) },
     };
     let delivered = state.vault.deliver(asked.wanted, &manner).await;
     telemetry::delivery(match &delivered {

@@ -10,7 +10,7 @@ use super::problem::Problem;
 use crate::domain::digest::Digest;
 use crate::domain::sid::AccountSid;
 
-/// What a key may do; each includes the ones before it, but for `ingest`, which stands beside `read`.
+/// What a key may do. `admin` includes the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Scope {
     Read,

@@ -17,7 +17,7 @@ use crate::twilio::callback::{RawCallback, RefusedCallback};
 
 /// A callback has under 2 KB.
 const BODY_MAX_BYTES: usize = 64 << 10;
-/// Twilio is answered within 5 s, whatever the catalog does.
+/// Twilio is answered within 5 s of its request, whatever the catalog does.
 const TIMEOUT: Duration = Duration::from_millis(4500);
 
 /// `POST` or `GET /webhooks/twilio/recording`.
@@ -28,8 +28,12 @@ pub async fn receive(
     headers: HeaderMap,
     body: Body,
 ) -> Result<impl IntoResponse, Problem> {
-    let answer = tokio::time::timeout(TIMEOUT, take(&state, &method, &uri, &headers, body)).await;
-    let answer = answer.unwrap_or(Err(Problem::Unavailable("The catalog does not answer.")));
+    let answer = async {
+        let body = request::body(body, BODY_MAX_BYTES).await?;
+        let taken = tokio::time::timeout(TIMEOUT, take(&state, &method, &uri, &headers, &body)).await;
+        taken.unwrap_or(Err(Problem::Unavailable("The catalog does not answer.")))
+    }
+    .await;
     telemetry::callback(match &answer {
         Ok(true) => "accepted",
         Ok(false) => "known",
@@ -46,9 +50,8 @@ async fn take(
     method: &Method,
     uri: &http::Uri,
     headers: &HeaderMap,
-    body: Body,
+    body: &[u8],
 ) -> Result<bool, Problem> {
-    let body = request::body(body, BODY_MAX_BYTES).await?;
     let target = uri.path_and_query().map_or("/", |target| target.as_str());
     let url = format!("{}{target}", state.public_url);
     let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
@@ -57,7 +60,7 @@ async fn take(
         url: &url,
         content_type: header(header::CONTENT_TYPE),
         signature: headers.get("x-twilio-signature").and_then(|value| value.to_str().ok()),
-        body: &body,
+        body,
     };
     let callback = state.vault.twilio.read_callback(&raw)?;
     let id = callback.source.id;

@@ -1,20 +1,18 @@
-//! `/v1/calls/{CA}`: a call's recordings, and what is done under a call's SID.
+//! `/v1/calls/{CA}`: a call's recordings, and naming one of them.
 
 use axum::body::Body;
-use axum::extract::{Path, State as Shared};
+use axum::extract::State as Shared;
 use axum::response::Response;
-use http::{HeaderMap, Method, StatusCode, header};
+use http::{HeaderMap, StatusCode, header};
 use serde::Deserialize;
 
 use super::State;
-use super::audio::{self, Asked};
 use super::auth::{Ingester, Reader};
 use super::problem::Problem;
-use super::request::{self, Query, named};
+use super::request::{self, Named};
 use super::view::{self, CallAnswer, RecordingView};
 use crate::domain::sid::CallSid;
 use crate::vault::accept::Put;
-use crate::vault::deliver::Wanted;
 
 /// A URL and its quotes.
 const BODY_MAX_BYTES: usize = 16 << 10;
@@ -23,9 +21,8 @@ const BODY_MAX_BYTES: usize = 16 << 10;
 pub async fn call(
     Shared(state): Shared<State>,
     Reader(caller): Reader,
-    Path(sid): Path<String>,
+    Named(call_sid): Named<CallSid>,
 ) -> Result<Response, Problem> {
-    let call_sid: CallSid = named(&sid)?;
     let view = state.vault.call(call_sid, caller.visible()).await?.ok_or(Problem::NotFound)?;
     let answer = CallAnswer {
         call_sid,
@@ -33,32 +30,6 @@ pub async fn call(
         recordings: view.recordings.into_iter().map(|recording| RecordingView::new(&state.vault, recording)).collect(),
     };
     Ok(view::json(StatusCode::OK, &answer))
-}
-
-/// `GET` or `HEAD /v1/calls/{CA}/audio`.
-pub async fn call_audio(
-    Shared(state): Shared<State>,
-    Reader(caller): Reader,
-    Path(sid): Path<String>,
-    query: Query,
-    method: Method,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    let wanted = Wanted::Call(named(&sid)?);
-    audio::audio(&state, &Asked { caller: &caller, wanted, query: &query, method: &method, headers: &headers }).await
-}
-
-/// `GET /v1/calls/{CA}/link`.
-pub async fn call_link(
-    Shared(state): Shared<State>,
-    Reader(caller): Reader,
-    Path(sid): Path<String>,
-    query: Query,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    let wanted = Wanted::Call(named(&sid)?);
-    audio::link(&state, &Asked { caller: &caller, wanted, query: &query, method: &Method::GET, headers: &headers })
-        .await
 }
 
 #[derive(Debug, Deserialize)]
@@ -70,11 +41,10 @@ struct PutBody {
 pub async fn put_recording(
     Shared(state): Shared<State>,
     Ingester(caller): Ingester,
-    Path(sid): Path<String>,
+    Named(call): Named<CallSid>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let call: CallSid = sid.parse().map_err(|_| request::wrong("call_sid", &sid, "CA and 32 hex digits"))?;
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let media_type = content_type.split(';').next().unwrap_or_default().trim();
     if !media_type.eq_ignore_ascii_case("application/json") {

@@ -16,13 +16,13 @@ mod server;
 mod view;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request};
 use axum::middleware::{self, Next};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post, put};
 use http::HeaderValue;
 use secrecy::SecretString;
@@ -56,12 +56,12 @@ fn routes() -> Vec<(&'static str, MethodRouter<State>)> {
         ("/webhooks/twilio/recording", post(callback::receive).get(callback::receive)),
         ("/v1/calls/{call_sid}", get(calls::call)),
         ("/v1/calls/{call_sid}/recording", put(calls::put_recording)),
-        ("/v1/calls/{call_sid}/audio", get(calls::call_audio)),
-        ("/v1/calls/{call_sid}/link", get(calls::call_link)),
+        ("/v1/calls/{call_sid}/audio", get(audio::audio)),
+        ("/v1/calls/{call_sid}/link", get(audio::link)),
         ("/v1/recordings", get(recordings::list)),
         ("/v1/recordings/{recording_sid}", get(recordings::recording)),
-        ("/v1/recordings/{recording_sid}/audio", get(recordings::recording_audio)),
-        ("/v1/recordings/{recording_sid}/link", get(recordings::recording_link)),
+        ("/v1/recordings/{recording_sid}/audio", get(audio::audio)),
+        ("/v1/recordings/{recording_sid}/link", get(audio::link)),
         ("/v1/recordings/{recording_sid}/fetch", post(recordings::fetch_again)),
         ("/healthz", get(ops::healthz)),
         ("/readyz", get(ops::readyz)),
@@ -76,6 +76,7 @@ pub fn router(state: State) -> Router {
         telemetry::http_route(path);
         router = router.route(path, methods);
     }
+    router = router.layer(middleware::from_fn(in_time));
     if let Some(store) = state.vault.bucket.embedded() {
         router = with_embedded_store(router, store.clone(), &state);
     }
@@ -108,6 +109,15 @@ fn with_embedded_store(router: Router<State>, store: Embedded, state: &State) ->
         .route(&bucket, axum::routing::any(answer.clone()))
         .route(&format!("{bucket}/"), axum::routing::any(answer.clone()))
         .route(&format!("{bucket}/{{*key}}"), axum::routing::any(answer))
+}
+
+/// The longest that any answer takes: the longest wait, and time to make it.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(45);
+
+/// Ends what takes too long.
+async fn in_time(request: Request, next: Next) -> Response {
+    let answered = tokio::time::timeout(ANSWER_TIMEOUT, next.run(request)).await;
+    answered.unwrap_or_else(|_| Problem::Unavailable("The answer took too long.").into_response())
 }
 
 /// Counts and logs a request by the route that it matched.

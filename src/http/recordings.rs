@@ -1,14 +1,13 @@
 //! `/v1/recordings`: one recording, and lists of them.
 
-use axum::extract::{Path, State as Shared};
+use axum::extract::State as Shared;
 use axum::response::Response;
-use http::{HeaderMap, Method, StatusCode};
+use http::StatusCode;
 
 use super::State;
-use super::audio::{self, Asked};
 use super::auth::{Admin, Caller, Reader};
 use super::problem::Problem;
-use super::request::{Query, named, wrong};
+use super::request::{Named, Query, wrong};
 use super::view::{self, Page, RecordingView};
 use crate::catalog::{ListFilter, PageCursor};
 use crate::domain::recording::{Recording, State as RecordingState};
@@ -24,47 +23,21 @@ const CALLS_MAX: usize = 100;
 pub async fn recording(
     Shared(state): Shared<State>,
     Reader(caller): Reader,
-    Path(sid): Path<String>,
+    Named(sid): Named<RecordingSid>,
 ) -> Result<Response, Problem> {
-    let recording = find(&state, &caller, &sid).await?;
+    let recording = find(&state, &caller, sid).await?;
     let history = state.vault.catalog.history(&recording.id).await?;
     let view = RecordingView::new(&state.vault, recording).with_history(history);
     Ok(view::json(StatusCode::OK, &view))
-}
-
-/// `GET` or `HEAD /v1/recordings/{RE}/audio`.
-pub async fn recording_audio(
-    Shared(state): Shared<State>,
-    Reader(caller): Reader,
-    Path(sid): Path<String>,
-    query: Query,
-    method: Method,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    let wanted = Wanted::Recording(named(&sid)?);
-    audio::audio(&state, &Asked { caller: &caller, wanted, query: &query, method: &method, headers: &headers }).await
-}
-
-/// `GET /v1/recordings/{RE}/link`.
-pub async fn recording_link(
-    Shared(state): Shared<State>,
-    Reader(caller): Reader,
-    Path(sid): Path<String>,
-    query: Query,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    let wanted = Wanted::Recording(named(&sid)?);
-    audio::link(&state, &Asked { caller: &caller, wanted, query: &query, method: &Method::GET, headers: &headers })
-        .await
 }
 
 /// `POST /v1/recordings/{RE}/fetch`: try again what was given up.
 pub async fn fetch_again(
     Shared(state): Shared<State>,
     Admin(caller): Admin,
-    Path(sid): Path<String>,
+    Named(sid): Named<RecordingSid>,
 ) -> Result<Response, Problem> {
-    let known = find(&state, &caller, &sid).await?;
+    let known = find(&state, &caller, sid).await?;
     let recording = state.vault.catalog.fetch_again(&known.id).await?.ok_or(Problem::NotFound)?;
     let status = match recording.state {
         RecordingState::Stored => StatusCode::OK,
@@ -113,8 +86,7 @@ fn accounts(caller: &Caller, asked: Option<AccountSid>) -> Option<Vec<AccountSid
     }
 }
 
-async fn find(state: &State, caller: &Caller, sid: &str) -> Result<Recording, Problem> {
-    let sid: RecordingSid = named(sid)?;
+async fn find(state: &State, caller: &Caller, sid: RecordingSid) -> Result<Recording, Problem> {
     let recording = state.vault.find(Wanted::Recording(sid), caller.visible()).await?;
     recording.ok_or(Problem::NotFound)
 }

@@ -4,9 +4,11 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::FromRequestParts;
+use axum::extract::{FromRequestParts, RawPathParams};
 use bytes::Bytes;
+use http::header::HOST;
 use http::request::Parts;
+use http::uri::Authority;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use jiff::Timestamp;
 use jiff::civil::Date;
@@ -19,12 +21,51 @@ use super::problem::Problem;
 const WAIT_MAX_SECONDS: u64 = 30;
 const WAIT_DEFAULT: Duration = Duration::from_secs(10);
 
-/// Reads a body of at most so many bytes.
+/// A body of some kilobytes takes milliseconds.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Reads a body of at most so many bytes, which may not take its time.
 pub async fn body(body: Body, max_bytes: usize) -> Result<Bytes, Problem> {
-    match Limited::new(body, max_bytes).collect().await {
-        Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(Problem::PayloadTooLarge { max_bytes }),
-        Err(_) => Err(Problem::InvalidRequest("The body broke off.".to_owned())),
+    match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, max_bytes).collect()).await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Problem::PayloadTooLarge { max_bytes }),
+        Ok(Err(_)) => Err(Problem::InvalidRequest("The body broke off.".to_owned())),
+        Err(_) => Err(Problem::InvalidRequest("The body did not come in time.".to_owned())),
+    }
+}
+
+/// What the client calls the service, if it says so: the target's authority, or
+/// the header Host (RFC 9112, 3.2).
+pub fn host(parts: &Parts) -> Result<Option<Authority>, Problem> {
+    if let Some(authority) = parts.uri.authority() {
+        return Ok(Some(authority.clone()));
+    }
+    let Some(host) = parts.headers.get(HOST) else { return Ok(None) };
+    let authority = Authority::try_from(host.as_bytes()).ok().filter(|authority| !authority.as_str().contains('@'));
+    authority.map(Some).ok_or_else(|| Problem::InvalidRequest("The header Host is not a host.".to_owned()))
+}
+
+/// The one name in a path, parsed. What does not have the form of a name is not
+/// the name of anything.
+#[derive(Debug)]
+pub struct Named<T>(pub T);
+
+impl<T: FromStr> Named<T> {
+    /// The part of the path that the route calls so.
+    pub async fn of(parts: &mut Parts, name: &str) -> Result<Self, Problem> {
+        let params = RawPathParams::from_request_parts(parts, &()).await.map_err(|_| Problem::NotFound)?;
+        let found = params.iter().find(|(key, _)| *key == name).and_then(|(_, text)| text.parse().ok());
+        found.map(Self).ok_or(Problem::NotFound)
+    }
+}
+
+impl<T: FromStr> FromRequestParts<State> for Named<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &State) -> Result<Self, Problem> {
+        let params = RawPathParams::from_request_parts(parts, &()).await.map_err(|_| Problem::NotFound)?;
+        let found = params.iter().next().and_then(|(_, text)| text.parse().ok());
+        found.map(Self).ok_or(Problem::NotFound)
     }
 }
 
@@ -36,12 +77,17 @@ impl FromRequestParts<State> for Query {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &State) -> Result<Self, Problem> {
-        let raw = parts.uri.query().unwrap_or_default();
-        Ok(Self(url::form_urlencoded::parse(raw.as_bytes()).into_owned().collect()))
+        Ok(Self::of(parts))
     }
 }
 
 impl Query {
+    /// The query of a request.
+    pub fn of(parts: &Parts) -> Self {
+        let raw = parts.uri.query().unwrap_or_default();
+        Self(url::form_urlencoded::parse(raw.as_bytes()).into_owned().collect())
+    }
+
     /// All values of a parameter, as they came.
     pub fn texts(&self, name: &str) -> impl Iterator<Item = &str> {
         self.0.iter().filter(move |(key, _)| key == name).map(|(_, value)| value.as_str())
@@ -96,9 +142,4 @@ impl Query {
 pub fn wrong(name: &str, value: &str, expected: &str) -> Problem {
     let value: String = value.chars().take(100).collect();
     Problem::InvalidRequest(format!("{name}: {value:?} is wrong; expected {expected}."))
-}
-
-/// A part of the path, parsed. What does not have the form of a name is not the name of anything.
-pub fn named<T: FromStr>(text: &str) -> Result<T, Problem> {
-    text.parse().map_err(|_| Problem::NotFound)
 }

@@ -1,12 +1,16 @@
 //! Connections: how many, how slow, and how they end.
+//!
+//! HTTP/1.1 is spoken: what stands in front of a service speaks it too, and no
+//! other version has to be kept from wasting its connections.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
 use hyper::body::Incoming;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto::Builder;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -17,12 +21,14 @@ use tower::ServiceExt;
 /// Connections at once; further ones wait to be accepted. Each may hold some
 /// 100 KB of buffers.
 const CONNECTIONS_MAX: usize = 4096;
-/// A client that takes longer over its headers is up to no good.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
-/// Head and buffered body of a request; links of others are far shorter.
-const BUFFER_MAX_BYTES: usize = 64 << 10;
-/// Requests at once on one HTTP/2 connection.
-const STREAMS_MAX: u32 = 128;
+/// A client that has not sent a whole request by then is up to no good.
+const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a connection may lie idle between requests, or take over the head of
+/// one. Longer than balancers keep theirs (60 s at AWS and nginx), so that it is
+/// they who close: a request on a connection that closes is lost.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
+/// The head of a request; links of others are far shorter.
+const HEAD_MAX_BYTES: usize = 64 << 10;
 /// The wait after an accept failed, for want of file descriptors.
 const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
@@ -66,27 +72,36 @@ async fn accept(
 async fn serve_connection(socket: TcpStream, router: Router, stopping: CancellationToken) {
     // Answers are small and complete: nothing is gained by waiting for more.
     let _ = socket.set_nodelay(true);
-    let service = router.map_request(|request: http::Request<Incoming>| request.map(axum::body::Body::new));
-    let mut builder = Builder::new(TokioExecutor::new());
-    builder
-        .http1()
+    let asked = Arc::new(AtomicBool::new(false));
+    let has_asked = asked.clone();
+    let service = router.map_request(move |request: http::Request<Incoming>| {
+        has_asked.store(true, Ordering::Relaxed);
+        request.map(axum::body::Body::new)
+    });
+    let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
-        .max_buf_size(BUFFER_MAX_BYTES)
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(STREAMS_MAX)
-        .max_header_list_size(BUFFER_MAX_BYTES as u32);
-    let connection = builder.serve_connection(TokioIo::new(socket), TowerToHyperService::new(service));
-    tokio::pin!(connection);
-    let ended = tokio::select! {
-        ended = &mut connection => ended,
-        () = stopping.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+        .header_read_timeout(IDLE_TIMEOUT)
+        .max_buf_size(HEAD_MAX_BYTES)
+        .serve_connection(TokioIo::new(socket), TowerToHyperService::new(service));
+    let mut connection = std::pin::pin!(connection);
+    let mut first_request = std::pin::pin!(tokio::time::sleep(FIRST_REQUEST_TIMEOUT));
+    let (mut watching, mut ending) = (true, false);
+    let ended = loop {
+        tokio::select! {
+            ended = &mut connection => break ended,
+            () = &mut first_request, if watching => {
+                if !asked.load(Ordering::Relaxed) {
+                    return;
+                }
+                watching = false;
+            }
+            () = stopping.cancelled(), if !ending => {
+                connection.as_mut().graceful_shutdown();
+                ending = true;
+            }
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(error, "a connection broke");
+        tracing::debug!(%error, "a connection broke");
     }
 }

@@ -5,7 +5,7 @@
 //! by its [`ErrorCode`]. Only a 200 is media. Whether the bytes are audio is
 //! found out by whoever reads them.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{StatusCode, Version, header};
@@ -19,6 +19,12 @@ use super::egress::{self, Refused};
 use super::source::Source;
 use crate::domain::media::Variant;
 use crate::domain::recording::ErrorCode;
+use crate::telemetry::innermost;
+
+/// A body that comes more slowly than this, after a grace, is given up: it would
+/// hold its place for ever. Twilio sends a thousand times as fast.
+const RATE_MIN_BYTES_PER_SECOND: u64 = 4096;
+const RATE_GRACE: Duration = Duration::from_secs(120);
 
 /// Redirects that are followed.
 const REDIRECTS_MAX: usize = 5;
@@ -116,6 +122,7 @@ impl MediaError {
 #[derive(Debug)]
 pub struct Media {
     response: Response,
+    began: Instant,
     /// Its length, where Twilio announced one.
     pub announced_bytes: Option<u64>,
     read_bytes: u64,
@@ -176,19 +183,23 @@ impl Media {
             None if is_framed(&response) => {}
             None => return Err(MediaError::Unframed),
         }
-        Ok(Self { response, announced_bytes, read_bytes: 0, max_bytes })
+        Ok(Self { response, began: Instant::now(), announced_bytes, read_bytes: 0, max_bytes })
     }
 
     /// The next bytes, or None at the end, when as many came as were announced,
     /// and at least one. Cancelling loses no bytes but may break the body: drop it then.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, MediaError> {
         let read = self.response.chunk().await;
-        let chunk = read.map_err(|error| self.truncated(innermost(error)))?;
+        let chunk = read.map_err(|error| self.truncated(concise(error)))?;
         match &chunk {
             Some(chunk) => {
                 self.read_bytes += chunk.len() as u64;
                 if self.read_bytes > self.max_bytes {
                     return Err(MediaError::TooLarge { max_bytes: self.max_bytes });
+                }
+                let time_enough = RATE_GRACE + Duration::from_secs(self.read_bytes / RATE_MIN_BYTES_PER_SECOND);
+                if self.began.elapsed() > time_enough {
+                    return Err(self.truncated("it came too slowly".to_owned()));
                 }
             }
             None if self.read_bytes == 0 => return Err(MediaError::Empty),
@@ -252,18 +263,13 @@ fn retry_after(response: &Response) -> Option<Duration> {
 
 /// An error before there was an answer, without the URL: a redirect's query holds secrets.
 pub(super) fn unreachable(error: reqwest::Error) -> MediaError {
-    if let Some(refused) = causes(&error).find_map(|cause| cause.downcast_ref::<Refused>()) {
+    if let Some(refused) = innermost(&error).downcast_ref::<Refused>() {
         return MediaError::RefusedRedirect(refused.clone());
     }
-    MediaError::Unreachable(innermost(error))
+    MediaError::Unreachable(concise(error))
 }
 
-fn causes<'e>(error: &'e reqwest::Error) -> impl Iterator<Item = &'e (dyn std::error::Error + 'static)> {
-    std::iter::successors(std::error::Error::source(error), |cause| cause.source())
-}
-
-/// The first cause of an error, which says most. It has no URL in it.
-fn innermost(error: reqwest::Error) -> String {
-    let error = error.without_url();
-    causes(&error).last().map_or_else(|| error.to_string(), ToString::to_string)
+/// The first cause of an error. It has no URL in it.
+fn concise(error: reqwest::Error) -> String {
+    innermost(&error.without_url()).to_string()
 }

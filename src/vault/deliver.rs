@@ -15,8 +15,6 @@ use crate::catalog::{CallView, CatalogError};
 use crate::domain::recording::{Recording, State, StoredObject};
 use crate::domain::sid::{AccountSid, CallSid, RecordingSid};
 
-/// That someone asked is written at most this often for a recording.
-const ASKED_AGAIN_AFTER: Duration = Duration::from_secs(3600);
 /// What a client is told to wait at most; it may be hurried by then.
 const RETRY_AFTER_MAX_SECONDS: u64 = 60;
 
@@ -91,14 +89,16 @@ impl Vault {
     /// way goes on.
     pub async fn deliver(&self, wanted: Wanted, manner: &Manner<'_>) -> Result<Delivery, DeliveryError> {
         let mut waiter = Waiter::new(self.catalog.changes(), manner.patience);
-        let mut hurried = false;
+        let mut hurried = None;
         loop {
             waiter.look();
             let Some(recording) = self.find(wanted, manner.visible).await? else { return Ok(Delivery::Unknown) };
+            let now = self.now()?;
             match (recording.state, &recording.object) {
                 (State::Stored, Some(object)) => {
+                    self.note_asked(&recording, now);
                     let object = object.clone();
-                    return self.playable(recording, object, manner).await;
+                    return self.playable(recording, object, manner, now).await;
                 }
                 (State::Stored, None) => {
                     let words = format!("{} is stored but has no object", recording.id);
@@ -107,14 +107,25 @@ impl Vault {
                 (state, _) if !state.is_on_its_way() => return Ok(Delivery::Gone(Box::new(recording))),
                 _ => {}
             }
-            if !std::mem::replace(&mut hurried, true) {
-                self.catalog.hurry(&recording.id, self.retry.base).await?;
-                self.catalog.asked(&recording.id).await?;
+            if hurried.is_none() {
+                self.note_asked(&recording, now);
+            }
+            // Each attempt that was planned is brought forward once.
+            if recording.next_attempt_at > hurried {
+                self.hurry(&recording).await;
+                hurried = recording.next_attempt_at;
             }
             if !waiter.wait().await {
-                let retry_after_seconds = self.retry_after_seconds(&recording)?;
+                let retry_after_seconds = retry_after_seconds(&recording, now);
                 return Ok(Delivery::NotReady { recording: Box::new(recording), retry_after_seconds });
             }
+        }
+    }
+
+    /// Brings the next attempt forward. Whoever waits goes on waiting if that fails.
+    async fn hurry(&self, recording: &Recording) {
+        if let Err(error) = self.catalog.hurry(&recording.id, self.retry.base).await {
+            tracing::warn!(recording = %recording.id, %error, "its next attempt was not brought forward");
         }
     }
 
@@ -141,14 +152,8 @@ impl Vault {
         recording: Recording,
         object: StoredObject,
         manner: &Manner<'_>,
+        now: Timestamp,
     ) -> Result<Delivery, DeliveryError> {
-        let now = self.now()?;
-        let stale = |asked: Timestamp| {
-            now.duration_since(asked) > jiff::SignedDuration::from_secs(ASKED_AGAIN_AFTER.as_secs() as i64)
-        };
-        if recording.last_asked_at.is_none_or(stale) {
-            self.catalog.asked(&recording.id).await?;
-        }
         let disposition = match manner.attachment {
             true => Disposition::Attachment(download_name(&recording, &object)),
             false => Disposition::Inline,
@@ -156,13 +161,12 @@ impl Vault {
         let link = self.bucket.link(&object.key, manner.method, &disposition, now, manner.base).await?;
         Ok(Delivery::Redirect(Box::new(Playable { recording, object, link, now })))
     }
+}
 
-    /// When to ask again for a recording that is on its way: whole seconds, at least one.
-    fn retry_after_seconds(&self, recording: &Recording) -> Result<u64, CatalogError> {
-        let now = self.now()?;
-        let until_next = recording.next_attempt_at.map(|next| next.duration_since(now).as_secs().max(0).unsigned_abs());
-        Ok((until_next.unwrap_or_default() + 1).min(RETRY_AFTER_MAX_SECONDS))
-    }
+/// When to ask again for a recording that is on its way: whole seconds, at least one.
+fn retry_after_seconds(recording: &Recording, now: Timestamp) -> u64 {
+    let until_next = recording.next_attempt_at.map(|next| next.duration_since(now).as_secs().max(0).unsigned_abs());
+    (until_next.unwrap_or_default() + 1).min(RETRY_AFTER_MAX_SECONDS)
 }
 
 /// The name under which a browser saves a recording: when, and of which call.

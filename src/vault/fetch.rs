@@ -11,7 +11,7 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -30,8 +30,13 @@ use crate::twilio::media::{Media, MediaError};
 /// The wait between two tries to tell the catalog how an attempt ended.
 const SETTLE_AGAIN_AFTER: Duration = Duration::from_millis(250);
 /// How long an upload that was given up may take to be cleared away; the next
-/// claimer does it otherwise.
-const CLEAR_AWAY_TIMEOUT: Duration = Duration::from_secs(10);
+/// claimer does it otherwise. Short enough for the end of a node.
+const CLEAR_AWAY_TIMEOUT: Duration = Duration::from_secs(2);
+/// Chunks below this are copied together: each that is kept costs some 100 bytes
+/// beside its own.
+const SMALL_CHUNK_BYTES: usize = 4 << 10;
+/// What small chunks are copied together into.
+const GATHERED_BYTES: usize = 64 << 10;
 
 /// How an attempt ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -96,16 +101,14 @@ impl Vault {
         let upload = OnceLock::new();
         let began = Instant::now();
         let attempted = tokio::select! {
-            attempted = self.attempt(claim, &upload) => attempted,
-            () = self.keep_lease(&claim.lease, granted) => Err(AttemptError::Lost),
-            () = stopping.cancelled() => {
-                self.clear_away(claim, &upload).await;
-                return self.hand_back(claim).await;
-            }
+            attempted = self.attempt(claim, &upload) => Some(attempted),
+            () = self.keep_lease(&claim.lease, granted) => Some(Err(AttemptError::Lost)),
+            () = stopping.cancelled() => None,
         };
         let outcome = match attempted {
-            Ok(()) => Outcome::Stored,
-            Err(error) => self.settle_failure(claim, &upload, error, began).await,
+            Some(Ok(())) => Outcome::Stored,
+            Some(Err(error)) => self.settle_failure(claim, &upload, error, began).await,
+            None => self.hand_back(claim, &upload).await,
         };
         telemetry::fetch_ended(outcome_label(outcome), began.elapsed());
         outcome
@@ -126,10 +129,10 @@ impl Vault {
         if let Some(announced) = media.announced_bytes {
             shrink(&mut memory, announced);
         }
-        let object = self.transfer(lease, &details, &mut media, upload).await?;
+        let (object, staging_is_gone) = self.transfer(lease, &details, &mut media, upload).await?;
         drop(memory);
         telemetry::stored_bytes(object.size_bytes);
-        self.settle_stored(lease, &object).await
+        self.settle_stored(lease, &object, staging_is_gone).await
     }
 
     /// What is known of the recording, Twilio's own word on its call included.
@@ -157,14 +160,15 @@ impl Vault {
         reserved.expect("the budget is never closed, and the settings keep it above one reservation")
     }
 
-    /// Moves the bytes into the bucket, and says what is there now.
+    /// Moves the bytes into the bucket. Says what is there now, and whether
+    /// nothing is left of what was staged on the way.
     async fn transfer(
         &self,
         lease: &Lease,
         details: &Details,
         media: &mut Media,
         upload: &OnceLock<String>,
-    ) -> Result<StoredObject, AttemptError> {
+    ) -> Result<(StoredObject, bool), AttemptError> {
         let mut intake = Intake::default();
         let format = intake.begin(media).await?;
         let mut staging: Option<Staging> = None;
@@ -195,15 +199,11 @@ impl Vault {
             format,
             metadata: object_key::metadata(&lease.id, details, &digest, stored_at),
         };
-        match staging {
-            None => self.bucket.put(&object, chunks).await?,
-            Some(mut staging) => {
-                if staging.publish(&object).await? {
-                    held(self.catalog.forget_upload(lease).await?)?;
-                }
-            }
-        }
-        Ok(StoredObject { digest, size_bytes, format, key: object.key })
+        let staging_is_gone = match staging {
+            None => self.bucket.put(&object, chunks).await.map(|()| true)?,
+            Some(mut staging) => staging.publish(&object).await?,
+        };
+        Ok((StoredObject { digest, size_bytes, format, key: object.key }, staging_is_gone))
     }
 
     async fn stage(&self, lease: &Lease, upload: &OnceLock<String>) -> Result<Staging, AttemptError> {
@@ -223,20 +223,25 @@ impl Vault {
             tokio::time::sleep_until(next.max(Instant::now() + self.lease / 10)).await;
             // The lease runs from when the catalog grants it, which is later than this.
             let asked = Instant::now();
-            match self.catalog.renew(lease, self.lease).await {
-                Ok(Settled::Done) => renewed = asked,
-                Ok(Settled::Stale) => return,
-                Err(_) if Instant::now() < renewed + self.lease => {}
-                Err(_) => return,
+            let end = renewed + self.lease;
+            match tokio::time::timeout_at(end, self.catalog.renew(lease, self.lease)).await {
+                Ok(Ok(Settled::Done)) => renewed = asked,
+                Ok(Err(_)) if Instant::now() < end => {}
+                Ok(Ok(Settled::Stale) | Err(_)) | Err(_) => return,
             }
         }
     }
 
     /// Tells the catalog that the object is there. Where its answer is lost,
     /// the row tells whether it took it.
-    async fn settle_stored(&self, lease: &Lease, object: &StoredObject) -> Result<(), AttemptError> {
+    async fn settle_stored(
+        &self,
+        lease: &Lease,
+        object: &StoredObject,
+        staging_is_gone: bool,
+    ) -> Result<(), AttemptError> {
         loop {
-            match self.catalog.store(lease, object).await {
+            match self.catalog.store(lease, object, staging_is_gone).await {
                 Ok(Settled::Done) => return Ok(()),
                 Ok(Settled::Stale) => {
                     let row = self.catalog.recording(&lease.id).await;
@@ -274,13 +279,7 @@ impl Vault {
         };
         let decision = self.retry.decide(&failure, (self.dice)());
         tracing::info!(recording = %lease.id, %code, %error, ?decision, "an attempt failed");
-        let detail = error.to_string();
-        let settled = match decision {
-            Decision::Again { after, not_before } => {
-                self.catalog.try_again(lease, code, &detail, after, not_before).await
-            }
-            Decision::GiveUp => self.catalog.give_up(lease, code, &detail).await,
-        };
+        let settled = self.catalog.fail(lease, code, &error.to_string(), decision).await;
         match (settled, decision) {
             (Ok(Settled::Done), Decision::Again { .. }) => Outcome::Again(code),
             (Ok(Settled::Done), Decision::GiveUp) => Outcome::Failed(code),
@@ -292,8 +291,11 @@ impl Vault {
         }
     }
 
-    async fn hand_back(&self, claim: &Claim) -> Outcome {
-        match self.catalog.hand_back(&claim.lease).await {
+    /// Lets another node begin at once. What was staged is cleared away beside
+    /// that, if it can be in time: the row goes on naming it for the next claimer.
+    async fn hand_back(&self, claim: &Claim, upload: &OnceLock<String>) -> Outcome {
+        let (handed_back, _) = tokio::join!(self.catalog.hand_back(&claim.lease), self.clear_staging(claim, upload));
+        match handed_back {
             Ok(Settled::Done) => Outcome::HandedBack,
             Ok(Settled::Stale) => Outcome::Lost,
             Err(error) => {
@@ -305,13 +307,18 @@ impl Vault {
 
     /// Clears away the upload that this attempt began, while the lease is ours.
     async fn clear_away(&self, claim: &Claim, upload: &OnceLock<String>) {
-        let Some(upload_id) = upload.get() else { return };
-        let key = self.bucket.layout().staging(&claim.lease.id, claim.lease.epoch);
-        let cleared = tokio::time::timeout(CLEAR_AWAY_TIMEOUT, self.bucket.clear_staging(&key, upload_id)).await;
-        if matches!(cleared, Ok(Ok(()))) {
+        if self.clear_staging(claim, upload).await {
             // Otherwise the row goes on naming it, and the next claimer clears it away.
             let _ = self.catalog.forget_upload(&claim.lease).await;
         }
+    }
+
+    /// True where an upload was begun and nothing is left of it.
+    async fn clear_staging(&self, claim: &Claim, upload: &OnceLock<String>) -> bool {
+        let Some(upload_id) = upload.get() else { return false };
+        let key = self.bucket.layout().staging(&claim.lease.id, claim.lease.epoch);
+        let cleared = tokio::time::timeout(CLEAR_AWAY_TIMEOUT, self.bucket.clear_staging(&key, upload_id)).await;
+        matches!(cleared, Ok(Ok(())))
     }
 }
 
@@ -342,6 +349,8 @@ fn outcome_label(outcome: Outcome) -> &'static str {
 #[derive(Default)]
 struct Intake {
     chunks: Vec<Bytes>,
+    /// Small chunks, copied together.
+    gathered: BytesMut,
     held_bytes: usize,
     size_bytes: i64,
     hasher: Hasher,
@@ -351,10 +360,9 @@ impl Intake {
     /// Reads until the format can be told.
     async fn begin(&mut self, media: &mut Media) -> Result<Format, AttemptError> {
         while self.held_bytes < SNIFF_LEN && self.read(media).await? {}
-        let first: Vec<u8> = self.chunks.iter().flatten().take(SNIFF_LEN).copied().collect();
-        sniff(&first).ok_or_else(|| {
-            AttemptError::NotAudio(first.iter().take(16).copied().collect::<Vec<u8>>().escape_ascii().to_string())
-        })
+        let held = self.chunks.iter().flatten().chain(&self.gathered);
+        let first: Vec<u8> = held.take(SNIFF_LEN).copied().collect();
+        sniff(&first).ok_or_else(|| AttemptError::NotAudio(first[..first.len().min(16)].escape_ascii().to_string()))
     }
 
     /// Takes the next bytes; false at the end.
@@ -363,12 +371,28 @@ impl Intake {
         self.hasher.update(&chunk);
         self.size_bytes += i64::try_from(chunk.len()).unwrap_or(i64::MAX);
         self.held_bytes += chunk.len();
-        self.chunks.push(chunk);
+        if chunk.len() < SMALL_CHUNK_BYTES {
+            self.gathered.extend_from_slice(&chunk);
+            if self.gathered.len() >= GATHERED_BYTES {
+                self.chunks.push(self.gathered.split().freeze());
+            }
+        } else {
+            self.keep_gathered();
+            self.chunks.push(chunk);
+        }
         Ok(true)
     }
 
+    /// What is held, in order.
     fn take(&mut self) -> Vec<Bytes> {
+        self.keep_gathered();
         self.held_bytes = 0;
         std::mem::take(&mut self.chunks)
+    }
+
+    fn keep_gathered(&mut self) {
+        if !self.gathered.is_empty() {
+            self.chunks.push(self.gathered.split().freeze());
+        }
     }
 }

@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
 
+use crate::telemetry;
+
 /// Something that is not as it should be. Names no account.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Trouble {
@@ -49,6 +51,7 @@ impl Health {
 
     /// Notes how a part fared: an error is a trouble until it fares well again.
     pub fn note<E: std::fmt::Display>(&self, code: &'static str, fared: Result<(), E>) {
+        telemetry::trouble(code, fared.is_err());
         let mut troubles = self.list();
         let known = troubles.iter().position(|trouble| trouble.code == code);
         match (fared, known) {

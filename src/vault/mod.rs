@@ -13,11 +13,11 @@ pub mod health;
 
 use std::sync::Arc;
 
-use jiff::Timestamp;
-use tokio::sync::Semaphore;
+use jiff::{SignedDuration, Timestamp};
+use tokio::sync::{Mutex, Semaphore, mpsc};
 
 use crate::bucket::Bucket;
-use crate::catalog::{Catalog, CatalogError};
+use crate::catalog::{Catalog, CatalogError, Claimant};
 use crate::config::Config;
 use crate::domain::recording::{Recording, RecordingId};
 use crate::domain::retry;
@@ -28,6 +28,11 @@ use health::Health;
 
 /// A number in [0, 1), another one each time.
 pub type Dice = Box<dyn Fn() -> f64 + Send + Sync>;
+
+/// That someone asked is written at most this often for a recording.
+const ASKED_AGAIN_AFTER: SignedDuration = SignedDuration::from_hours(1);
+/// Those that wait to be written; more of them are forgotten.
+const ASKED_WAITING_MAX: usize = 1000;
 
 /// The memory budget is counted in these.
 const BUDGET_UNIT_BYTES: u64 = 1024;
@@ -49,6 +54,8 @@ pub struct Vault {
     /// Bytes of recordings that may be in memory, in [`BUDGET_UNIT_BYTES`].
     memory: Arc<Semaphore>,
     dice: Dice,
+    asked: mpsc::Sender<RecordingId>,
+    asked_to_write: Mutex<mpsc::Receiver<RecordingId>>,
 }
 
 impl Vault {
@@ -57,6 +64,7 @@ impl Vault {
         let budget = usize::try_from(config.memory_budget_bytes / BUDGET_UNIT_BYTES).unwrap_or(Semaphore::MAX_PERMITS);
         let mut accounts: Vec<AccountSid> = twilio.accounts().copied().collect();
         accounts.sort();
+        let (asked, asked_to_write) = mpsc::channel(ASKED_WAITING_MAX);
         Self {
             catalog,
             bucket,
@@ -68,6 +76,18 @@ impl Vault {
             lease: config.lease,
             memory: Arc::new(Semaphore::new(budget.min(Semaphore::MAX_PERMITS))),
             dice,
+            asked,
+            asked_to_write: Mutex::new(asked_to_write),
+        }
+    }
+
+    /// Writes down what was asked for, for as long as the service runs.
+    pub async fn write_what_was_asked(&self) {
+        let mut asked = self.asked_to_write.lock().await;
+        while let Some(id) = asked.recv().await {
+            if let Err(error) = self.catalog.asked(&id).await {
+                tracing::debug!(recording = %id, %error, "that it was asked for is not noted");
+            }
         }
     }
 
@@ -76,9 +96,18 @@ impl Vault {
         &self.accounts
     }
 
-    /// How long a claim may go without being renewed.
-    pub fn lease(&self) -> std::time::Duration {
-        self.lease
+    /// The terms on which a node of that name claims.
+    pub fn claimant(&self, node: String) -> Claimant {
+        Claimant { node, accounts: self.accounts.clone(), lease: self.lease, retry: self.retry }
+    }
+
+    /// Notes that someone asked for a recording's audio: now and then, and never
+    /// in the way of an answer. It may be lost.
+    fn note_asked(&self, recording: &Recording, now: Timestamp) {
+        let is_noted = recording.last_asked_at.is_some_and(|at| now.duration_since(at) < ASKED_AGAIN_AFTER);
+        if !is_noted {
+            let _ = self.asked.try_send(recording.id);
+        }
     }
 
     /// The catalog's time, without asking it.

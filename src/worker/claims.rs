@@ -8,18 +8,19 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::catalog::{CatalogError, Claim};
+use crate::catalog::{CatalogError, Claim, Claimant};
 use crate::telemetry::RunningFetch;
 use crate::vault::Vault;
 
 /// How long a lost wake-up can delay a claim.
 const POLL_EVERY: Duration = Duration::from_secs(1);
+/// What handing leases back may take at the very end of a node.
+pub const HAND_BACK_WITHIN: Duration = Duration::from_secs(3);
 
 /// Claims recordings for one node, and works on them.
 pub struct ClaimLoop {
     vault: Arc<Vault>,
-    /// This node's name in leases.
-    node: String,
+    claimant: Claimant,
     free: Arc<Semaphore>,
     running: TaskTracker,
     /// An attempt ended: there is room, and perhaps another one to plan.
@@ -29,11 +30,11 @@ pub struct ClaimLoop {
 }
 
 impl ClaimLoop {
-    /// A loop that works on `concurrency` recordings at once.
+    /// A loop of the node of that name, which works on `concurrency` recordings at once.
     pub fn new(vault: Arc<Vault>, node: String, concurrency: usize) -> Self {
         Self {
+            claimant: vault.claimant(node),
             vault,
-            node,
             free: Arc::new(Semaphore::new(concurrency)),
             running: TaskTracker::new(),
             ended: Arc::new(Notify::new()),
@@ -46,13 +47,9 @@ impl ClaimLoop {
         let mut changes = self.vault.catalog.changes();
         while !stopping.is_cancelled() {
             changes.mark_unchanged();
-            let idle_for = match self.claim_what_is_due().await {
-                Ok(idle_for) => idle_for,
-                Err(error) => {
-                    tracing::debug!(%error, "nothing was claimed");
-                    POLL_EVERY
-                }
-            };
+            let claimed = self.claim_what_is_due(stopping).await;
+            let idle_for = *claimed.as_ref().unwrap_or(&POLL_EVERY);
+            self.vault.health.note("claims_failing", claimed.map(|_| ()));
             tokio::select! {
                 () = stopping.cancelled() => {}
                 _ = changes.changed() => {}
@@ -62,22 +59,30 @@ impl ClaimLoop {
         }
     }
 
-    /// Lets what is running end within `limit`, then hands the rest back.
+    /// Lets what is running end within `limit`, then hands the rest back. To be
+    /// called once [`Self::run`] has returned.
     pub async fn finish(&self, limit: Duration) {
         self.running.close();
         if tokio::time::timeout(limit, self.running.wait()).await.is_err() {
             tracing::info!(running = self.running.len(), "handing back what is not done");
             self.cut_short.cancel();
-            self.running.wait().await;
+            if tokio::time::timeout(HAND_BACK_WITHIN, self.running.wait()).await.is_err() {
+                tracing::warn!(running = self.running.len(), "not handed back in time; the leases will run out");
+            }
         }
     }
 
-    /// Claims as much as there is room for. Says how long nothing is due then.
-    async fn claim_what_is_due(&self) -> Result<Duration, CatalogError> {
+    /// Claims as much as there is room for, and starts it. Says for how long
+    /// nothing is due then.
+    async fn claim_what_is_due(&self, stopping: &CancellationToken) -> Result<Duration, CatalogError> {
         loop {
             // Waits for room: nothing can be claimed before.
-            let permit = self.free.clone().acquire_owned().await.expect("the semaphore is never closed");
-            match self.vault.catalog.next_due(self.vault.accounts()).await? {
+            let permit = tokio::select! {
+                biased;
+                () = stopping.cancelled() => return Ok(POLL_EVERY),
+                permit = self.free.clone().acquire_owned() => permit.expect("the semaphore is never closed"),
+            };
+            match self.vault.catalog.next_due(&self.claimant.accounts).await? {
                 Some(Duration::ZERO) => {}
                 Some(wait) => return Ok(wait.min(POLL_EVERY)),
                 None => return Ok(POLL_EVERY),
@@ -86,11 +91,11 @@ impl ClaimLoop {
             while let Ok(more) = self.free.clone().try_acquire_owned() {
                 permits.push(more);
             }
+            // From here on nothing may be cancelled: what is granted must be started.
             let granted = Instant::now();
-            let vault = &self.vault;
-            let claims = vault.catalog.claim(&self.node, vault.accounts(), vault.lease(), permits.len()).await?;
+            let claims = self.vault.catalog.claim(&self.claimant, permits.len()).await?;
             if claims.is_empty() {
-                // Other nodes were quicker.
+                // Other nodes were quicker, or leases ran out and are due later.
                 return Ok(POLL_EVERY);
             }
             for (claim, permit) in claims.into_iter().zip(permits) {

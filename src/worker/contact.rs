@@ -6,8 +6,6 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::bucket::BucketError;
-use crate::catalog::CatalogError;
-use crate::telemetry;
 use crate::vault::Vault;
 
 /// The wait between two tries at first contact.
@@ -21,28 +19,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// reached; then keeps looking at them until `stopping`.
 pub async fn watch_parts(vault: Arc<Vault>, stopping: CancellationToken) {
     let watched = async {
-        let mut prepared = false;
-        let mut bucket_found = false;
-        loop {
-            if !prepared {
-                let fared = tokio::time::timeout(PATIENCE * 6, vault.catalog.prepare()).await;
-                let fared = fared.unwrap_or_else(|_| Err(CatalogError::Unavailable("it does not answer".to_owned())));
-                prepared = fared.is_ok();
-                note(&vault, "catalog_unreachable", fared);
-            } else {
-                note(&vault, "catalog_unreachable", vault.catalog.next_due(vault.accounts()).await.map(|_| ()));
-            }
-            let fared = tokio::time::timeout(PATIENCE, vault.bucket.check()).await;
-            let fared = fared.unwrap_or_else(|_| Err(BucketError::Setup("its store does not answer".to_owned())));
-            bucket_found |= fared.is_ok();
-            note(&vault, "bucket_unreachable", fared);
-            if prepared && bucket_found {
-                vault.health.became_ready();
-                tokio::time::sleep(LOOK_EVERY).await;
-            } else {
-                tokio::time::sleep(TRY_AGAIN_AFTER).await;
-            }
-        }
+        tokio::join!(prepare(&vault), watch_bucket(&vault, true));
+        vault.health.became_ready();
+        tokio::join!(watch_catalog(&vault), watch_bucket(&vault, false));
     };
     tokio::select! {
         () = watched => {}
@@ -50,7 +29,42 @@ pub async fn watch_parts(vault: Arc<Vault>, stopping: CancellationToken) {
     }
 }
 
-fn note<E: std::fmt::Display>(vault: &Vault, code: &'static str, fared: Result<(), E>) {
-    telemetry::trouble(code, fared.is_err());
-    vault.health.note(code, fared);
+/// Returns once the catalog is prepared. A migration is never cut short, however
+/// long it takes.
+async fn prepare(vault: &Vault) {
+    loop {
+        let mut preparing = std::pin::pin!(vault.catalog.prepare());
+        let fared = loop {
+            match tokio::time::timeout(PATIENCE, &mut preparing).await {
+                Ok(fared) => break fared,
+                Err(_) => vault.health.note("catalog_unreachable", Err("it is still being prepared")),
+            }
+        };
+        let prepared = fared.is_ok();
+        vault.health.note("catalog_unreachable", fared);
+        if prepared {
+            return;
+        }
+        tokio::time::sleep(TRY_AGAIN_AFTER).await;
+    }
+}
+
+async fn watch_catalog(vault: &Vault) {
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        vault.health.note("catalog_unreachable", vault.catalog.check().await);
+    }
+}
+
+async fn watch_bucket(vault: &Vault, until_found: bool) {
+    loop {
+        let fared = tokio::time::timeout(PATIENCE, vault.bucket.check()).await;
+        let fared = fared.unwrap_or_else(|_| Err(BucketError::Setup("its store does not answer".to_owned())));
+        let found = fared.is_ok();
+        vault.health.note("bucket_unreachable", fared);
+        if until_found && found {
+            return;
+        }
+        tokio::time::sleep(if until_found { TRY_AGAIN_AFTER } else { LOOK_EVERY }).await;
+    }
 }

@@ -7,5 +7,5 @@
 mod claims;
 mod contact;
 
-pub use claims::ClaimLoop;
+pub use claims::{ClaimLoop, HAND_BACK_WITHIN};
 pub use contact::watch_parts;

@@ -13,8 +13,7 @@ use super::*;
 const SHORT: Duration = Duration::from_millis(300);
 
 async fn claim_when_due(catalog: &Arc<dyn Catalog>) -> Claim {
-    eventually("something can be claimed", async || catalog.claim("another", &accounts(), LONG, 1).await.unwrap().pop())
-        .await
+    eventually("something can be claimed", async || catalog.claim(&claimant(LONG), 1).await.unwrap().pop()).await
 }
 
 on_every_catalog! {
@@ -26,7 +25,7 @@ on_every_catalog! {
             tokio::spawn(async move {
                 let mut mine = Vec::new();
                 while !matches!(node.next_due(&accounts()).await.unwrap(), Some(wait) if wait > Duration::ZERO) {
-                    let claims = node.claim("node", &accounts(), LONG, 7).await.unwrap();
+                    let claims = node.claim(&claimant(LONG), 7).await.unwrap();
                     mine.extend(claims.into_iter().map(|claim| (claim.lease.id, claim.lease.epoch)));
                 }
                 mine
@@ -42,8 +41,8 @@ on_every_catalog! {
         let catalog = database.node().await;
         accept(&catalog, [1]).await;
         let stranger: AccountSid = format!("AC{}", "9".repeat(32)).parse().unwrap();
-        assert_eq!(catalog.claim("node", &[stranger], LONG, 10).await.unwrap(), []);
-        assert_eq!(catalog.claim("node", &[], LONG, 10).await.unwrap(), []);
+        assert_eq!(catalog.claim(&Claimant { accounts: vec![stranger], ..claimant(LONG) }, 10).await.unwrap(), []);
+        assert_eq!(catalog.claim(&Claimant { accounts: vec![], ..claimant(LONG) }, 10).await.unwrap(), []);
         assert_eq!(catalog.next_due(&[stranger]).await.unwrap(), None);
         assert_eq!(catalog.next_due(&accounts()).await.unwrap(), Some(Duration::ZERO));
         let claim = claim_one(&catalog, LONG).await;
@@ -61,7 +60,23 @@ on_every_catalog! {
         assert_eq!(taken.lease.epoch, lost.lease.epoch + 1);
         assert_eq!((taken.failed_before, taken.recording.attempts), (1, 2));
         let history = catalog.history(&recording_id(1)).await.unwrap();
-        assert_eq!(history.last().unwrap().kind, "lease_over");
+        assert_eq!((history[2].kind.as_str(), &history[2].detail["code"]), ("attempt", &"interrupted".into()));
+        assert_eq!(taken.recording.last_error.unwrap().code, ErrorCode::Interrupted);
+    }
+
+    async fn a_recording_that_ends_every_node_is_given_up_in_the_end(database: Database) {
+        let catalog = database.node().await;
+        accept(&catalog, [1]).await;
+        let mut impatient = claimant(SHORT);
+        impatient.retry.not_ready_for = Duration::from_millis(1);
+        assert_eq!(catalog.claim(&impatient, 1).await.unwrap().len(), 1);
+        let failed = eventually("it is given up", async || {
+            assert_eq!(catalog.claim(&impatient, 1).await.unwrap(), []);
+            let known = catalog.recording(&recording_id(1)).await.unwrap().unwrap();
+            (known.state == State::Failed).then_some(known)
+        })
+        .await;
+        assert_eq!(failed.last_error.unwrap().code, ErrorCode::Interrupted);
     }
 
     async fn whoever_lost_the_lease_changes_nothing(database: Database) {
@@ -78,18 +93,18 @@ on_every_catalog! {
             catalog.note_upload(&stale, "upload").await,
             catalog.forget_upload(&stale).await,
             catalog.confirm(&stale, &details).await,
-            catalog.store(&stale, &object(&stale.id, b"late")).await,
-            catalog.try_again(&stale, ErrorCode::NotReady, "late", zero, zero).await,
-            catalog.give_up(&stale, ErrorCode::NotReady, "late").await,
+            catalog.store(&stale, &object(&stale.id, b"late"), true).await,
+            catalog.fail(&stale, ErrorCode::NotReady, "late", again(zero, zero)).await,
+            catalog.fail(&stale, ErrorCode::NotReady, "late", Decision::GiveUp).await,
             catalog.hand_back(&stale).await,
         ] {
             assert_eq!(settled.unwrap(), Settled::Stale);
         }
         assert_eq!(catalog.recording(&held.id).await.unwrap(), before);
         assert_eq!(catalog.history(&held.id).await.unwrap(), history);
-        assert_eq!(catalog.store(&held, &object(&held.id, b"right")).await.unwrap(), Settled::Done);
+        assert_eq!(catalog.store(&held, &object(&held.id, b"right"), true).await.unwrap(), Settled::Done);
         // Nor does the one who has let go of it.
-        assert_eq!(catalog.store(&held, &object(&held.id, b"other")).await.unwrap(), Settled::Stale);
+        assert_eq!(catalog.store(&held, &object(&held.id, b"other"), true).await.unwrap(), Settled::Stale);
         assert_eq!(catalog.renew(&held, LONG).await.unwrap(), Settled::Stale);
     }
 
@@ -99,7 +114,7 @@ on_every_catalog! {
         let lease = claim_one(&nodes[0], LONG).await.lease;
         let commits = nodes.iter().cycle().take(16).map(|node| {
             let node = node.clone();
-            tokio::spawn(async move { node.store(&lease, &object(&lease.id, b"audio")).await.unwrap() })
+            tokio::spawn(async move { node.store(&lease, &object(&lease.id, b"audio"), true).await.unwrap() })
         });
         let done = join_all(commits).await.into_iter().filter(|settled| *settled.as_ref().unwrap() == Settled::Done);
         assert_eq!(done.count(), 1);
@@ -113,7 +128,7 @@ on_every_catalog! {
         let claim = claim_one(&catalog, SHORT).await;
         assert_eq!(catalog.renew(&claim.lease, LONG).await.unwrap(), Settled::Done);
         assert!(catalog.next_due(&accounts()).await.unwrap().unwrap() > LONG / 2);
-        assert_eq!(catalog.claim("another", &accounts(), LONG, 1).await.unwrap(), []);
+        assert_eq!(catalog.claim(&claimant(LONG), 1).await.unwrap(), []);
     }
 
     async fn a_stored_recording_has_its_object_and_no_error(database: Database) {
@@ -121,11 +136,11 @@ on_every_catalog! {
         accept(&catalog, [1]).await;
         let first = claim_one(&catalog, LONG).await.lease;
         let zero = Duration::ZERO;
-        assert_eq!(catalog.try_again(&first, ErrorCode::NotReady, "404", zero, zero).await.unwrap(), Settled::Done);
+        assert_eq!(catalog.fail(&first, ErrorCode::NotReady, "404", again(zero, zero)).await.unwrap(), Settled::Done);
         let second = claim_when_due(&catalog).await;
         assert_eq!((second.lease.epoch, second.failed_before), (2, 1));
         let object = object(&first.id, b"audio");
-        assert_eq!(catalog.store(&second.lease, &object).await.unwrap(), Settled::Done);
+        assert_eq!(catalog.store(&second.lease, &object, true).await.unwrap(), Settled::Done);
         let stored = catalog.recording(&first.id).await.unwrap().unwrap();
         assert_eq!((stored.state, stored.object, stored.last_error), (State::Stored, Some(object), None));
         assert_eq!((stored.attempts, stored.next_attempt_at), (2, None));
@@ -137,20 +152,20 @@ on_every_catalog! {
         let catalog = database.node().await;
         accept(&catalog, [1]).await;
         let lease = claim_one(&catalog, LONG).await.lease;
-        let settled = catalog.try_again(&lease, ErrorCode::UpstreamError, "503", LONG, Duration::ZERO).await.unwrap();
+        let settled = catalog.fail(&lease, ErrorCode::UpstreamError, "503", again(LONG, Duration::ZERO)).await.unwrap();
         assert_eq!(settled, Settled::Done);
         let waiting = catalog.recording(&lease.id).await.unwrap().unwrap();
         assert_eq!(waiting.state, State::Pending);
         assert_eq!(waiting.last_error.unwrap().code, ErrorCode::UpstreamError);
         assert!(catalog.next_due(&accounts()).await.unwrap().unwrap() > LONG / 2);
-        assert_eq!(catalog.claim("node", &accounts(), LONG, 1).await.unwrap(), []);
+        assert_eq!(catalog.claim(&claimant(LONG), 1).await.unwrap(), []);
     }
 
     async fn someone_who_waits_brings_the_next_attempt_forward(database: Database) {
         let catalog = database.node().await;
         accept(&catalog, [1]).await;
         let lease = claim_one(&catalog, LONG).await.lease;
-        let _ = catalog.try_again(&lease, ErrorCode::NotReady, "404", LONG, Duration::ZERO).await.unwrap();
+        let _ = catalog.fail(&lease, ErrorCode::NotReady, "404", again(LONG, Duration::ZERO)).await.unwrap();
         catalog.hurry(&lease.id, LONG / 2).await.unwrap();
         let next = catalog.next_due(&accounts()).await.unwrap().unwrap();
         assert!(next <= LONG / 2 && next > LONG / 4, "{next:?}");
@@ -165,7 +180,7 @@ on_every_catalog! {
         let catalog = database.node().await;
         accept(&catalog, [1]).await;
         let lease = claim_one(&catalog, LONG).await.lease;
-        let _ = catalog.try_again(&lease, ErrorCode::RateLimited, "429", LONG, LONG / 2).await.unwrap();
+        let _ = catalog.fail(&lease, ErrorCode::RateLimited, "429", again(LONG, LONG / 2)).await.unwrap();
         catalog.hurry(&lease.id, Duration::from_millis(1)).await.unwrap();
         let next = catalog.next_due(&accounts()).await.unwrap().unwrap();
         assert!(next > LONG / 4 && next <= LONG / 2, "{next:?}");
@@ -175,7 +190,7 @@ on_every_catalog! {
         let catalog = database.node().await;
         accept(&catalog, [1]).await;
         let lease = claim_one(&catalog, LONG).await.lease;
-        assert_eq!(catalog.give_up(&lease, ErrorCode::TooLarge, "5 GB").await.unwrap(), Settled::Done);
+        assert_eq!(catalog.fail(&lease, ErrorCode::TooLarge, "5 GB", Decision::GiveUp).await.unwrap(), Settled::Done);
         let failed = catalog.accept(&callback(1, "completed")).await.unwrap().recording;
         assert_eq!((failed.state, failed.last_error.unwrap().code), (State::Failed, ErrorCode::TooLarge));
         let again = catalog.fetch_again(&lease.id).await.unwrap().unwrap();
@@ -231,7 +246,7 @@ on_every_catalog! {
         for number in 0..30 {
             let lease = claim_when_due(&catalog).await.lease;
             let detail = if number < 20 { "404".to_owned() } else { format!("503 of {number}") };
-            let _ = catalog.try_again(&lease, ErrorCode::NotReady, &detail, zero, zero).await.unwrap();
+            let _ = catalog.fail(&lease, ErrorCode::NotReady, &detail, again(zero, zero)).await.unwrap();
         }
         let history = catalog.history(&recording_id(1)).await.unwrap();
         let attempts: Vec<_> = history.iter().filter(|entry| entry.kind == "attempt").collect();
@@ -239,7 +254,7 @@ on_every_catalog! {
         assert_eq!((&attempts[0].detail["times"], &attempts[0].detail["detail"]), (&20.into(), &"404".into()));
         for number in 0..120 {
             let lease = claim_when_due(&catalog).await.lease;
-            let _ = catalog.try_again(&lease, ErrorCode::NotReady, &format!("{number}"), zero, zero).await.unwrap();
+            let _ = catalog.fail(&lease, ErrorCode::NotReady, &format!("{number}"), again(zero, zero)).await.unwrap();
         }
         let history = catalog.history(&recording_id(1)).await.unwrap();
         assert_eq!(history.len(), 102, "100 attempts, and what was told once");

@@ -129,3 +129,52 @@ on_every_catalog! {
         assert!(now.duration_since(accepted).abs() < jiff::SignedDuration::from_secs(5), "{now} {accepted}");
     }
 }
+
+/// What is asked every second, and for every request, reads an index and not the table.
+#[tokio::test]
+async fn look_ups_are_by_index_on_sqlite() {
+    use sqlx::Row;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("catalog.db");
+    let catalog: Arc<dyn Catalog> = SqliteCatalog::open(&file, 4).unwrap();
+    catalog.prepare().await.unwrap();
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&file);
+    let mut connection = <sqlx::SqliteConnection as sqlx::Connection>::connect_with(&options).await.unwrap();
+    for (statement, index) in [
+        (
+            "SELECT min((SELECT r.due_at FROM recordings r WHERE r.account_sid = a.column1 \
+             AND r.state IN ('pending', 'fetching') ORDER BY r.due_at LIMIT 1)) FROM (VALUES ('AC1'), ('AC2')) AS a",
+            "recordings_by_due (account_sid=?)",
+        ),
+        (
+            "SELECT * FROM recordings WHERE state IN ('pending', 'fetching') AND due_at <= 1 \
+             AND account_sid IN ('AC1', 'AC2') ORDER BY due_at LIMIT 16",
+            "recordings_by_due (account_sid=? AND due_at<?)",
+        ),
+        (
+            "SELECT * FROM recordings WHERE recording_sid = 'RE1' AND account_sid IN ('AC1')",
+            "account_sid=? AND recording_sid=?",
+        ),
+        ("SELECT * FROM recordings WHERE recording_sid = 'RE1'", "recordings_by_recording (recording_sid=?)"),
+        (
+            "SELECT * FROM recordings WHERE account_sid || '' IN ('AC1') AND call_sid IN ('CA1', 'CA2') AND state <> 'erased' \
+             ORDER BY ordered_at DESC, recording_sid DESC, account_sid DESC LIMIT 51",
+            "recordings_by_call (call_sid=?)",
+        ),
+        (
+            "SELECT * FROM recordings WHERE account_sid IN ('AC1') AND state IN ('failed') \
+             ORDER BY ordered_at DESC, recording_sid DESC, account_sid DESC LIMIT 51",
+            "recordings_by_account_state (account_sid=? AND state=?)",
+        ),
+        (
+            "SELECT * FROM recordings WHERE state <> 'erased' \
+             ORDER BY ordered_at DESC, recording_sid DESC, account_sid DESC LIMIT 51",
+            "recordings_by_order",
+        ),
+    ] {
+        let explain = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {statement}"));
+        let rows = sqlx::query(explain).fetch_all(&mut connection).await.unwrap();
+        let plan: Vec<String> = rows.iter().map(|row| row.get("detail")).collect();
+        assert!(plan.iter().any(|step| step.contains(index)), "{statement}\n{plan:#?}");
+    }
+}

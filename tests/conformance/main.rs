@@ -11,10 +11,11 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use callvault::catalog::{AnnouncedBy, Announcement, Catalog, Claim, PostgresCatalog, SqliteCatalog};
+use callvault::catalog::{AnnouncedBy, Announcement, Catalog, Claim, Claimant, PostgresCatalog, SqliteCatalog};
 use callvault::domain::digest::Digest;
 use callvault::domain::media::Format;
 use callvault::domain::recording::{Details, RecordingId, StoredObject};
+use callvault::domain::retry::{Decision, Policy};
 use callvault::domain::sid::AccountSid;
 use support::servers::Postgres;
 use support::world::{account, call_sid, recording_id};
@@ -117,9 +118,20 @@ pub fn accounts() -> [AccountSid; 1] {
     [account()]
 }
 
+/// A node that claims for that long, and tries again at once.
+pub fn claimant(lease: Duration) -> Claimant {
+    let retry = Policy { base: Duration::from_millis(1), cap: Duration::from_secs(1), not_ready_for: LONG };
+    Claimant { node: "node".to_owned(), accounts: accounts().to_vec(), lease, retry }
+}
+
+/// Another attempt, and when.
+pub fn again(after: Duration, not_before: Duration) -> Decision {
+    Decision::Again { after, not_before }
+}
+
 /// The one recording that is due, claimed.
 pub async fn claim_one(catalog: &Arc<dyn Catalog>, lease: Duration) -> Claim {
-    let mut claims = catalog.claim("node", &accounts(), lease, 10).await.unwrap();
+    let mut claims = catalog.claim(&claimant(lease), 10).await.unwrap();
     assert_eq!(claims.len(), 1, "{claims:?}");
     claims.remove(0)
 }

@@ -68,6 +68,59 @@ on_all_parts! {
         nothing_is_left_over(&world, &service, &[key]).await;
     }
 
+    async fn a_kill_after_the_upload_was_completed_leaves_no_trace(world: World) {
+        let service = world.start().await;
+        let id = recording_id(1);
+        let mut recording = SimulatedRecording::speech(id, call_sid(1), started_at());
+        recording.audio = Audio::made_up_wav(100 << 20, 7);
+        let digest = recording.audio.wav.as_ref().unwrap().digest();
+        world.simulator.add(recording);
+        service.send(&world.callback(id.recording)).await;
+        // From here on the copy to the key is under way, or what was staged is being removed.
+        let store = world.store(&service);
+        eventually("the upload was completed", async || {
+            store.keys().await.iter().any(|key| key.contains(".staging")).then_some(())
+        })
+        .await;
+        service.kill();
+
+        let service = world.start_on(service.port, debug_binary()).await;
+        let shown = service.recording_in(id.recording, "stored").await;
+        assert_eq!(shown["sha256"], digest.to_string());
+        let key = format!("{}/{}/{digest}.wav", call_sid(1), id.recording);
+        let (bytes, _) = world.store(&service).object(&key).await;
+        assert_eq!(Digest::of(&bytes), digest);
+        nothing_is_left_over(&world, &service, &[key]).await;
+    }
+
+    async fn a_stop_under_load_begins_nothing_new_and_keeps_no_lease(world: World) {
+        world.set("CALLVAULT_FETCH_CONCURRENCY", "2");
+        world.set("CALLVAULT_SHUTDOWN_TIMEOUT", "8s");
+        world.set("CALLVAULT_LEASE", "10m");
+        let service = world.start().await;
+        for number in 1..=30 {
+            let id = world.record(number);
+            // Each takes about a second.
+            let piece_bytes = speech_mp3().len() / 10;
+            world.simulator.always(id.recording, Some(Fault::Slow { piece_bytes, wait: std::time::Duration::from_millis(100) }));
+            service.send(&world.callback(id.recording)).await;
+        }
+        eventually("fetches have begun", async || (world.simulator.fetches() >= 2).then_some(())).await;
+        service.signal("TERM");
+        eventually("the service has begun to stop", async || service.log().contains("stopping").then_some(())).await;
+        let begun = world.simulator.fetches();
+        assert_eq!(service.end().await.code(), Some(0));
+        // What was claimed when the signal came may still have asked.
+        assert!(world.simulator.fetches() <= begun + 2, "{} after {begun}", world.simulator.fetches());
+
+        (1..=30).for_each(|number| world.simulator.always(recording_id(number).recording, None));
+        let service = world.start_on(service.port, debug_binary()).await;
+        for number in 1..=30 {
+            // A lease that was kept would hold its recording for ten minutes.
+            service.recording_in(recording_id(number).recording, "stored").await;
+        }
+    }
+
     async fn a_large_recording_is_staged_and_copied_whole(world: World) {
         let service = world.start().await;
         // Around the sizes at which the way of writing changes.

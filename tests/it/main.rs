@@ -34,6 +34,7 @@ mod commands;
 mod crashes;
 mod journey;
 mod large;
+mod limits;
 mod puts;
 mod redirects;
 mod settings;

@@ -57,13 +57,16 @@ CREATE TABLE recordings (
     PRIMARY KEY (account_sid, recording_sid)
 ) STRICT, WITHOUT ROWID;
 
-CREATE INDEX recordings_by_due ON recordings (due_at) WHERE state IN ('pending', 'fetching');
+-- Each begins with what look-ups compare for equality, the account last: without
+-- statistics SQLite takes the index of which it can use the most.
+CREATE INDEX recordings_by_due ON recordings (account_sid, due_at) WHERE state IN ('pending', 'fetching');
 CREATE INDEX recordings_by_recording ON recordings (recording_sid);
-CREATE INDEX recordings_by_call ON recordings (call_sid);
-CREATE INDEX recordings_by_conference ON recordings (conference_sid);
+CREATE INDEX recordings_by_call ON recordings (call_sid, account_sid);
+CREATE INDEX recordings_by_conference ON recordings (conference_sid, account_sid);
 CREATE INDEX recordings_by_order ON recordings (ordered_at, recording_sid, account_sid);
 CREATE INDEX recordings_by_account ON recordings (account_sid, ordered_at, recording_sid);
 CREATE INDEX recordings_by_state ON recordings (state, ordered_at, recording_sid, account_sid);
+CREATE INDEX recordings_by_account_state ON recordings (account_sid, state, ordered_at, recording_sid);
 
 -- What happened: the feed, and what only the history of a recording tells.
 CREATE TABLE events (
