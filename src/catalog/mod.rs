@@ -10,6 +10,7 @@
 //! update of a fetch names its epoch, so that a stale holder changes nothing.
 
 mod accept;
+mod claim;
 mod clock;
 mod feed;
 mod lease;
@@ -26,9 +27,10 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 
 pub use accept::{Accepted, AnnouncedBy, Announcement};
+pub use claim::{Claim, Claimant, Leftover};
 pub use clock::Clock;
 pub use feed::{Cursor, Event, EventFilter};
-pub use lease::{Claim, Claimant, Lease, Leftover, Settled};
+pub use lease::{Lease, Settled};
 pub use lookup::{CallView, ListFilter, PageCursor, PutChoice};
 pub use postgres::PostgresCatalog;
 pub use rows::HistoryEntry;
@@ -106,6 +108,14 @@ impl dyn Catalog + '_ {
         let mut session = self.begin().await?;
         session.execute(CHANGE_NOTHING, sql::args![]).await?;
         session.rollback().await
+    }
+
+    /// Reads the catalog's time.
+    async fn read_clock(&self) -> Result<()> {
+        let row = self.read().await?.row("SELECT now_ms FROM clock", sql::args![]).await?;
+        let row = row.ok_or_else(|| CatalogError::Unreadable("the clock shows nothing".to_owned()))?;
+        self.clock().set(row.time("now_ms")?);
+        Ok(())
     }
 }
 

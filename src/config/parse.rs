@@ -2,11 +2,24 @@
 //!
 //! Each function gives the value, or says in one phrase what would be right.
 
-use std::net::SocketAddr;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
 use std::time::Duration;
 
 use base64::Engine as _;
 use url::Url;
+
+use super::{EVENT_TYPES, PrivateKey};
+use crate::domain::media::Variant;
+use crate::domain::sid::AccountSid;
+
+/// One large fetch at a time must fit into the memory budget.
+const MEMORY_BUDGET_MIN_BYTES: u64 = 32 << 20;
+/// What one CopyObject can copy (S3's limit).
+const COPY_MAX_BYTES: u64 = 5_000_000_000;
+/// A shorter lease would be lost to a pause that any busy machine has.
+const LEASE_MIN: Duration = Duration::from_secs(1);
 
 /// What would have been right, to be read after "expected".
 pub type Expected = String;
@@ -138,6 +151,121 @@ pub fn token(text: &str) -> Result<String, Expected> {
     } else {
         Err("printable ASCII without blanks".to_owned())
     }
+}
+
+/// A whole number within these bounds.
+pub fn number<N: FromStr + PartialOrd + Copy + fmt::Display>(min: N, max: N) -> impl Fn(&str) -> Result<N, Expected> {
+    move |text| match text.parse() {
+        Ok(number) if number >= min && number <= max => Ok(number),
+        _ => Err(format!("a whole number from {min} to {max}")),
+    }
+}
+
+/// What is asked of Twilio, in this order: `mp3,wav,base`.
+pub fn formats(text: &str) -> Result<Vec<Variant>, Expected> {
+    list(text, |entry| entry.parse::<Variant>().map_err(|expected| expected.to_string()))
+}
+
+/// Origins of pages, comma-separated.
+pub fn origins(text: &str) -> Result<Vec<String>, Expected> {
+    list(text, origin)
+}
+
+/// Types of events, comma-separated.
+pub fn event_types(text: &str) -> Result<Vec<String>, Expected> {
+    list(text, |entry| match EVENT_TYPES.contains(&entry) {
+        true => Ok(entry.to_owned()),
+        false => Err(format!("some of {}", EVENT_TYPES.join(", "))),
+    })
+}
+
+/// `AC…`.
+pub fn account_sid(text: &str) -> Result<AccountSid, Expected> {
+    text.parse().map_err(|_| "AC and 32 hex digits".to_owned())
+}
+
+/// A link's times are told to S3 in whole seconds.
+pub fn whole_seconds(text: &str) -> Result<Duration, Expected> {
+    match some_time(text)? {
+        duration if duration.subsec_millis() == 0 => Ok(duration),
+        _ => Err("a duration of whole seconds such as 90s, 15m or 1h".to_owned()),
+    }
+}
+
+/// The life of a lease.
+pub fn lease(text: &str) -> Result<Duration, Expected> {
+    match duration(text)? {
+        lease if lease >= LEASE_MIN => Ok(lease),
+        _ => Err("a duration of at least 1s".to_owned()),
+    }
+}
+
+/// Bytes of recordings in memory.
+pub fn memory_budget(text: &str) -> Result<u64, Expected> {
+    match size_bytes(text)? {
+        bytes if bytes >= MEMORY_BUDGET_MIN_BYTES => Ok(bytes),
+        _ => Err("a size of at least 32MiB, what one large recording takes in flight".to_owned()),
+    }
+}
+
+/// The largest recording in bytes.
+pub fn max_recording(text: &str) -> Result<u64, Expected> {
+    match size_bytes(text)? {
+        bytes @ 1..=COPY_MAX_BYTES => Ok(bytes),
+        _ => Err("a size of at most 5GB, the limit of a copy in S3".to_owned()),
+    }
+}
+
+/// `s3://bucket/prefix`.
+pub fn bucket_url(text: &str) -> Result<(String, String), Expected> {
+    let expected = || "s3://bucket or s3://bucket/prefix".to_owned();
+    let rest = text.strip_prefix("s3://").ok_or_else(expected)?;
+    let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+    let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
+    // https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html
+    let name_byte = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
+    let bucket_right = (3..=63).contains(&bucket.len()) && bucket.bytes().all(name_byte);
+    let segment_right = |segment: &str| {
+        let safe = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'=');
+        !matches!(segment, "" | "." | "..") && segment.bytes().all(safe)
+    };
+    let prefix_right = prefix.is_empty() || prefix.split('/').all(segment_right);
+    match bucket_right && prefix_right {
+        true => Ok((bucket.to_owned(), prefix.to_owned())),
+        false => Err(format!("{}, letters, digits and -_.= in the prefix", expected())),
+    }
+}
+
+/// https anywhere, or http on a literal loopback address (a simulator).
+pub fn twilio_origin(text: &str) -> Result<Url, Expected> {
+    let expected = || {
+        "https://api.twilio.com, another https origin, or http on a loopback address such as http://127.0.0.1:4010"
+            .to_owned()
+    };
+    let url = Url::parse(&base_url(text).map_err(|_| expected())?).map_err(|_| expected())?;
+    let loopback = match url.host() {
+        Some(url::Host::Ipv4(address)) => IpAddr::V4(address).is_loopback(),
+        Some(url::Host::Ipv6(address)) => IpAddr::V6(address).is_loopback(),
+        _ => false,
+    };
+    let allowed = url.scheme() == "https" || loopback;
+    if allowed && url.path() == "/" { Ok(url) } else { Err(expected()) }
+}
+
+/// The text of a PEM file with certificates.
+pub fn certificates(path: &str) -> Result<Vec<u8>, Expected> {
+    let pem = std::fs::read(path).map_err(|error| format!("a readable PEM file ({error})"))?;
+    match reqwest::Certificate::from_pem_bundle(&pem) {
+        Ok(certificates) if !certificates.is_empty() => Ok(pem),
+        _ => Err("a PEM file with certificates".to_owned()),
+    }
+}
+
+/// The text of a PEM file with a private key.
+pub fn private_key(path: &str) -> Result<PrivateKey, Expected> {
+    let pem = std::fs::read_to_string(path).map_err(|error| format!("a readable PEM file ({error})"))?;
+    let is_key = pem.contains("-----BEGIN") && pem.contains("PRIVATE KEY-----");
+    if is_key { Ok(PrivateKey(pem.into())) } else { Err("a PEM file with a private key".to_owned()) }
 }
 
 #[cfg(test)]

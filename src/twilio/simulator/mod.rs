@@ -7,6 +7,7 @@
 //! production: nothing but a loopback origin in the settings leads here.
 
 mod audio;
+mod body;
 mod callbacks;
 mod faults;
 mod server;
