@@ -26,6 +26,24 @@ pub enum AnnouncedBy {
         /// The call under which it was PUT, which may be another leg than Twilio's.
         call: CallSid,
     },
+    /// Twilio's API, asked by this service.
+    Found {
+        /// What made this service ask.
+        by: FoundBy,
+        /// Twilio's word: `completed`, `processing`, `absent` and others.
+        status: String,
+        /// Twilio's error code.
+        error_code: Option<String>,
+    },
+}
+
+/// What made this service ask Twilio for recordings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FoundBy {
+    /// The periodic walk over Twilio's list.
+    Reconcile,
+    /// Someone asked for a call that was not known.
+    Request,
 }
 
 /// What was said of a recording.
@@ -147,19 +165,27 @@ impl Announcement {
                 "failed" => News::Failed,
                 _ => News::InProgress,
             },
+            AnnouncedBy::Found { status, .. } => match status.as_str() {
+                "completed" => News::Named,
+                "absent" | "deleted" => News::Absent,
+                "failed" => News::Failed,
+                _ => News::InProgress,
+            },
         }
     }
 
     /// Whether its call or conference is Twilio's own word.
     fn is_confirmed(&self) -> bool {
         let named = self.details.call_sid.is_some() || self.details.conference_sid.is_some();
-        named && matches!(self.by, AnnouncedBy::Callback { .. })
+        named && !matches!(self.by, AnnouncedBy::Put { .. })
     }
 
     fn announced_by(&self) -> &'static str {
         match self.by {
             AnnouncedBy::Callback { .. } => "callback",
             AnnouncedBy::Put { .. } => "put",
+            AnnouncedBy::Found { by: FoundBy::Reconcile, .. } => "reconcile",
+            AnnouncedBy::Found { by: FoundBy::Request, .. } => "request",
         }
     }
 }
@@ -220,7 +246,9 @@ async fn update(session: &mut Session, known: &Recording, said: &Announcement) -
 
 /// What a state that is not `pending` brings with it.
 async fn enter(session: &mut Session, said: &Announcement, state: State) -> Result<()> {
-    let AnnouncedBy::Callback { error_code, .. } = &said.by else { return Ok(()) };
+    let (AnnouncedBy::Callback { error_code, .. } | AnnouncedBy::Found { error_code, .. }) = &said.by else {
+        return Ok(());
+    };
     let id = &said.id;
     let detail = json!({"twilio_error_code": error_code});
     match state {
@@ -252,6 +280,10 @@ async fn note_what_was_said(session: &mut Session, said: &Announcement) -> Resul
         AnnouncedBy::Put { call } => {
             session.execute(CHOOSE, args![id.account, *call, id.recording]).await?;
             feed::tell_once(session, id, "put", json!({"call_sid": call}), &format!("put {call}")).await
+        }
+        AnnouncedBy::Found { by: _, status, error_code } => {
+            let detail = json!({"status": status, "twilio_error_code": error_code});
+            feed::tell_once(session, id, said.announced_by(), detail, &format!("found {status}")).await
         }
     }
 }

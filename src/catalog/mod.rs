@@ -26,7 +26,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::watch;
 
-pub use accept::{Accepted, AnnouncedBy, Announcement};
+pub use accept::{Accepted, AnnouncedBy, Announcement, FoundBy};
 pub use claim::{Claim, Claimant, Leftover};
 pub use clock::Clock;
 pub use feed::{Cursor, Event, EventFilter};

@@ -4,17 +4,23 @@
 use std::time::Duration;
 
 use http::StatusCode;
+use jiff::civil::Date;
 use reqwest::Response;
 use serde::Deserialize;
+use url::Url;
+use url::form_urlencoded::Serializer;
 
 use super::callback::{read_channels, read_duration, read_time};
 use super::client::Twilio;
-use super::media::{MediaError, unreachable};
-use super::source::Source;
-use crate::domain::recording::Details;
+use super::media::{MediaError, refusal, unreachable};
+use super::source::{Source, SourceHost};
+use crate::domain::recording::{Details, RecordingId};
+use crate::domain::sid::{AccountSid, CallSid};
 
-/// A recording's resource is under 2 KB.
-const BODY_MAX_BYTES: usize = 256 << 10;
+/// A recording's resource is under 2 KB, and a page has at most a thousand.
+const BODY_MAX_BYTES: usize = 8 << 20;
+/// The most that Twilio puts on a page.
+const PAGE_SIZE: &str = "1000";
 /// From the request to the end of the body.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -25,11 +31,60 @@ pub struct Described {
     pub details: Details,
     /// `in-progress`, `completed`, `absent`, `deleted` and others.
     pub status: String,
+    /// Twilio's error code, where it gives one.
+    pub error_code: Option<String>,
+}
+
+/// What of an account's recordings is listed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listing {
+    /// Those of one call.
+    OfCall(CallSid),
+    /// Those made on these days in UTC, both included.
+    OfDays {
+        /// The first day.
+        first: Date,
+        /// The last.
+        last: Date,
+    },
+}
+
+/// A recording in a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Which recording: always of the account that was asked for.
+    pub id: RecordingId,
+    /// What Twilio says of it.
+    pub described: Described,
+}
+
+/// A page of a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListPage {
+    /// Its recordings, newest first. What cannot be read of it is left out.
+    pub recordings: Vec<Listed>,
+    /// What gives the next page; None: this was the last one.
+    pub next: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct ListResource {
+    recordings: Vec<RecordingResource>,
+    next_page_uri: Option<String>,
+}
+
+/// `Calls/{CA}.json`.
+#[derive(Debug, Deserialize)]
+struct CallResource {
+    parent_call_sid: Option<String>,
 }
 
 /// `Recordings/{RE}.json`. Every field may be missing or null.
 #[derive(Debug, Deserialize)]
 struct RecordingResource {
+    sid: Option<String>,
+    account_sid: Option<String>,
+    error_code: Option<serde_json::Value>,
     call_sid: Option<String>,
     conference_sid: Option<String>,
     duration: Option<String>,
@@ -45,14 +100,90 @@ impl Twilio {
     pub async fn describe(&self, source: &Source) -> Result<Option<Described>, MediaError> {
         let path = format!("/2010-04-01/Accounts/{}/Recordings/{}.json", source.id.account, source.id.recording);
         let url = self.hosts().url(source.host, &path);
-        let request = self.authorized(&source.id.account, url).ok_or(MediaError::NotConfigured)?;
+        Ok(self.get::<RecordingResource>(&source.id.account, source.host, url).await?.map(described))
+    }
+
+    /// A page of an account's recordings: the first one, or the one that an
+    /// earlier page calls `next`. None: Twilio does not know the call.
+    ///
+    /// Twilio ignores filters that it does not know: compare the times of what comes.
+    pub async fn list(
+        &self,
+        account: &AccountSid,
+        listing: Listing,
+        next: Option<&str>,
+    ) -> Result<Option<ListPage>, MediaError> {
+        let host = self.home(account).ok_or(MediaError::NotConfigured)?;
+        let url = self.list_url(account, host, listing, next);
+        let page = self.get::<ListResource>(account, host, url).await?;
+        Ok(page.map(|page| ListPage {
+            recordings: page.recordings.into_iter().filter_map(|resource| listed(account, resource)).collect(),
+            next: page.next_page_uri.as_deref().and_then(query_of),
+        }))
+    }
+
+    /// A call's parent, if it is the leg of another call. None: Twilio does not know the call.
+    pub async fn parent(&self, account: &AccountSid, call: CallSid) -> Result<Option<Option<CallSid>>, MediaError> {
+        let host = self.home(account).ok_or(MediaError::NotConfigured)?;
+        let url = self.hosts().url(host, &format!("/2010-04-01/Accounts/{account}/Calls/{call}.json"));
+        let resource = self.get::<CallResource>(account, host, url).await?;
+        Ok(resource.map(|call| call.parent_call_sid.and_then(|sid| sid.parse().ok())))
+    }
+
+    /// Whether Twilio accepts the account's credentials. Standard API keys may
+    /// not read the account itself, but every key that serves here reads this.
+    pub async fn probe(&self, account: &AccountSid) -> Result<(), MediaError> {
+        let host = self.home(account).ok_or(MediaError::NotConfigured)?;
+        let mut url = self.hosts().url(host, &format!("/2010-04-01/Accounts/{account}/Recordings.json"));
+        url.set_query(Some("PageSize=1"));
+        self.get::<ListResource>(account, host, url).await.map(|_| ())
+    }
+
+    /// Of a `next`, only the query is Twilio's: host and path are always made here.
+    fn list_url(&self, account: &AccountSid, host: SourceHost, listing: Listing, next: Option<&str>) -> Url {
+        let path = match listing {
+            Listing::OfCall(call) => format!("/2010-04-01/Accounts/{account}/Calls/{call}/Recordings.json"),
+            Listing::OfDays { .. } => format!("/2010-04-01/Accounts/{account}/Recordings.json"),
+        };
+        let mut url = self.hosts().url(host, &path);
+        let first_page = || {
+            let mut query = Serializer::new(String::new());
+            if let Listing::OfDays { first, last } = listing {
+                query.append_pair("DateCreated>", &first.to_string()).append_pair("DateCreated<", &last.to_string());
+            }
+            query.append_pair("PageSize", PAGE_SIZE).finish()
+        };
+        url.set_query(Some(&next.map_or_else(first_page, str::to_owned)));
+        url
+    }
+
+    /// Reads a resource; None where there is none.
+    async fn get<T: for<'de> Deserialize<'de>>(
+        &self,
+        account: &AccountSid,
+        host: SourceHost,
+        url: Url,
+    ) -> Result<Option<T>, MediaError> {
+        let request = self.authorized(account, url).ok_or(MediaError::NotConfigured)?;
         let response = request.timeout(TIMEOUT).send().await.map_err(unreachable)?;
         match response.status() {
-            StatusCode::OK => read(response).await.map(|resource| Some(described(resource))),
+            StatusCode::OK => read(response).await.map(Some),
             StatusCode::NOT_FOUND => Ok(None),
-            _ => Err(super::media::refusal(&response, source, self)),
+            _ => Err(refusal(&response, host, self)),
         }
     }
+}
+
+fn query_of(uri: &str) -> Option<String> {
+    uri.split_once('?').map(|(_, query)| query.to_owned())
+}
+
+/// An entry of a list; None where it is not that account's, or unreadable.
+fn listed(account: &AccountSid, resource: RecordingResource) -> Option<Listed> {
+    let recording = resource.sid.as_deref()?.parse().ok()?;
+    let owner: AccountSid = resource.account_sid.as_deref()?.parse().ok()?;
+    (owner == *account)
+        .then(|| Listed { id: RecordingId { account: owner, recording }, described: described(resource) })
 }
 
 fn described(resource: RecordingResource) -> Described {
@@ -69,6 +200,7 @@ fn described(resource: RecordingResource) -> Described {
             recorded_at: resource.start_time.as_deref().and_then(read_time),
         },
         status: resource.status.unwrap_or_default(),
+        error_code: resource.error_code.filter(|code| !code.is_null()).map(|code| code.to_string()),
     }
 }
 

@@ -16,7 +16,7 @@ use url::Url;
 
 use super::client::Twilio;
 use super::egress::{self, Refused};
-use super::source::Source;
+use super::source::{Source, SourceHost};
 use crate::domain::media::Variant;
 use crate::domain::recording::ErrorCode;
 use crate::telemetry::innermost;
@@ -142,7 +142,7 @@ impl Twilio {
                 StatusCode::OK => return Media::begin(response, max_bytes),
                 StatusCode::NOT_FOUND => answers.push(format!("404 for {variant}")),
                 StatusCode::BAD_REQUEST if variant.channels.is_some() => answers.push(format!("400 for {variant}")),
-                _ => return Err(refusal(&response, source, self)),
+                _ => return Err(refusal(&response, source.host, self)),
             }
         }
         Err(MediaError::NotReady(answers.join(", ")))
@@ -238,10 +238,10 @@ fn location(response: &Response) -> Option<Url> {
 }
 
 /// What a status other than 200 means. A stranger's 401 is not Twilio's word on the credentials.
-pub(super) fn refusal(response: &Response, source: &Source, twilio: &Twilio) -> MediaError {
+pub(super) fn refusal(response: &Response, host: SourceHost, twilio: &Twilio) -> MediaError {
     let status = response.status();
     let retry_after = retry_after(response);
-    let redirected = response.url().origin() != twilio.hosts().url(source.host, "/").origin();
+    let redirected = response.url().origin() != twilio.hosts().url(host, "/").origin();
     match status {
         StatusCode::TOO_MANY_REQUESTS => MediaError::RateLimited { retry_after },
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if !redirected => MediaError::Unauthorized(status),
