@@ -98,7 +98,7 @@ on_all_parts! {
         recording.audio = callvault::twilio::simulator::Audio::made_up_wav(4 << 20, 7);
         let digest = recording.audio.wav.as_ref().unwrap().digest();
         world.simulator.add(recording);
-        world.simulator.script(id.recording, [Fault::Slow { piece_bytes: 8, wait: Duration::ZERO }]);
+        world.simulator.script(id.recording, [Fault::Crumbs(8)]);
         let before = resident_bytes(&service);
         service.send(&world.callback(id.recording)).await;
         let shown = service.recording_in(id.recording, "stored").await;

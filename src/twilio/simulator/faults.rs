@@ -30,6 +30,8 @@ pub enum Fault {
     Unframed,
     /// Chunks instead of Content-Length; the body is whole.
     Chunked,
+    /// Chunks of so many bytes; the body is whole.
+    Crumbs(usize),
     /// A redirect to that URL.
     Redirect(String),
     /// A chain of so many redirects over the media host, which then serves the media.

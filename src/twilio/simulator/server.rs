@@ -211,6 +211,7 @@ impl Exchange {
             Fault::Truncated(after) => media.broken_after(after, None).into_answer(),
             Fault::Reset(after) => media.broken_after(after, Some(self.socket.clone())).into_answer(),
             Fault::Unframed => Media { framing: Framing::None, ..media }.into_answer(),
+            Fault::Crumbs(bytes) => Media { framing: Framing::Chunks, ..media }.in_pieces(bytes).into_answer(),
             Fault::Chunked => Media { framing: Framing::Chunks, ..media }.into_answer(),
             Fault::Redirect(to) => redirect(&to),
             Fault::RedirectToMediaHost(hops) => redirect(&self.media_host_url(sid, extension, hops)),
