@@ -7,6 +7,7 @@
 
 pub mod accept;
 pub mod deliver;
+mod discover;
 pub mod fetch;
 mod flight;
 pub mod health;
@@ -24,6 +25,7 @@ use crate::domain::retry;
 use crate::domain::sid::AccountSid;
 use crate::twilio::Twilio;
 use crate::twilio::source::{Source, SourceHost};
+use discover::Questions;
 use health::Health;
 
 /// A number in [0, 1), another one each time.
@@ -54,6 +56,7 @@ pub struct Vault {
     /// Bytes of recordings that may be in memory, in [`BUDGET_UNIT_BYTES`].
     memory: Arc<Semaphore>,
     dice: Dice,
+    questions: Questions,
     asked: mpsc::Sender<RecordingId>,
     asked_to_write: Mutex<mpsc::Receiver<RecordingId>>,
 }
@@ -70,6 +73,7 @@ impl Vault {
             bucket,
             twilio,
             health: Health::default(),
+            questions: Questions::new(&accounts),
             accounts,
             retry: config.retry,
             max_recording_bytes: config.max_recording_bytes,

@@ -171,6 +171,21 @@ async fn look_ups_are_by_index_on_sqlite() {
              ORDER BY ordered_at DESC, recording_sid DESC, account_sid DESC LIMIT 51",
             "recordings_by_order",
         ),
+        (
+            "SELECT account_sid, is_open FROM questions WHERE call_sid = 'CA1' AND until_at > 1 \
+             AND account_sid IN ('AC1', 'AC2')",
+            "call_sid=? AND account_sid=?",
+        ),
+        (
+            "DELETE FROM questions WHERE (account_sid, call_sid) IN (SELECT account_sid, call_sid FROM questions \
+             WHERE (account_sid = 'AC1' AND call_sid = 'CA1') OR (account_sid = 'AC1' AND parent_sid = 'CA1'))",
+            "questions_by_parent (parent_sid=? AND account_sid=?)",
+        ),
+        (
+            "DELETE FROM questions WHERE (account_sid, call_sid) IN \
+             (SELECT account_sid, call_sid FROM questions WHERE until_at < 1 ORDER BY until_at LIMIT 10)",
+            "questions_by_end (until_at<?)",
+        ),
     ] {
         let explain = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {statement}"));
         let rows = sqlx::query(explain).fetch_all(&mut connection).await.unwrap();

@@ -83,6 +83,7 @@ mod accepting;
 mod feed;
 mod leases;
 mod lookups;
+mod questions;
 
 /// A lease that no test outlives.
 const LONG: Duration = Duration::from_secs(3600);

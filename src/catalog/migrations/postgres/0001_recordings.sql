@@ -109,6 +109,26 @@ CREATE TABLE choices (
 CREATE INDEX choices_by_call ON choices (call_sid);
 CREATE INDEX choices_by_recording ON choices (account_sid, recording_sid);
 
+-- Calls that Twilio is being asked for, and those that it knew nothing of.
+CREATE TABLE questions (
+    account_sid  TEXT NOT NULL,
+    call_sid     TEXT NOT NULL,
+    -- The call that Twilio names as its parent, once it was asked.
+    parent_sid   TEXT,
+    -- 1 while it is asked, 0 once the answer was "nothing".
+    is_open      BIGINT NOT NULL,
+    -- When the right to ask was granted last; names the grant.
+    granted_at   BIGINT NOT NULL,
+    -- The end of that right, or of the answer.
+    until_at     BIGINT NOT NULL,
+    -- How long the last "nothing" held; 0 where there was none.
+    quiet_ms     BIGINT NOT NULL,
+    -- The call first: a call that becomes known is looked for here and as a parent.
+    PRIMARY KEY (call_sid, account_sid)
+);
+CREATE INDEX questions_by_parent ON questions (parent_sid, account_sid) WHERE parent_sid IS NOT NULL;
+CREATE INDEX questions_by_end ON questions (until_at);
+
 -- Numbers committed events, oldest first, and says how many. One statement for
 -- the client: whoever calls it cannot be frozen between taking the lock and
 -- letting it go. The lock orders the numbering over all nodes, so a lower number
