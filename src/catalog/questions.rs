@@ -66,7 +66,8 @@ macro_rules! granted {
 }
 
 const NOTE_PARENT: &str = concat!("UPDATE questions SET parent_sid = $4", granted!());
-const NOTHING: &str = concat!("UPDATE questions SET is_open = 0, quiet_ms = $4, until_at = ", now!(), " + $4", granted!());
+const NOTHING: &str =
+    concat!("UPDATE questions SET is_open = 0, quiet_ms = $4, until_at = ", now!(), " + $4", granted!());
 /// The next one may ask at once; what came of it before counts on.
 const WITHDRAW: &str = concat!("UPDATE questions SET is_open = 0, until_at = ", now!(), granted!());
 

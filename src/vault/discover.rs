@@ -253,8 +253,9 @@ impl Vault {
         let stopping = &self.questions.stopping;
         let Some(turns) = self.questions.turns.get(&account) else { return Answer::Nothing };
         let _turn = tokio::select! {
-            turn = turns.acquire() => turn,
+            biased;
             () = stopping.cancelled() => return Answer::Unavailable,
+            turn = turns.acquire() => turn,
         };
         let question = match self.catalog.ask(account, call, LEASE, FORGET_AFTER).await {
             Ok(Some(question)) => question,

@@ -139,6 +139,18 @@ on_every_catalog! {
         assert_eq!(standing(&catalog, 50).await, Some(Standing::Nothing), "it is no news of that call");
     }
 
+    async fn twilios_word_on_what_was_put_ends_the_nothing_of_its_calls_legs(database: Database) {
+        let catalog = database.node().await;
+        let leg = granted(&catalog, 10).await;
+        assert_eq!(catalog.note_parent(&leg, call_sid(1)).await.unwrap(), Settled::Done);
+        assert_eq!(catalog.found_nothing(&leg, LONG).await.unwrap(), Settled::Done);
+        catalog.accept(&put(1, 50)).await.unwrap();
+        assert_eq!(standing(&catalog, 10).await, Some(Standing::Nothing), "that it is a leg is not known yet");
+        let lease = claim_one(&catalog, LONG).await.lease;
+        assert_eq!(catalog.confirm(&lease, &listed(1, 1).details).await.unwrap(), Settled::Done);
+        assert_eq!(standing(&catalog, 10).await, None);
+    }
+
     async fn news_while_it_is_asked_is_not_buried_under_nothing(database: Database) {
         let (node, other) = (database.node().await, database.node().await);
         let question = granted(&node, 1).await;

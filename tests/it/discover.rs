@@ -11,7 +11,9 @@ use serde_json::Value;
 
 use crate::support::eventually;
 use crate::support::servers::free_port;
-use crate::support::world::{Parts, Service, World, account, call_sid, recording_id, started_at};
+use crate::support::world::{
+    ADMIN_KEY, Parts, Service, World, account, call_sid, debug_binary, recording_id, started_at,
+};
 
 /// Longer than any question should take.
 const LONG: &str = "wait=30";
@@ -56,8 +58,7 @@ async fn is_not_found(service: &Service, call: u32) {
 /// Still asked: the same for audio and for links, and nobody is to keep it.
 async fn is_not_ready(service: &Service, call: u32, query: &str) {
     for manner in ["audio", "link"] {
-        let (status, headers, body) =
-            problem(service, &format!("/v1/calls/{}/{manner}?{query}", call_sid(call))).await;
+        let (status, headers, body) = problem(service, &format!("/v1/calls/{}/{manner}?{query}", call_sid(call))).await;
         assert_eq!((status, &body["code"]), (StatusCode::NOT_FOUND, &"not_ready".into()), "{manner}: {body}");
         assert_eq!(headers["content-type"], "application/problem+json");
         assert_eq!(headers["cache-control"], "no-store");
@@ -67,8 +68,7 @@ async fn is_not_ready(service: &Service, call: u32, query: &str) {
 
 async fn is_unavailable(service: &Service, call: u32) {
     for manner in ["audio", "link"] {
-        let (status, headers, body) =
-            problem(service, &format!("/v1/calls/{}/{manner}?{LONG}", call_sid(call))).await;
+        let (status, headers, body) = problem(service, &format!("/v1/calls/{}/{manner}?{LONG}", call_sid(call))).await;
         assert_eq!((status, &body["code"]), (StatusCode::SERVICE_UNAVAILABLE, &"unavailable".into()), "{body}");
         assert!(headers.contains_key("retry-after"));
     }
@@ -132,7 +132,7 @@ on_all_parts! {
         let service = {
             let port = service.port;
             drop(service);
-            world.start_on(port, crate::support::world::debug_binary()).await
+            world.start_on(port, debug_binary()).await
         };
         for call in [1, 10, 2, 20] {
             plays(&service, call).await;
@@ -318,6 +318,27 @@ on_all_parts! {
         .await;
         world.record(1);
         plays(&service, 1).await;
+    }
+
+    async fn get_waits_for_what_twilio_is_asked(world: World) {
+        let service = world.start().await;
+        world.record(1);
+        // Nothing more can be asked: whoever wants to is told to come again.
+        world.simulator.rest_fault(account(), Some(RestFault::Silent));
+        join_all((0..64).map(|number| audio(&service, 1000 + number, "wait=0"))).await;
+        let mut get = tokio::process::Command::new(debug_binary());
+        get.args(["get", call_sid(1).as_str(), "--output", "-"])
+            .env_clear()
+            .env("CALLVAULT_URL", &service.url)
+            .env("CALLVAULT_API_KEY", ADMIN_KEY);
+        let lift = async {
+            eventually("it was told to come again", async || (counted(&service, "refused").await > 0).then_some(())).await;
+            world.simulator.rest_fault(account(), None);
+        };
+        let (got, ()) = tokio::join!(get.output(), lift);
+        let got = got.unwrap();
+        assert!(got.status.success(), "{}", String::from_utf8_lossy(&got.stderr));
+        assert_eq!(got.stdout, speech_mp3());
     }
 
     async fn a_node_that_stops_lets_others_ask_at_once(world: World) {
