@@ -10,6 +10,7 @@
 //! update of a fetch names its epoch, so that a stale holder changes nothing.
 
 mod accept;
+mod accounts;
 mod claim;
 mod clock;
 mod feed;
@@ -27,7 +28,8 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 
 pub use accept::{Accepted, AnnouncedBy, Announcement, FoundBy};
-pub use claim::{Claim, Claimant, Leftover};
+pub use accounts::{Paused, SlowDown};
+pub use claim::{Claim, Claimant, Leftover, Standing, Wish};
 pub use clock::Clock;
 pub use feed::{Cursor, Event, EventFilter};
 pub use lease::{Lease, Settled};

@@ -35,6 +35,7 @@ mod crashes;
 mod journey;
 mod large;
 mod limits;
+mod pace;
 mod puts;
 mod redirects;
 mod settings;

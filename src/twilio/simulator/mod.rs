@@ -119,6 +119,7 @@ struct State {
     scripts: HashMap<RecordingSid, Script>,
     gates: HashMap<RecordingSid, watch::Sender<bool>>,
     refused_accounts: Vec<AccountSid>,
+    account_faults: HashMap<AccountSid, Fault>,
     counts: HashMap<RecordingSid, Counts>,
     in_flight: HashMap<AccountSid, usize>,
     in_flight_max: HashMap<AccountSid, usize>,
@@ -157,6 +158,7 @@ impl Simulator {
             scripts: HashMap::new(),
             gates: HashMap::new(),
             refused_accounts: Vec::new(),
+            account_faults: HashMap::new(),
             counts: HashMap::new(),
             in_flight: HashMap::new(),
             in_flight_max: HashMap::new(),
@@ -201,6 +203,21 @@ impl Simulator {
         self.shared.state().scripts.entry(recording).or_default().always = fault;
     }
 
+    /// What every request for media that an account has meets from now on, before
+    /// anything that is scripted; None ends that.
+    pub fn always_of(&self, account: AccountSid, fault: Option<Fault>) {
+        let faults = &mut self.shared.state().account_faults;
+        match fault {
+            Some(fault) => faults.insert(account, fault),
+            None => faults.remove(&account),
+        };
+    }
+
+    /// Adds an account.
+    pub fn add_account(&self, account: SimulatedAccount) {
+        self.shared.state().accounts.insert(account.sid, account);
+    }
+
     /// Lets bodies that wait ([`Fault::Held`]) go on.
     pub fn release(&self, recording: RecordingSid) {
         self.shared.state().gate(recording).send_replace(true);
@@ -230,6 +247,11 @@ impl Simulator {
         self.shared.state().in_flight_max.get(&account).copied().unwrap_or_default()
     }
 
+    /// Begins to measure [`Self::in_flight_max`] anew.
+    pub fn forget_in_flight_max(&self) {
+        self.shared.state().in_flight_max.clear();
+    }
+
     /// The requests that came, oldest first.
     pub fn seen(&self) -> Vec<Seen> {
         self.shared.state().seen.iter().cloned().collect()
@@ -241,7 +263,10 @@ impl State {
         self.gates.entry(recording).or_insert_with(|| watch::channel(false).0)
     }
 
-    fn next_fault(&mut self, recording: RecordingSid) -> Option<Fault> {
+    fn next_fault(&mut self, RecordingId { account, recording }: RecordingId) -> Option<Fault> {
+        if let Some(fault) = self.account_faults.get(&account) {
+            return Some(fault.clone());
+        }
         let script = self.scripts.get_mut(&recording)?;
         script.next.pop_front().or_else(|| script.always.clone())
     }
