@@ -93,6 +93,7 @@ impl App {
         self.loops = vec![
             self.supervise(worker::watch_parts(vault.clone(), self.stopped.clone())),
             self.supervise(async move { vault.write_what_was_asked().await }),
+            self.supervise(worker::probe_paused_accounts(self.vault.clone())),
             self.supervise(telemetry::keep_up()),
         ];
     }

@@ -32,6 +32,8 @@ const FETCHES_RUNNING: &str = "callvault_fetches_running";
 const STORED_BYTES: &str = "callvault_stored_bytes_total";
 const STORE_REQUESTS: &str = "callvault_store_requests_total";
 const STORE_SECONDS: &str = "callvault_store_request_seconds";
+const ACCOUNTS_PAUSED: &str = "callvault_accounts_paused";
+const ACCOUNT_SLOWDOWNS: &str = "callvault_account_slowdowns_total";
 const TROUBLE: &str = "callvault_trouble";
 const BUILD_INFO: &str = "callvault_build_info";
 
@@ -60,7 +62,8 @@ pub const DELIVERY_KINDS: &[&str] = &["redirect", "not_ready", "gone", "unknown"
 /// it came first, or the right to ask was lost; `refused`: too many were asked for.
 pub const QUESTION_OUTCOMES: &[&str] = &["found", "nothing", "unavailable", "overtaken", "handed_back", "refused"];
 /// The parts of the service that may be in trouble.
-pub const TROUBLES: &[&str] = &["catalog_unreachable", "bucket_unreachable", "claims_failing"];
+pub const TROUBLES: &[&str] =
+    &["catalog_unreachable", "bucket_unreachable", "claims_failing", "clock_off", "accounts_paused"];
 
 const METRICS: &[Metric] = &[
     Metric {
@@ -105,6 +108,13 @@ const METRICS: &[Metric] = &[
         kind: Kind::Histogram,
         help: "How long the store took until the headers of its answers",
         label: Some(("method", METHODS)),
+    },
+    Metric { name: ACCOUNTS_PAUSED, kind: Kind::Gauge, help: "Accounts whose credentials Twilio refuses", label: None },
+    Metric {
+        name: ACCOUNT_SLOWDOWNS,
+        kind: Kind::Counter,
+        help: "How often Twilio asked for fewer requests at once of an account",
+        label: None,
     },
     Metric {
         name: TROUBLE,
@@ -269,6 +279,16 @@ pub fn fetch_ended(outcome: &'static str, took: Duration) {
 /// A recording of that length was stored.
 pub fn stored_bytes(bytes: i64) {
     counter!(STORED_BYTES).increment(bytes.unsigned_abs());
+}
+
+/// So many accounts are paused.
+pub fn accounts_paused(count: usize) {
+    gauge!(ACCOUNTS_PAUSED).set(u32::try_from(count).unwrap_or(u32::MAX));
+}
+
+/// An account was slowed down.
+pub fn account_slowed() {
+    counter!(ACCOUNT_SLOWDOWNS).increment(1);
 }
 
 /// A part of the service got into trouble, or out of it; `code` is one of [`TROUBLES`].

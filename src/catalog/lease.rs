@@ -40,6 +40,14 @@ macro_rules! held {
     };
 }
 
+/// When an attempt may begin at the earliest, `$3` after the last one.
+macro_rules! soonest {
+    () => {
+        "(CASE WHEN not_before > coalesce(last_attempt_at, 0) + $3 THEN not_before \
+         ELSE coalesce(last_attempt_at, 0) + $3 END)"
+    };
+}
+
 const RENEW: &str = concat!("UPDATE recordings SET due_at = ", now!(), " + $4", held!());
 const NOTE_UPLOAD: &str = concat!("UPDATE recordings SET upload_epoch = $3, upload_id = $4", held!());
 const FORGET_UPLOAD: &str = concat!("UPDATE recordings SET upload_epoch = NULL, upload_id = NULL", held!());
@@ -81,14 +89,22 @@ const GIVE_UP: &str = concat!(
 );
 
 /// Someone waits: the next attempt is `$3` after the last one, but not before
-/// Twilio allows it, and never later than it was.
+/// Twilio allows it, and never later than it was. Once it may begin, it goes
+/// before all that nobody waits for.
 const HURRY: &str = concat!(
-    "UPDATE recordings SET due_at = CASE WHEN not_before > coalesce(last_attempt_at, 0) + $3 \
-     THEN not_before ELSE coalesce(last_attempt_at, 0) + $3 END \
-     WHERE account_sid = $1 AND recording_sid = $2 AND state = 'pending' AND due_at > ",
+    "UPDATE recordings SET due_at = CASE WHEN ",
+    soonest!(),
+    " <= ",
     now!(),
-    " AND due_at > CASE WHEN not_before > coalesce(last_attempt_at, 0) + $3 \
-     THEN not_before ELSE coalesce(last_attempt_at, 0) + $3 END"
+    " THEN 0 ELSE ",
+    soonest!(),
+    " END WHERE account_sid = $1 AND recording_sid = $2 AND state = 'pending' AND due_at > CASE WHEN ",
+    soonest!(),
+    " <= ",
+    now!(),
+    " THEN 0 ELSE ",
+    soonest!(),
+    " END"
 );
 const ASKED: &str =
     concat!("UPDATE recordings SET last_asked_at = ", now!(), " WHERE account_sid = $1 AND recording_sid = $2");

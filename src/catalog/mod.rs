@@ -10,6 +10,7 @@
 //! update of a fetch names its epoch, so that a stale holder changes nothing.
 
 mod accept;
+mod accounts;
 mod claim;
 mod clock;
 mod feed;
@@ -28,13 +29,14 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 
 pub use accept::{Accepted, AnnouncedBy, Announcement, FoundBy};
-pub use claim::{Claim, Claimant, Leftover};
+pub use accounts::{Paused, SlowDown};
+pub use claim::{Claim, Claimant, Leftover, Standing, Wish};
 pub use clock::Clock;
 pub use feed::{Cursor, Event, EventFilter};
 pub use lease::{Lease, Settled};
 pub use lookup::{CallView, ListFilter, PageCursor, PutChoice};
 pub use postgres::PostgresCatalog;
-pub use questions::{Question, Standing};
+pub use questions::{Asked, Question};
 pub use rows::HistoryEntry;
 pub use sql::Session;
 pub use sqlite::SqliteCatalog;

@@ -35,7 +35,7 @@ pub struct Question {
 
 /// Where a question stands that need not be asked now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
+pub enum Asked {
     /// It is being asked.
     Open,
     /// It was asked: Twilio knows nothing.
@@ -55,8 +55,7 @@ const FORGET: &str = "DELETE FROM questions WHERE (account_sid, call_sid) IN \
 const FORGET_ON_POSTGRES: &str = "DELETE FROM questions WHERE (account_sid, call_sid) IN \
      (SELECT account_sid, call_sid FROM questions WHERE until_at < (SELECT now_ms FROM clock) - $1 \
      ORDER BY until_at LIMIT $2 FOR UPDATE SKIP LOCKED)";
-const STANDINGS: &str =
-    concat!("SELECT account_sid, is_open FROM questions WHERE call_sid = $1 AND until_at > ", now!());
+const ASKED: &str = concat!("SELECT account_sid, is_open FROM questions WHERE call_sid = $1 AND until_at > ", now!());
 
 /// What every update of a question ends with.
 macro_rules! granted {
@@ -93,15 +92,15 @@ impl Question {
 impl dyn Catalog + '_ {
     /// Where the question for a call stands in each of these accounts. One that
     /// is not in the answer may be asked.
-    pub async fn standings(&self, call: CallSid, accounts: &[AccountSid]) -> Result<Vec<(AccountSid, Standing)>> {
+    pub async fn questions(&self, call: CallSid, accounts: &[AccountSid]) -> Result<Vec<(AccountSid, Asked)>> {
         let mut args = args![call];
         let filter = one_of("account_sid", accounts.iter().copied(), &mut args);
-        let rows = self.read().await?.rows(AssertSqlSafe(format!("{STANDINGS}{filter}")), args).await?;
-        let standing = |row: &Row| -> Result<(AccountSid, Standing)> {
+        let rows = self.read().await?.rows(AssertSqlSafe(format!("{ASKED}{filter}")), args).await?;
+        let asked = |row: &Row| -> Result<(AccountSid, Asked)> {
             let is_open = row.get::<i64>("is_open")? != 0;
-            Ok((row.parse("account_sid")?, if is_open { Standing::Open } else { Standing::Nothing }))
+            Ok((row.parse("account_sid")?, if is_open { Asked::Open } else { Asked::Nothing }))
         };
-        rows.iter().map(standing).collect()
+        rows.iter().map(asked).collect()
     }
 
     /// Asks for the right to ask Twilio for a call, for as long as `lease`. None

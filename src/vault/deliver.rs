@@ -129,8 +129,9 @@ impl Vault {
             if hurried.is_none() {
                 self.note_asked(&recording, now);
             }
-            // Each attempt that was planned is brought forward once.
-            if recording.next_attempt_at > hurried {
+            // Each attempt that was planned is brought forward once, and put first once it may begin.
+            let may_begin = recording.next_attempt_at.is_some_and(|next| next <= now && next != Timestamp::UNIX_EPOCH);
+            if recording.next_attempt_at > hurried || may_begin {
                 self.hurry(&recording).await;
                 hurried = recording.next_attempt_at;
             }

@@ -17,11 +17,12 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::Vault;
-use crate::catalog::{AnnouncedBy, Announcement, CatalogError, FoundBy, Question, Settled, Standing};
+use crate::catalog::{AnnouncedBy, Announcement, Asked, CatalogError, FoundBy, Question, Settled};
 use crate::domain::recording::Recording;
 use crate::domain::sid::{AccountSid, CallSid};
 use crate::telemetry;
@@ -194,11 +195,11 @@ impl Vault {
         let others: Vec<AccountSid> = asked.filter(|account| !joined.contains_key(*account)).copied().collect();
         let (mut open, mut busy) = (false, false);
         if !others.is_empty() {
-            let standings: HashMap<_, _> = self.catalog.standings(call, &others).await?.into_iter().collect();
+            let asked: HashMap<_, _> = self.catalog.questions(call, &others).await?.into_iter().collect();
             for account in others {
-                match standings.get(&account) {
-                    Some(Standing::Nothing) => {}
-                    Some(Standing::Open) => open = true,
+                match asked.get(&account) {
+                    Some(Asked::Nothing) => {}
+                    Some(Asked::Open) => open = true,
                     None => match self.join(account, call) {
                         Some(open) => drop(joined.insert(account, Joined { open, seen: None })),
                         None => busy = true,
@@ -232,8 +233,15 @@ impl Vault {
         of_account.insert(call, open.clone());
         let asking = Asking { vault: self.clone(), account, call, answer };
         self.questions.running.spawn(async move {
-            let answer = asking.vault.ask(account, call).await;
+            let vault = asking.vault.clone();
+            let began = Instant::now();
+            let (answer, refusal) = vault.ask(account, call).await;
             asking.answer.send_replace(Some(answer));
+            drop(asking);
+            // Whoever waits is answered before.
+            if let Some(refusal) = refusal {
+                vault.heed(account, &refusal, began).await;
+            }
         });
         Some(open)
     }
@@ -248,34 +256,50 @@ impl Vault {
         }
     }
 
-    /// Asks one question, if this node gets the right to.
-    async fn ask(&self, account: AccountSid, call: CallSid) -> Answer {
+    /// Asks one question, if this node gets the right to. Gives the answer, and
+    /// what Twilio said where it refused one.
+    async fn ask(&self, account: AccountSid, call: CallSid) -> (Answer, Option<MediaError>) {
         let stopping = &self.questions.stopping;
-        let Some(turns) = self.questions.turns.get(&account) else { return Answer::Nothing };
+        let Some(turns) = self.questions.turns.get(&account) else { return (Answer::Nothing, None) };
         let _turn = tokio::select! {
             biased;
-            () = stopping.cancelled() => return Answer::Unavailable,
+            () = stopping.cancelled() => return (Answer::Unavailable, None),
             turn = turns.acquire() => turn,
         };
-        let question = match self.catalog.ask(account, call, LEASE, FORGET_AFTER).await {
-            Ok(Some(question)) => question,
-            Ok(None) => return Answer::Elsewhere,
-            Err(error) => {
-                tracing::warn!(%account, %call, %error, "Twilio is not asked for a call");
-                return Answer::Unavailable;
-            }
+        let question = match self.right_to_ask(account, call).await {
+            Ok(question) => question,
+            Err(answer) => return (answer, None),
         };
         let told = tokio::select! {
             told = self.round(&question) => told,
             () = tokio::time::sleep(ROUND_MAX) => Err(RoundError::TooSlow),
             () = stopping.cancelled() => Err(RoundError::Stopping),
         };
-        let (answer, outcome) = match told {
+        let settled = match told {
             Ok(told) => self.settle_question(&question, told).await,
-            Err(error) => self.give_up_question(&question, error).await,
+            Err(error) => Err(error),
         };
-        telemetry::question(outcome);
-        answer
+        match settled {
+            Ok((answer, outcome)) => {
+                telemetry::question(outcome);
+                (answer, None)
+            }
+            Err(error) => (Answer::Unavailable, self.give_up_question(&question, error).await),
+        }
+    }
+
+    /// The right to ask, or the answer where there is none to be had.
+    async fn right_to_ask(&self, account: AccountSid, call: CallSid) -> Result<Question, Answer> {
+        let away = |error: CatalogError| {
+            tracing::warn!(%account, %call, %error, "Twilio is not asked for a call");
+            Answer::Unavailable
+        };
+        if self.catalog.is_left_alone(account).await.map_err(away)? {
+            telemetry::question("unavailable");
+            return Err(Answer::Unavailable);
+        }
+        let granted = self.catalog.ask(account, call, LEASE, FORGET_AFTER).await.map_err(away)?;
+        granted.ok_or(Answer::Elsewhere)
     }
 
     /// One round at Twilio.
@@ -309,35 +333,38 @@ impl Vault {
         Ok(there.map(|listed| announcement(listed, call, source_host)).collect())
     }
 
-    async fn settle_question(&self, question: &Question, told: Told) -> (Answer, &'static str) {
-        let settled = match &told {
-            Told::Already => self.catalog.found_known(question, &[]).await.map(|()| (Answer::Found, "overtaken")),
-            Told::Known(known) => self.catalog.found_known(question, known).await.map(|()| (Answer::Found, "found")),
-            Told::Recordings(told) => self.catalog.found(question, told).await.map(|()| (Answer::Found, "found")),
+    /// Keeps what was told. Gives the answer, and what it is counted as.
+    async fn settle_question(&self, question: &Question, told: Told) -> Result<(Answer, &'static str), RoundError> {
+        match &told {
+            Told::Already => self.catalog.found_known(question, &[]).await?,
+            Told::Known(known) => self.catalog.found_known(question, known).await?,
+            Told::Recordings(told) => self.catalog.found(question, told).await?,
             Told::Nothing => {
-                let settled = self.catalog.found_nothing(question, next_quiet(question.quiet_before)).await;
-                settled.map(|settled| match settled {
+                let quiet = next_quiet(question.quiet_before);
+                return Ok(match self.catalog.found_nothing(question, quiet).await? {
                     Settled::Done => (Answer::Nothing, "nothing"),
                     Settled::Stale => (Answer::Elsewhere, "overtaken"),
-                })
+                });
             }
-            Told::Overtaken => Ok((Answer::Elsewhere, "overtaken")),
-        };
-        match settled {
-            Ok(settled) => settled,
-            Err(error) => self.give_up_question(question, error.into()).await,
+            Told::Overtaken => return Ok((Answer::Elsewhere, "overtaken")),
         }
+        Ok((Answer::Found, if matches!(told, Told::Already) { "overtaken" } else { "found" }))
     }
 
     /// Twilio could not be asked, or its answer not be kept: others may ask.
-    async fn give_up_question(&self, question: &Question, error: RoundError) -> (Answer, &'static str) {
+    /// Gives what Twilio said, where it is what refused.
+    async fn give_up_question(&self, question: &Question, error: RoundError) -> Option<MediaError> {
         let Question { account, call, .. } = question;
-        let outcome = if matches!(error, RoundError::Stopping) { "handed_back" } else { "unavailable" };
+        let is_stopping = matches!(error, RoundError::Stopping);
+        telemetry::question(if is_stopping { "handed_back" } else { "unavailable" });
         tracing::warn!(%account, %call, %error, "a call was asked for in vain");
         if let Err(error) = self.catalog.withdraw(question).await {
             tracing::debug!(%account, %call, %error, "the right to ask was not given back; it will run out");
         }
-        (Answer::Unavailable, outcome)
+        match error {
+            RoundError::Twilio(refusal) => Some(refusal),
+            _ => None,
+        }
     }
 }
 

@@ -106,8 +106,17 @@ impl Vault {
             () = stopping.cancelled() => None,
         };
         let outcome = match attempted {
-            Some(Ok(())) => Outcome::Stored,
-            Some(Err(error)) => self.settle_failure(claim, &upload, error, began).await,
+            Some(Ok(())) => {
+                self.note_success(claim).await;
+                Outcome::Stored
+            }
+            Some(Err(error)) => {
+                let outcome = self.settle_failure(claim, &upload, &error, began).await;
+                if let AttemptError::Media(error) = &error {
+                    self.heed(claim.lease.id.account, error, began).await;
+                }
+                outcome
+            }
             None => self.hand_back(claim, &upload).await,
         };
         telemetry::fetch_ended(outcome_label(outcome), began.elapsed());
@@ -262,7 +271,7 @@ impl Vault {
         &self,
         claim: &Claim,
         upload: &OnceLock<String>,
-        error: AttemptError,
+        error: &AttemptError,
         began: Instant,
     ) -> Outcome {
         let lease = &claim.lease;

@@ -11,8 +11,10 @@ mod discover;
 pub mod fetch;
 mod flight;
 pub mod health;
+mod pace;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::{Mutex, Semaphore, mpsc};
@@ -36,6 +38,17 @@ const ASKED_AGAIN_AFTER: SignedDuration = SignedDuration::from_hours(1);
 /// Those that wait to be written; more of them are forgotten.
 const ASKED_WAITING_MAX: usize = 1000;
 
+/// How far a node's clock may be from the catalog's.
+const CLOCK_OFF_MAX: Duration = Duration::from_secs(5 * 60);
+
+/// This node's clock is not the catalog's.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("this node's clock is {seconds} s off the catalog's: it fetches nothing until it is set right")]
+pub struct ClockIsOff {
+    /// By how much.
+    seconds: u64,
+}
+
 /// The memory budget is counted in these.
 const BUDGET_UNIT_BYTES: u64 = 1024;
 
@@ -52,11 +65,13 @@ pub struct Vault {
     accounts: Vec<AccountSid>,
     retry: retry::Policy,
     max_recording_bytes: u64,
-    lease: std::time::Duration,
+    lease: Duration,
     /// Bytes of recordings that may be in memory, in [`BUDGET_UNIT_BYTES`].
     memory: Arc<Semaphore>,
     dice: Dice,
     questions: Questions,
+    /// Held by whoever asks Twilio whether it refuses an account.
+    confirming: Mutex<()>,
     asked: mpsc::Sender<RecordingId>,
     asked_to_write: Mutex<mpsc::Receiver<RecordingId>>,
 }
@@ -80,6 +95,7 @@ impl Vault {
             lease: config.lease,
             memory: Arc::new(Semaphore::new(budget.min(Semaphore::MAX_PERMITS))),
             dice,
+            confirming: Mutex::default(),
             asked,
             asked_to_write: Mutex::new(asked_to_write),
         }
@@ -102,7 +118,7 @@ impl Vault {
 
     /// The terms on which a node of that name claims.
     pub fn claimant(&self, node: String) -> Claimant {
-        Claimant { node, accounts: self.accounts.clone(), lease: self.lease, retry: self.retry }
+        Claimant { node, lease: self.lease, retry: self.retry }
     }
 
     /// Notes that someone asked for a recording's audio: now and then, and never
@@ -117,6 +133,15 @@ impl Vault {
     /// The catalog's time, without asking it.
     pub fn now(&self) -> Result<Timestamp, CatalogError> {
         self.catalog.clock().now().ok_or_else(CatalogError::not_prepared)
+    }
+
+    /// Notes whether this node's own clock is near the catalog's. One that is
+    /// not says so, and claims nothing: what else is wrong with it nobody knows.
+    pub fn check_clock(&self) -> Result<(), ClockIsOff> {
+        let off_by = self.catalog.clock().off_by();
+        let fared = if off_by > CLOCK_OFF_MAX { Err(ClockIsOff { seconds: off_by.as_secs() }) } else { Ok(()) };
+        self.health.note("clock_off", fared);
+        fared
     }
 
     /// The URL that Twilio gave for a recording, without credentials.

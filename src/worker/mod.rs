@@ -6,6 +6,8 @@
 
 mod claims;
 mod contact;
+mod probes;
 
 pub use claims::{ClaimLoop, HAND_BACK_WITHIN};
 pub use contact::watch_parts;
+pub use probes::probe_paused_accounts;

@@ -147,8 +147,8 @@ async fn look_ups_are_by_index_on_sqlite() {
             "recordings_by_due (account_sid=?)",
         ),
         (
-            "SELECT * FROM recordings WHERE state IN ('pending', 'fetching') AND due_at <= 1 \
-             AND account_sid IN ('AC1', 'AC2') ORDER BY due_at LIMIT 16",
+            "SELECT * FROM recordings WHERE account_sid = 'AC1' AND state IN ('pending', 'fetching') \
+             AND due_at <= 1 ORDER BY due_at LIMIT 16",
             "recordings_by_due (account_sid=? AND due_at<?)",
         ),
         (

@@ -1,6 +1,6 @@
 //! The right to ask Twilio for a call, and what is remembered of the answer.
 
-use callvault::catalog::{FoundBy, Question, Settled, Standing};
+use callvault::catalog::{Asked, FoundBy, Question, Settled};
 use futures::future::join_all;
 
 use super::support::eventually;
@@ -21,9 +21,9 @@ async fn granted_in_the_end(catalog: &Arc<dyn Catalog>, call: u32) -> Question {
     eventually("the right is granted", async || ask(catalog, call, LONG).await).await
 }
 
-async fn standing(catalog: &Arc<dyn Catalog>, call: u32) -> Option<Standing> {
-    let standings = catalog.standings(call_sid(call), &accounts()).await.unwrap();
-    standings.first().map(|(_, standing)| *standing)
+async fn standing(catalog: &Arc<dyn Catalog>, call: u32) -> Option<Asked> {
+    let asked = catalog.questions(call_sid(call), &accounts()).await.unwrap();
+    asked.first().map(|(_, asked)| *asked)
 }
 
 /// What Twilio's list says of a recording, under that call.
@@ -67,12 +67,12 @@ on_every_catalog! {
         let asked: Vec<_> = join_all(asking).await.into_iter().filter_map(Result::unwrap).collect();
         assert_eq!(asked.len(), 1, "{asked:?}");
         for node in &nodes {
-            assert_eq!(standing(node, 1).await, Some(Standing::Open));
+            assert_eq!(standing(node, 1).await, Some(Asked::Open));
         }
         // Another call, and the same call in another account, are other questions.
         assert!(ask(&nodes[1], 2, LONG).await.is_some());
         let other: AccountSid = format!("AC{}", "b".repeat(32)).parse().unwrap();
-        assert_eq!(nodes[1].standings(call_sid(1), &[other]).await.unwrap(), []);
+        assert_eq!(nodes[1].questions(call_sid(1), &[other]).await.unwrap(), []);
         assert!(nodes[1].ask(other, call_sid(1), LONG, LONG).await.unwrap().is_some());
     }
 
@@ -84,10 +84,10 @@ on_every_catalog! {
         assert_eq!(catalog.note_parent(&lost, call_sid(9)).await.unwrap(), Settled::Stale);
         assert_eq!(catalog.found_nothing(&lost, LONG).await.unwrap(), Settled::Stale);
         assert_eq!(catalog.withdraw(&lost).await.unwrap(), Settled::Stale);
-        assert_eq!(standing(&catalog, 1).await, Some(Standing::Open));
+        assert_eq!(standing(&catalog, 1).await, Some(Asked::Open));
         assert_eq!(catalog.found_nothing(&held, LONG).await.unwrap(), Settled::Done);
         assert_eq!(catalog.withdraw(&held).await.unwrap(), Settled::Stale, "it is answered");
-        assert_eq!(standing(&catalog, 1).await, Some(Standing::Nothing));
+        assert_eq!(standing(&catalog, 1).await, Some(Asked::Nothing));
     }
 
     async fn nothing_holds_for_its_time_on_every_node_and_is_counted_on(database: Database) {
@@ -99,7 +99,7 @@ on_every_catalog! {
         assert_eq!(second.quiet_before, SHORT);
         assert_eq!(other.found_nothing(&second, LONG).await.unwrap(), Settled::Done);
         for node in [&node, &other] {
-            assert_eq!(standing(node, 1).await, Some(Standing::Nothing));
+            assert_eq!(standing(node, 1).await, Some(Asked::Nothing));
             assert_eq!(ask(node, 1, LONG).await, None);
         }
     }
@@ -136,7 +136,7 @@ on_every_catalog! {
         assert_eq!(catalog.found_nothing(&stranger, LONG).await.unwrap(), Settled::Done);
         catalog.accept(&callback(4, "completed")).await.unwrap();
         assert_eq!(standing(&catalog, 40).await, None);
-        assert_eq!(standing(&catalog, 50).await, Some(Standing::Nothing), "it is no news of that call");
+        assert_eq!(standing(&catalog, 50).await, Some(Asked::Nothing), "it is no news of that call");
     }
 
     async fn twilios_word_on_what_was_put_ends_the_nothing_of_its_calls_legs(database: Database) {
@@ -145,7 +145,7 @@ on_every_catalog! {
         assert_eq!(catalog.note_parent(&leg, call_sid(1)).await.unwrap(), Settled::Done);
         assert_eq!(catalog.found_nothing(&leg, LONG).await.unwrap(), Settled::Done);
         catalog.accept(&put(1, 50)).await.unwrap();
-        assert_eq!(standing(&catalog, 10).await, Some(Standing::Nothing), "that it is a leg is not known yet");
+        assert_eq!(standing(&catalog, 10).await, Some(Asked::Nothing), "that it is a leg is not known yet");
         let lease = claim_one(&catalog, LONG).await.lease;
         assert_eq!(catalog.confirm(&lease, &listed(1, 1).details).await.unwrap(), Settled::Done);
         assert_eq!(standing(&catalog, 10).await, None);
@@ -243,6 +243,6 @@ on_every_catalog! {
             (remembered(&database).await == new).then_some(())
         })
         .await;
-        assert_eq!(standing(&catalog, 1001).await, Some(Standing::Nothing), "what holds is kept");
+        assert_eq!(standing(&catalog, 1001).await, Some(Asked::Nothing), "what holds is kept");
     }
 }

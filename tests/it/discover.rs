@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use callvault::domain::recording::RecordingId;
 use callvault::domain::sid::AccountSid;
-use callvault::twilio::simulator::{RestFault, SimulatedAccount, SimulatedRecording, speech_mp3};
+use callvault::twilio::simulator::{RestFault, SimulatedRecording, speech_mp3};
 use futures::future::join_all;
 use reqwest::StatusCode;
 use serde_json::Value;
@@ -91,17 +91,6 @@ async fn counted(service: &Service, outcome: &str) -> u64 {
     line.unwrap_or_else(|| panic!("{name} is not counted")).parse().unwrap()
 }
 
-/// Adds a second account, and gives its SID.
-fn second_account(world: &mut World) -> AccountSid {
-    let sid: AccountSid = format!("AC{}", "b".repeat(32)).parse().unwrap();
-    let auth_token = "token-of-the-second-account".to_owned();
-    let file = world.folder().join("accounts.toml");
-    std::fs::write(&file, format!("[[accounts]]\nsid = \"{sid}\"\nauth_token = \"{auth_token}\"\n")).unwrap();
-    world.set("CALLVAULT_CONFIG", file.to_str().unwrap());
-    world.simulator.add_account(SimulatedAccount { sid, auth_token, api_key: None });
-    sid
-}
-
 fn record_of(world: &World, account: AccountSid, number: u32) {
     let id = RecordingId { account, ..recording_id(number) };
     world.simulator.add(SimulatedRecording::speech(id, call_sid(number), started_at()));
@@ -144,8 +133,7 @@ on_all_parts! {
     async fn a_call_that_twilio_does_not_know_costs_one_question(world: World) {
         const CLIENTS: usize = 10;
         const REQUESTS: usize = 100;
-        let nodes = if world.parts == Parts::Servers { 3 } else { 1 };
-        let nodes = join_all((0..nodes).map(|_| world.start())).await;
+        let nodes = world.start_nodes(3).await;
         let began = Instant::now();
         let clients = (0..CLIENTS).map(async |client| {
             for request in 0..REQUESTS {
@@ -168,8 +156,7 @@ on_all_parts! {
     }
 
     async fn many_who_want_an_unknown_call_share_one_question_and_one_fetch(world: World) {
-        let nodes = if world.parts == Parts::Servers { 3 } else { 1 };
-        let nodes = join_all((0..nodes).map(|_| world.start())).await;
+        let nodes = world.start_nodes(3).await;
         let id = world.record(1);
         world.simulator.add_child_call(call_sid(10), call_sid(1));
         // Held until all of them wait, some on each node.
@@ -216,11 +203,29 @@ on_all_parts! {
             is_unavailable(&service, 1).await;
         }
         world.simulator.rest_fault(account(), None);
+        plays(&service, 1).await;
+        assert!(counted(&service, "unavailable").await > 0);
+    }
+
+    async fn an_account_that_is_left_alone_is_not_asked(world: World) {
+        let service = world.start().await;
+        world.record(1);
         world.simulator.refuse_credentials(account(), true);
         is_unavailable(&service, 1).await;
-        assert!(counted(&service, "unavailable").await > 0);
+        // From then on only probes are sent.
+        let is_paused = async || {
+            let (_, ready) = service.json("/readyz").await;
+            ready["problems"].as_array()?.iter().any(|problem| problem["code"] == "accounts_paused").then_some(())
+        };
+        eventually("the account is paused", is_paused).await;
+        let before = asked(&world).len();
+        is_unavailable(&service, 1).await;
+        assert_eq!(asked(&world).len(), before);
         world.simulator.refuse_credentials(account(), false);
-        plays(&service, 1).await;
+        eventually("it is asked again", async || {
+            (audio(&service, 1, LONG).await.0 == StatusCode::TEMPORARY_REDIRECT).then_some(())
+        })
+        .await;
     }
 
     async fn a_question_that_is_open_is_not_ready_and_goes_on_without_its_client(world: World) {
@@ -248,7 +253,8 @@ on_all_parts! {
     }
 
     async fn every_account_is_asked_and_none_waits_for_another(world: World) {
-        let second = second_account(&mut world);
+        let second: AccountSid = format!("AC{}", "b".repeat(32)).parse().unwrap();
+        world.add_account(second);
         let service = world.start().await;
         for number in [1, 2] {
             record_of(&world, second, number);

@@ -36,6 +36,7 @@ mod discover;
 mod journey;
 mod large;
 mod limits;
+mod pace;
 mod puts;
 mod redirects;
 mod settings;

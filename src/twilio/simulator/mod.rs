@@ -121,6 +121,7 @@ struct State {
     gates: HashMap<RecordingSid, watch::Sender<bool>>,
     refused_accounts: Vec<AccountSid>,
     rest_faults: HashMap<AccountSid, watch::Sender<Option<RestFault>>>,
+    account_faults: HashMap<AccountSid, Fault>,
     counts: HashMap<RecordingSid, Counts>,
     in_flight: HashMap<AccountSid, usize>,
     in_flight_max: HashMap<AccountSid, usize>,
@@ -161,6 +162,7 @@ impl Simulator {
             gates: HashMap::new(),
             refused_accounts: Vec::new(),
             rest_faults: HashMap::new(),
+            account_faults: HashMap::new(),
             counts: HashMap::new(),
             in_flight: HashMap::new(),
             in_flight_max: HashMap::new(),
@@ -190,11 +192,6 @@ impl Simulator {
         self.shared.state().recordings.insert(recording.id.recording, recording);
     }
 
-    /// Adds an account, or replaces it.
-    pub fn add_account(&self, account: SimulatedAccount) {
-        self.shared.state().accounts.insert(account.sid, account);
-    }
-
     /// Adds a call, which may have no recordings.
     pub fn add_call(&self, account: AccountSid, call: CallSid) {
         self.shared.state().calls.insert((account, call));
@@ -218,6 +215,21 @@ impl Simulator {
     /// What every request of an account to the REST API meets from now on; None ends that.
     pub fn rest_fault(&self, account: AccountSid, fault: Option<RestFault>) {
         self.shared.state().rest_fault(account).send_replace(fault);
+    }
+
+    /// What every request for media that an account has meets from now on, before
+    /// anything that is scripted; None ends that.
+    pub fn always_of(&self, account: AccountSid, fault: Option<Fault>) {
+        let faults = &mut self.shared.state().account_faults;
+        match fault {
+            Some(fault) => faults.insert(account, fault),
+            None => faults.remove(&account),
+        };
+    }
+
+    /// Adds an account.
+    pub fn add_account(&self, account: SimulatedAccount) {
+        self.shared.state().accounts.insert(account.sid, account);
     }
 
     /// Lets bodies that wait ([`Fault::Held`]) go on.
@@ -249,6 +261,11 @@ impl Simulator {
         self.shared.state().in_flight_max.get(&account).copied().unwrap_or_default()
     }
 
+    /// Begins to measure [`Self::in_flight_max`] anew.
+    pub fn forget_in_flight_max(&self) {
+        self.shared.state().in_flight_max.clear();
+    }
+
     /// The requests that came, oldest first.
     pub fn seen(&self) -> Vec<Seen> {
         self.shared.state().seen.iter().cloned().collect()
@@ -264,7 +281,10 @@ impl State {
         self.rest_faults.entry(account).or_insert_with(|| watch::channel(None).0)
     }
 
-    fn next_fault(&mut self, recording: RecordingSid) -> Option<Fault> {
+    fn next_fault(&mut self, RecordingId { account, recording }: RecordingId) -> Option<Fault> {
+        if let Some(fault) = self.account_faults.get(&account) {
+            return Some(fault.clone());
+        }
         let script = self.scripts.get_mut(&recording)?;
         script.next.pop_front().or_else(|| script.always.clone())
     }

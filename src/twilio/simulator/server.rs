@@ -199,7 +199,7 @@ impl Exchange {
         };
         let sid = recording.id.recording;
         // Only what there is can go wrong.
-        let fault = if scripted { self.shared.state().next_fault(sid) } else { None };
+        let fault = if scripted { self.shared.state().next_fault(recording.id) } else { None };
         match fault {
             None => media.into_answer(),
             Some(fault) => self.faulty(fault, media, sid, extension).await,

@@ -16,7 +16,7 @@ CREATE TABLE recordings (
     -- Raised by every grant of a lease; an update of a fetch names it.
     epoch              BIGINT NOT NULL DEFAULT 0,
     lease_node         TEXT,
-    -- pending: the next attempt; fetching: the end of the lease.
+    -- pending: the next attempt, 0 where someone waits for it; fetching: the end of the lease.
     due_at             BIGINT,
     -- Twilio's Retry-After: no attempt before it, whoever asks.
     not_before         BIGINT,
@@ -67,6 +67,23 @@ CREATE INDEX recordings_by_order ON recordings (ordered_at, recording_sid, accou
 CREATE INDEX recordings_by_account ON recordings (account_sid, ordered_at, recording_sid);
 CREATE INDEX recordings_by_state ON recordings (state, ordered_at, recording_sid, account_sid);
 CREATE INDEX recordings_by_account_state ON recordings (account_sid, state, ordered_at, recording_sid);
+CREATE INDEX recordings_under_way ON recordings (account_sid) WHERE state = 'fetching';
+
+-- How an account fares at Twilio. One without a row here fares well.
+CREATE TABLE accounts (
+    account_sid    TEXT PRIMARY KEY,
+    -- Fetches at once over all nodes; NULL: as many as the nodes like.
+    fetch_limit    BIGINT,
+    -- Where Twilio said that there are too many.
+    too_many       BIGINT,
+    limit_set_at   BIGINT,
+    -- Twilio's Retry-After: nothing is claimed before.
+    quiet_until    BIGINT,
+    -- Twilio refuses the credentials: nothing is claimed until a probe goes well.
+    paused_at      BIGINT,
+    probe_at       BIGINT,
+    probes         BIGINT NOT NULL DEFAULT 0
+);
 
 -- What happened: the feed, and what only the history of a recording tells.
 CREATE TABLE events (
