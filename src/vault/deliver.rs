@@ -11,8 +11,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::Vault;
-use super::discover::{Inquired, Inquiry};
 use super::flight::Waiter;
+use super::inquiry::{Inquired, Inquiry};
 use crate::bucket::{BucketError, Disposition, Link, LinkBase, LinkMethod};
 use crate::catalog::{CallView, CatalogError};
 use crate::domain::recording::{Recording, State, StoredObject};

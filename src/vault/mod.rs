@@ -11,6 +11,7 @@ mod discover;
 pub mod fetch;
 mod flight;
 pub mod health;
+mod inquiry;
 mod pace;
 
 use std::sync::Arc;
@@ -27,8 +28,8 @@ use crate::domain::retry;
 use crate::domain::sid::AccountSid;
 use crate::twilio::Twilio;
 use crate::twilio::source::{Source, SourceHost};
-use discover::Questions;
 use health::Health;
+use inquiry::Questions;
 
 /// A number in [0, 1), another one each time.
 pub type Dice = Box<dyn Fn() -> f64 + Send + Sync>;

@@ -256,12 +256,17 @@ on_all_parts! {
         let second: AccountSid = format!("AC{}", "b".repeat(32)).parse().unwrap();
         world.add_account(second);
         let service = world.start().await;
-        for number in [1, 2] {
+        for number in [1, 2, 3] {
             record_of(&world, second, number);
         }
         world.simulator.rest_fault(account(), Some(RestFault::Silent));
         plays(&service, 1).await;
         is_not_ready(&service, 404, "wait=1").await;
+        // Nor where one of them is asked for more than it may be.
+        for number in 1000..1100 {
+            audio(&service, number, "wait=0").await;
+        }
+        plays(&service, 3).await;
         world.simulator.rest_fault(account(), Some(RestFault::Status(500)));
         plays(&service, 2).await;
         // It might be the one's that cannot be asked.
