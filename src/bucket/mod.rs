@@ -67,6 +67,13 @@ pub enum BucketError {
     },
 }
 
+impl BucketError {
+    /// Whether the store answered, and refused only for what this node takes for the time.
+    pub fn is_about_the_time(&self) -> bool {
+        matches!(self, Self::Store(error) if innermost(error).to_string().contains("<Code>RequestTimeTooSkewed<"))
+    }
+}
+
 /// The result of an operation on the bucket.
 pub type Result<T> = std::result::Result<T, BucketError>;
 
