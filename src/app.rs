@@ -94,6 +94,7 @@ impl App {
             self.supervise(worker::watch_parts(vault.clone(), self.stopped.clone())),
             self.supervise(async move { vault.write_what_was_asked().await }),
             self.supervise(worker::probe_paused_accounts(self.vault.clone())),
+            self.supervise(self.vault.clone().follow_flights()),
             self.supervise(telemetry::keep_up()),
         ];
     }

@@ -49,6 +49,11 @@ impl Health {
         self.list().clone()
     }
 
+    /// Whether a part is in that trouble.
+    pub fn is_in_trouble(&self, code: &'static str) -> bool {
+        self.list().iter().any(|trouble| trouble.code == code)
+    }
+
     /// Notes how a part fared: an error is a trouble until it fares well again.
     pub fn note<E: std::fmt::Display>(&self, code: &'static str, fared: Result<(), E>) {
         telemetry::trouble(code, fared.is_err());

@@ -11,6 +11,7 @@ mod discover;
 pub mod fetch;
 mod flight;
 pub mod health;
+mod hits;
 mod inquiry;
 mod memory;
 mod pace;
@@ -29,7 +30,9 @@ use crate::domain::retry;
 use crate::domain::sid::AccountSid;
 use crate::twilio::Twilio;
 use crate::twilio::source::{Source, SourceHost};
+use flight::Flights;
 use health::Health;
+use hits::Hits;
 use inquiry::Questions;
 use memory::MemoryBudget;
 pub use memory::Reservation;
@@ -69,6 +72,8 @@ pub struct Vault {
     lease: Duration,
     memory: MemoryBudget,
     dice: Dice,
+    flights: Flights,
+    hits: Hits,
     questions: Questions,
     /// Held by whoever asks Twilio whether it refuses an account.
     confirming: Mutex<()>,
@@ -94,6 +99,8 @@ impl Vault {
             lease: config.lease,
             memory: MemoryBudget::new(config.memory_budget_bytes),
             dice,
+            flights: Flights::default(),
+            hits: Hits::default(),
             confirming: Mutex::default(),
             asked,
             asked_to_write: Mutex::new(asked_to_write),

@@ -51,7 +51,9 @@ async fn prepare(vault: &Vault) {
 
 async fn watch_catalog(vault: &Vault) {
     loop {
-        tokio::time::sleep(LOOK_EVERY).await;
+        // Until it is back, answers come from memory: that ends soon after.
+        let is_away = vault.health.is_in_trouble("catalog_unreachable");
+        tokio::time::sleep(if is_away { TRY_AGAIN_AFTER } else { LOOK_EVERY }).await;
         vault.health.note("catalog_unreachable", vault.catalog.check().await);
     }
 }

@@ -29,6 +29,7 @@ macro_rules! on_all_parts {
     };
 }
 
+mod away;
 mod callbacks;
 mod commands;
 mod crashes;
