@@ -11,12 +11,14 @@
 
 mod accept;
 mod accounts;
+mod announced;
 mod claim;
 mod clock;
 mod feed;
 mod lease;
 mod lookup;
 mod postgres;
+mod reconcile;
 mod rows;
 mod sql;
 mod sqlite;
@@ -29,12 +31,14 @@ use tokio::sync::watch;
 
 pub use accept::{Accepted, AnnouncedBy, Announcement, FoundBy};
 pub use accounts::{Paused, SlowDown};
+pub use announced::Question;
 pub use claim::{Claim, Claimant, Leftover, Standing, Wish};
 pub use clock::Clock;
 pub use feed::{Cursor, Event, EventFilter};
 pub use lease::{Lease, Settled};
 pub use lookup::{CallView, ListFilter, PageCursor, PutChoice};
 pub use postgres::PostgresCatalog;
+pub use reconcile::{Ahead, Walk, WalkLease, Walker};
 pub use rows::HistoryEntry;
 pub use sql::Session;
 pub use sqlite::SqliteCatalog;

@@ -6,11 +6,13 @@
 //! catalog's, its dice are passed in.
 
 pub mod accept;
+mod announced;
 pub mod deliver;
 pub mod fetch;
 mod flight;
 pub mod health;
 mod pace;
+pub mod reconcile;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -64,6 +66,7 @@ pub struct Vault {
     retry: retry::Policy,
     max_recording_bytes: u64,
     lease: Duration,
+    reconcile: reconcile::Terms,
     /// Bytes of recordings that may be in memory, in [`BUDGET_UNIT_BYTES`].
     memory: Arc<Semaphore>,
     dice: Dice,
@@ -89,6 +92,7 @@ impl Vault {
             retry: config.retry,
             max_recording_bytes: config.max_recording_bytes,
             lease: config.lease,
+            reconcile: reconcile::Terms { every: config.reconcile_every, window: config.reconcile_window },
             memory: Arc::new(Semaphore::new(budget.min(Semaphore::MAX_PERMITS))),
             dice,
             confirming: Mutex::default(),

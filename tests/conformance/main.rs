@@ -84,6 +84,7 @@ mod accounts;
 mod feed;
 mod leases;
 mod lookups;
+mod reconcile;
 
 /// A lease that no test outlives.
 const LONG: Duration = Duration::from_secs(3600);

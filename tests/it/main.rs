@@ -37,6 +37,7 @@ mod large;
 mod limits;
 mod pace;
 mod puts;
+mod reconcile;
 mod redirects;
 mod settings;
 mod upstream;

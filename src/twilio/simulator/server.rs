@@ -23,6 +23,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::body::{Framing, Media};
 use super::faults::Fault;
+use super::lists;
 use super::{Seen, Shared, SimulatedRecording};
 use crate::domain::media::Format;
 use crate::domain::sid::{AccountSid, CallSid, RecordingSid};
@@ -105,7 +106,7 @@ impl Exchange {
         }
         match (method, &rest[1..]) {
             (&Method::GET, []) => answer_json(json!({"sid": account, "status": "active"})),
-            (&Method::GET, ["Recordings.json"]) => self.list(account, None, query),
+            (&Method::GET, ["Recordings.json"]) => self.list_of_account(account, query).await,
             (&Method::GET, ["Calls", call, "Recordings.json"]) => match call.parse() {
                 Ok(call) => self.list(account, Some(call), query),
                 Err(_) => not_found(),
@@ -194,16 +195,8 @@ impl Exchange {
         let extension = extension.map(Format::as_str).unwrap_or_default();
         match fault {
             Fault::NotReady => not_found(),
-            Fault::RateLimited { retry_after } => {
-                let mut answer = error(StatusCode::TOO_MANY_REQUESTS, 20429, "Too Many Requests");
-                let value = retry_after.and_then(|value| value.parse().ok());
-                answer.headers_mut().extend(value.map(|value| (header::RETRY_AFTER, value)));
-                answer
-            }
-            Fault::Status(status) => {
-                let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-                error(status, u32::from(status.as_u16()), "Fault")
-            }
+            Fault::RateLimited { retry_after } => lists::rate_limited(retry_after),
+            Fault::Status(status) => lists::with_status(status),
             Fault::Html => whole(StatusCode::OK, "text/html", "<!DOCTYPE html><html><body>Sorry</body></html>"),
             Fault::Xml => whole(StatusCode::OK, "application/xml", NOT_FOUND_XML),
             Fault::Json => whole(StatusCode::OK, "application/json", r#"{"code":20404,"message":"not found"}"#),
@@ -296,6 +289,14 @@ impl Exchange {
         }
     }
 
+    async fn list_of_account(&self, account: AccountSid, query: &str) -> Answer {
+        let fault = self.shared.state().lists.next_fault(account);
+        match fault {
+            None => self.list(account, None, query),
+            Some(fault) => lists::faulty(fault).await,
+        }
+    }
+
     /// A page of an account's recordings, newest first. Filters that are not
     /// known are ignored in silence, as Twilio does.
     fn list(&self, account: AccountSid, call: Option<CallSid>, query: &str) -> Answer {
@@ -311,6 +312,7 @@ impl Exchange {
         let page_size = parameter("PageSize").and_then(|size| size.parse::<usize>().ok()).unwrap_or(50).clamp(1, 1000);
         let start = parameter("PageToken");
         let state = self.shared.state();
+        let page_size = page_size.min(state.lists.page_size_max.unwrap_or(usize::MAX));
         let mut found: Vec<&SimulatedRecording> = state
             .recordings
             .values()
@@ -319,13 +321,14 @@ impl Exchange {
             .filter(|known| conference.is_none() || known.conference_sid.map(|sid| sid.to_string()) == conference)
             .filter(|known| {
                 let created = known.started_at.to_zoned(TimeZone::UTC).date().to_string();
-                on.as_ref().is_none_or(|day| created == *day)
+                let of_its_days = on.as_ref().is_none_or(|day| created == *day)
                     && before.as_ref().is_none_or(|day| created <= *day)
-                    && after.as_ref().is_none_or(|day| created >= *day)
+                    && after.as_ref().is_none_or(|day| created >= *day);
+                of_its_days || state.lists.ignores_days
             })
             .collect();
         found.sort_by_key(|known| std::cmp::Reverse(page_key(known)));
-        let from = start.map_or(0, |token| found.partition_point(|known| page_key(known) > token));
+        let from = start.map_or(0, |token| found.partition_point(|known| page_key(known) >= token));
         let page = &found[from..found.len().min(from + page_size)];
         let more = from + page.len() < found.len();
         let next = page.last().filter(|_| more).map(|last| {
@@ -414,7 +417,7 @@ fn answer_json(value: Value) -> Answer {
     answer(StatusCode::OK, "application/json", value.to_string().into())
 }
 
-fn error(status: StatusCode, code: u32, message: &str) -> Answer {
+pub(super) fn error(status: StatusCode, code: u32, message: &str) -> Answer {
     let body = json!({"code": code, "message": message, "status": status.as_u16()});
     answer(status, "application/json", body.to_string().into())
 }
