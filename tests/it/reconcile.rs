@@ -71,12 +71,15 @@ on_all_parts! {
                 let callback = status.and_then(|status| world.simulator.callback(recording_id(number).recording, status));
                 let service = &service;
                 async move {
-                    if let Some(callback) = callback {
-                        assert_eq!(service.send(&callback).await.status(), StatusCode::NO_CONTENT);
-                    }
+                    let Some(callback) = callback else { return };
+                    // On a busy machine the catalog may be too slow for one, and Twilio may repeat it.
+                    eventually("a callback is taken", async || {
+                        (service.send(&callback).await.status() == StatusCode::NO_CONTENT).then_some(())
+                    })
+                    .await;
                 }
             })
-            .buffer_unordered(16)
+            .buffer_unordered(8)
             .collect::<()>()
             .await;
         stored(&service, 800).await;
