@@ -10,6 +10,7 @@ use serde_json::json;
 use sqlx::AssertSqlSafe;
 
 use super::accept::{TO_FAILED, lock};
+use super::reconcile::may_be_asked;
 use super::sql::{args, now, one_of};
 use super::{Catalog, Result, feed, rows};
 use crate::domain::recording::{ErrorCode, Recording, RecordingId, State};
@@ -20,16 +21,18 @@ const ASKING_MAX: Duration = Duration::from_secs(30);
 
 /// An announced recording that this node is to ask about.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Question {
+pub struct Announced {
     /// The recording.
     pub recording: Recording,
     /// How long it has been known.
     pub known_for: Duration,
 }
 
-/// `$1` after the last question comes the next one.
+/// An announced recording is due `$1` after it was last asked about.
 const DUE_ACCOUNT_OF: &str = concat!(
-    "SELECT account_sid FROM reconciles c WHERE c.questions_from <= ",
+    "SELECT account_sid FROM reconciles c WHERE ",
+    may_be_asked!(),
+    " AND c.questions_from <= ",
     now!(),
     " AND EXISTS (SELECT 1 FROM recordings r WHERE r.account_sid = c.account_sid AND r.state = 'announced' \
      AND r.questioned_at <= ",
@@ -50,8 +53,8 @@ const NO_QUESTIONS_FOR: &str =
 
 impl dyn Catalog + '_ {
     /// Claims the next question, of the account that was left alone for longest.
-    /// [`Self::questioned`] ends it.
-    pub async fn claim_question(&self, accounts: &[AccountSid], every: Duration) -> Result<Option<Question>> {
+    /// [`Self::asked_about`] ends it.
+    pub async fn claim_announced(&self, accounts: &[AccountSid], every: Duration) -> Result<Option<Announced>> {
         let mut session = self.begin().await?;
         let mut args = args![every];
         let filter = one_of("c.account_sid", accounts.iter().copied(), &mut args);
@@ -73,11 +76,11 @@ impl dyn Catalog + '_ {
         session.execute(QUESTION, args![account, recording.id.recording]).await?;
         session.execute(NO_QUESTIONS_FOR, args![account, ASKING_MAX]).await?;
         session.commit().await?;
-        Ok(Some(Question { recording, known_for: Duration::try_from(known_for).unwrap_or_default() }))
+        Ok(Some(Announced { recording, known_for: Duration::try_from(known_for).unwrap_or_default() }))
     }
 
     /// A question was asked, and Twilio wants to be left alone for `pause`.
-    pub async fn questioned(&self, account: AccountSid, pause: Duration) -> Result<()> {
+    pub async fn asked_about(&self, account: AccountSid, pause: Duration) -> Result<()> {
         let mut session = self.begin().await?;
         session.execute(NO_QUESTIONS_FOR, args![account, pause]).await?;
         session.commit().await

@@ -31,7 +31,7 @@ use tokio::sync::watch;
 
 pub use accept::{Accepted, AnnouncedBy, Announcement, FoundBy};
 pub use accounts::{Paused, SlowDown};
-pub use announced::Question;
+pub use announced::Announced;
 pub use claim::{Claim, Claimant, Leftover, Standing, Wish};
 pub use clock::Clock;
 pub use feed::{Cursor, Event, EventFilter};

@@ -59,10 +59,10 @@ pub struct Walk {
 /// What lies ahead for the accounts of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ahead {
-    /// How long until a walk may be granted.
-    pub walk_in: Duration,
-    /// How long until Twilio may be asked about an announced recording; None: there is none.
-    pub question_in: Option<Duration>,
+    /// How long until a walk may be granted; None: no account may be asked of.
+    pub walk_in: Option<Duration>,
+    /// How long until Twilio may be asked about an announced recording; None: about none.
+    pub announced_in: Option<Duration>,
     /// How long ago the last complete walk began, of the account that waits
     /// longest; where there was none, since when the account is known here.
     pub lag: Duration,
@@ -71,17 +71,34 @@ pub struct Ahead {
 const ENROLL: &str = "INSERT INTO reconciles (account_sid, enrolled_at, due_at, questions_from) \
      SELECT $1, now_ms, now_ms, now_ms FROM clock WHERE 1 = 1 ON CONFLICT DO NOTHING";
 
-/// `$1` after the last question comes the next one.
+/// An account whose credentials are refused, or that Twilio wants to be left
+/// alone, is not asked of.
+macro_rules! may_be_asked {
+    () => {
+        concat!(
+            "NOT EXISTS (SELECT 1 FROM accounts a WHERE a.account_sid = c.account_sid \
+             AND (a.paused_at IS NOT NULL OR a.quiet_until > ",
+            now!(),
+            "))"
+        )
+    };
+}
+pub(super) use may_be_asked;
+
+/// An announced recording is due `$1` after it was last asked about.
 const AHEAD_OF: &str = concat!(
     "SELECT ",
     now!(),
-    " AS now_ms, min(due_at) AS walk_at, min(coalesce(covered_until, enrolled_at)) AS covered_until, \
-     min((SELECT CASE WHEN r.questioned_at + $1 > c.questions_from THEN r.questioned_at + $1 ELSE c.questions_from END \
+    " AS now_ms, min(coalesce(covered_until, enrolled_at)) AS covered_until, min(CASE WHEN ",
+    may_be_asked!(),
+    " THEN due_at END) AS walk_at, min(CASE WHEN ",
+    may_be_asked!(),
+    " THEN (SELECT CASE WHEN r.questioned_at + $1 > c.questions_from THEN r.questioned_at + $1 ELSE c.questions_from END \
      FROM recordings r WHERE r.account_sid = c.account_sid AND r.state = 'announced' \
-     ORDER BY r.questioned_at LIMIT 1)) AS question_at FROM reconciles c WHERE 1 = 1"
+     ORDER BY r.questioned_at LIMIT 1) END) AS question_at FROM reconciles c WHERE 1 = 1"
 );
 
-const DUE_OF: &str = concat!("SELECT account_sid FROM reconciles WHERE due_at <= ", now!());
+const DUE_OF: &str = concat!("SELECT account_sid FROM reconciles c WHERE ", may_be_asked!(), " AND due_at <= ", now!());
 /// A walk that begins looks afresh; one that was begun goes on.
 const GRANT: &str = concat!(
     "UPDATE reconciles SET epoch = epoch + 1, lease_node = $2, due_at = ",
@@ -162,19 +179,17 @@ impl dyn Catalog + '_ {
     }
 
     /// What lies ahead for these accounts, where announced recordings are
-    /// asked for every `question_every`. None where none of them is enrolled.
-    pub async fn ahead(&self, accounts: &[AccountSid], question_every: Duration) -> Result<Option<Ahead>> {
-        let mut args = args![question_every];
+    /// asked about every `announced_every`. None where none of them is enrolled.
+    pub async fn ahead(&self, accounts: &[AccountSid], announced_every: Duration) -> Result<Option<Ahead>> {
+        let mut args = args![announced_every];
         let filter = one_of("account_sid", accounts.iter().copied(), &mut args);
         let row = self.read().await?.row(AssertSqlSafe(format!("{AHEAD_OF}{filter}")), args).await?;
         let row = row.ok_or_else(|| CatalogError::Unreadable("an aggregate has no row".to_owned()))?;
         let now = row.time("now_ms")?;
-        let (Some(walk_at), Some(covered_until)) = (row.time_opt("walk_at")?, row.time_opt("covered_until")?) else {
-            return Ok(None);
-        };
+        let Some(covered_until) = row.time_opt("covered_until")? else { return Ok(None) };
         Ok(Some(Ahead {
-            walk_in: between(now, walk_at),
-            question_in: row.time_opt("question_at")?.map(|at| between(now, at)),
+            walk_in: row.time_opt("walk_at")?.map(|at| between(now, at)),
+            announced_in: row.time_opt("question_at")?.map(|at| between(now, at)),
             lag: between(covered_until, now),
         }))
     }

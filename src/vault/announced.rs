@@ -6,23 +6,24 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::reconcile::Terms;
 use super::{Vault, source_of};
-use crate::catalog::{CatalogError, Question};
+use crate::catalog::{Announced, CatalogError};
 use crate::domain::recording::ErrorCode;
 use crate::twilio::media::MediaError;
 
 /// How often Twilio is asked where walks are switched off.
 const EVERY_WITHOUT_WALKS: Duration = Duration::from_secs(15 * 60);
-/// Failed questions count as the latest of many: the next one comes after the longest wait.
+/// A failure counts as the latest of many: the account's next one is asked about after the longest wait.
 const FAILED_BEFORE: u32 = u32::MAX;
 /// Of Twilio's word for a state, what is kept.
 const STATUS_MAX_CHARS: usize = 40;
 
 #[derive(Debug, thiserror::Error)]
-enum QuestionError {
+enum AskError {
     #[error(transparent)]
     Twilio(#[from] MediaError),
     #[error(transparent)]
@@ -36,41 +37,47 @@ impl Terms {
     }
 
     /// How long nothing may be heard of an announced recording before Twilio is asked.
-    fn between_questions(&self) -> Duration {
+    fn ask_announced_every(&self) -> Duration {
         self.between_walks().min(self.window)
     }
 }
 
 impl Vault {
     /// How long nothing may be heard of an announced recording before Twilio is asked.
-    pub fn between_questions(&self) -> Duration {
-        self.reconcile.between_questions()
+    pub fn ask_announced_every(&self) -> Duration {
+        self.reconcile.ask_announced_every()
     }
 
-    /// Asks a question that was claimed. Once `stopping`, it is left to be asked again.
-    pub async fn ask(&self, question: &Question, stopping: &CancellationToken) {
-        let id = question.recording.id;
+    /// Asks Twilio about a recording that was claimed for it. Once `stopping`, it is
+    /// left to be asked about again.
+    pub async fn ask_about(&self, announced: &Announced, stopping: &CancellationToken) {
+        let id = announced.recording.id;
         let asked = tokio::select! {
-            asked = self.ask_twilio(question) => asked,
+            asked = self.ask_twilio(announced) => asked,
             () = stopping.cancelled() => return,
         };
         let pause = match &asked {
             Ok(()) => Duration::ZERO,
-            Err(QuestionError::Twilio(error)) => self.pause_after(error.code(), FAILED_BEFORE, error.retry_after()).0,
-            Err(QuestionError::Catalog(_)) => self.retry.base,
+            Err(AskError::Twilio(error)) => self.pause_after(error.code(), FAILED_BEFORE, error.retry_after()).0,
+            Err(AskError::Catalog(_)) => self.retry.base,
         };
         if let Err(error) = &asked {
             tracing::warn!(recording = %id, %error, "what became of it was not told; Twilio is asked again");
         }
-        if let Err(error) = self.catalog.questioned(id.account, pause).await {
-            tracing::debug!(recording = %id, %error, "the account's next question has to wait");
+        if let Err(error) = self.catalog.asked_about(id.account, pause).await {
+            tracing::debug!(recording = %id, %error, "the account's next one is asked about later");
         }
     }
 
-    async fn ask_twilio(&self, question: &Question) -> Result<(), QuestionError> {
-        let id = question.recording.id;
-        let source = source_of(&id, question.recording.source_host.as_deref());
-        let word = match self.twilio.describe(&source).await? {
+    async fn ask_twilio(&self, announced: &Announced) -> Result<(), AskError> {
+        let id = announced.recording.id;
+        let source = source_of(&id, announced.recording.source_host.as_deref());
+        let began = Instant::now();
+        let described = self.twilio.describe(&source).await;
+        if let Err(error) = &described {
+            self.heed(id.account, error, began).await;
+        }
+        let word = match described? {
             Some(described) if described.is_final() => {
                 self.take_found(id, described).await?;
                 return Ok(());
@@ -78,7 +85,7 @@ impl Vault {
             Some(described) => described.status.chars().take(STATUS_MAX_CHARS).collect(),
             None => "not known".to_owned(),
         };
-        if question.known_for >= self.reconcile.window {
+        if announced.known_for >= self.reconcile.window {
             let detail = format!("Twilio began to record, and still says that the recording is {word}");
             self.catalog.give_up_announced(&id, ErrorCode::NotReady, &detail).await?;
         }

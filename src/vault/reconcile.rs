@@ -188,7 +188,7 @@ impl Vault {
         let mut seen: HashSet<String> = next.iter().cloned().collect();
         let mut pages = walk.pages;
         loop {
-            let page = self.twilio.list(&account, listing, next.as_deref()).await?.ok_or(WalkError::NoList)?;
+            let page = self.list_page(account, listing, next.as_deref()).await?;
             let found = self.take_page(account, &window, &page).await?;
             pages += 1;
             let Some(onward) = onward(page, &window, &mut seen, pages) else {
@@ -202,6 +202,20 @@ impl Vault {
             }
             next = Some(onward);
         }
+    }
+
+    async fn list_page(
+        &self,
+        account: AccountSid,
+        listing: Listing,
+        next: Option<&str>,
+    ) -> Result<ListPage, WalkError> {
+        let began = Instant::now();
+        let page = self.twilio.list(&account, listing, next).await;
+        if let Err(error) = &page {
+            self.heed(account, error, began).await;
+        }
+        page?.ok_or(WalkError::NoList)
     }
 
     /// Accepts what a page has and the catalog has not. Says how many were new.

@@ -1,7 +1,6 @@
 //! Asking Twilio what callbacks did not tell, when it is due.
 //!
-//! Walks and questions of several accounts run beside each other, so that none
-//! waits for another one's. What is running when the node stops is dropped: it
+//! Several accounts are asked of beside each other, so that none waits for another. What is running when the node stops is dropped: it
 //! goes on elsewhere, from what was saved.
 
 use std::sync::Arc;
@@ -12,7 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::catalog::{CatalogError, Question, Walk, Walker};
+use crate::catalog::{Announced, CatalogError, Walk, Walker};
 use crate::telemetry;
 use crate::vault::Vault;
 
@@ -20,8 +19,8 @@ use crate::vault::Vault;
 const POLL_EVERY: Duration = Duration::from_secs(1);
 /// Walks at once; each holds a page of a list, some megabytes.
 const WALKS_MAX: usize = 8;
-/// Questions at once, each of another account.
-const QUESTIONS_MAX: usize = 4;
+/// Announced recordings that are asked about at once, each of another account.
+const ASKING_MAX: usize = 4;
 
 /// Asks Twilio for one node.
 pub struct ReconcileLoop {
@@ -29,7 +28,7 @@ pub struct ReconcileLoop {
     /// None: walks are switched off.
     walker: Option<Walker>,
     walks: Arc<Semaphore>,
-    questions: Arc<Semaphore>,
+    asking: Arc<Semaphore>,
     running: TaskTracker,
     /// Something ended: there is room, and perhaps more to do.
     ended: Arc<Notify>,
@@ -42,7 +41,7 @@ impl ReconcileLoop {
             walker: vault.walker(node),
             vault,
             walks: Arc::new(Semaphore::new(WALKS_MAX)),
-            questions: Arc::new(Semaphore::new(QUESTIONS_MAX)),
+            asking: Arc::new(Semaphore::new(ASKING_MAX)),
             running: TaskTracker::new(),
             ended: Arc::new(Notify::new()),
         }
@@ -76,19 +75,23 @@ impl ReconcileLoop {
             self.vault.catalog.enroll(accounts).await?;
             *enrolled = true;
         }
-        let Some(ahead) = self.vault.catalog.ahead(accounts, self.vault.between_questions()).await? else {
+        let Some(ahead) = self.vault.catalog.ahead(accounts, self.vault.ask_announced_every()).await? else {
             return Ok(POLL_EVERY);
         };
+        if self.vault.check_clock().is_err() {
+            return Ok(POLL_EVERY);
+        }
         let mut idle_for = POLL_EVERY;
         if let Some(walker) = &self.walker {
             telemetry::reconcile_lag(ahead.lag);
             match ahead.walk_in {
-                Duration::ZERO => self.begin_walks(walker, stopping).await?,
-                wait => idle_for = idle_for.min(wait),
+                Some(Duration::ZERO) => self.begin_walks(walker, stopping).await?,
+                Some(wait) => idle_for = idle_for.min(wait),
+                None => {}
             }
         }
-        match ahead.question_in {
-            Some(Duration::ZERO) => self.begin_questions(stopping).await?,
+        match ahead.announced_in {
+            Some(Duration::ZERO) => self.begin_asking(stopping).await?,
             Some(wait) => idle_for = idle_for.min(wait),
             None => {}
         }
@@ -114,19 +117,21 @@ impl ReconcileLoop {
         });
     }
 
-    async fn begin_questions(&self, stopping: &CancellationToken) -> Result<(), CatalogError> {
-        let every = self.vault.between_questions();
-        while let Ok(permit) = self.questions.clone().try_acquire_owned() {
-            let Some(question) = self.vault.catalog.claim_question(self.vault.accounts(), every).await? else { break };
-            self.start_question(question, permit, stopping.clone());
+    async fn begin_asking(&self, stopping: &CancellationToken) -> Result<(), CatalogError> {
+        let every = self.vault.ask_announced_every();
+        while let Ok(permit) = self.asking.clone().try_acquire_owned() {
+            let Some(announced) = self.vault.catalog.claim_announced(self.vault.accounts(), every).await? else {
+                break;
+            };
+            self.start_asking(announced, permit, stopping.clone());
         }
         Ok(())
     }
 
-    fn start_question(&self, question: Question, permit: OwnedSemaphorePermit, stopping: CancellationToken) {
+    fn start_asking(&self, announced: Announced, permit: OwnedSemaphorePermit, stopping: CancellationToken) {
         let (vault, ended) = (self.vault.clone(), self.ended.clone());
         self.running.spawn(async move {
-            vault.ask(&question, &stopping).await;
+            vault.ask_about(&announced, &stopping).await;
             drop(permit);
             ended.notify_one();
         });

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use callvault::catalog::{Question, Settled, Walk, Walker};
+use callvault::catalog::{Announced, Settled, SlowDown, Walk, Walker};
 use callvault::domain::recording::{ErrorCode, State};
 use futures::future::join_all;
 
@@ -26,8 +26,8 @@ async fn walk_when_due(catalog: &Arc<dyn Catalog>, lease: Duration) -> Walk {
     eventually("a walk is granted", async || catalog.grant_walk(&walker).await.unwrap()).await
 }
 
-async fn question_when_due(catalog: &Arc<dyn Catalog>, every: Duration) -> Question {
-    eventually("a question is due", async || catalog.claim_question(&accounts(), every).await.unwrap()).await
+async fn announced_when_due(catalog: &Arc<dyn Catalog>, every: Duration) -> Announced {
+    eventually("a question is due", async || catalog.claim_announced(&accounts(), every).await.unwrap()).await
 }
 
 fn is_done(settled: callvault::catalog::Settled) -> bool {
@@ -45,7 +45,7 @@ on_every_catalog! {
             let (node, walker) = (nodes[at % nodes.len()].clone(), walker(&accounts, LONG));
             tokio::spawn(async move {
                 let mut mine = Vec::new();
-                while node.ahead(&walker.accounts, LONG).await.unwrap().unwrap().walk_in.is_zero() {
+                while node.ahead(&walker.accounts, LONG).await.unwrap().unwrap().walk_in == Some(ZERO) {
                     mine.extend(node.grant_walk(&walker).await.unwrap());
                 }
                 mine
@@ -91,7 +91,7 @@ on_every_catalog! {
         catalog.enroll(&accounts()).await.unwrap();
         let walk = walk_when_due(&catalog, SHORT).await;
         assert!(is_done(catalog.renew_walk(&walk.lease, LONG).await.unwrap()));
-        assert!(catalog.ahead(&accounts(), LONG).await.unwrap().unwrap().walk_in > LONG / 2);
+        assert!(catalog.ahead(&accounts(), LONG).await.unwrap().unwrap().walk_in > Some(LONG / 2));
     }
 
     async fn the_next_walk_comes_when_it_is_due_and_looks_afresh(database: Database) {
@@ -101,7 +101,7 @@ on_every_catalog! {
         assert!(is_done(catalog.save_page(&first.lease, "PageToken=2", 1, LONG).await.unwrap()));
         assert!(is_done(catalog.finish_walk(&first.lease, 1, LONG).await.unwrap()));
         let ahead = catalog.ahead(&accounts(), LONG).await.unwrap().unwrap();
-        assert!(ahead.walk_in > LONG / 2 && ahead.walk_in <= LONG, "{ahead:?}");
+        assert!(ahead.walk_in > Some(LONG / 2) && ahead.walk_in <= Some(LONG), "{ahead:?}");
         assert_eq!(catalog.grant_walk(&walker(&accounts(), LONG)).await.unwrap(), None);
         // The one that is due again at once begins anew.
         catalog.walk_all_now(&accounts()).await.unwrap();
@@ -142,8 +142,26 @@ on_every_catalog! {
 
         // A Retry-After holds, whoever wants the walk; and the walk is remembered.
         catalog.walk_all_now(&accounts).await.unwrap();
-        let wait = catalog.ahead(&[refused.lease.account], LONG).await.unwrap().unwrap().walk_in;
+        let wait = catalog.ahead(&[refused.lease.account], LONG).await.unwrap().unwrap().walk_in.unwrap();
         assert!(wait > LONG / 4 && wait <= LONG / 2, "{wait:?}");
+    }
+
+    async fn what_is_paused_or_quiet_is_not_asked_of(database: Database) {
+        let catalog = database.node().await;
+        let accounts = [account(), some_accounts(1)[0]];
+        catalog.enroll(&accounts).await.unwrap();
+        catalog.accept(&callback(1, "in-progress")).await.unwrap();
+        assert!(catalog.pause(account(), "401", LONG).await.unwrap());
+        let quiet = SlowDown { too_many: true, quiet_for: LONG, began_ago: ZERO };
+        catalog.slow_down(accounts[1], quiet).await.unwrap();
+        assert_eq!(catalog.grant_walk(&walker(&accounts, LONG)).await.unwrap(), None);
+        assert_eq!(catalog.claim_announced(&accounts, ZERO).await.unwrap(), None);
+        let ahead = catalog.ahead(&accounts, ZERO).await.unwrap().unwrap();
+        assert_eq!((ahead.walk_in, ahead.announced_in), (None, None));
+        assert!(catalog.resume(account()).await.unwrap());
+        let walk = catalog.grant_walk(&walker(&accounts, LONG)).await.unwrap().unwrap();
+        assert_eq!(walk.lease.account, account());
+        assert!(catalog.claim_announced(&accounts, ZERO).await.unwrap().is_some());
     }
 
     async fn a_walk_that_failed_goes_on_from_its_page_or_from_the_start(database: Database) {
@@ -175,7 +193,7 @@ on_every_catalog! {
         // Enrolling again, as every node does at its start, changes nothing.
         catalog.enroll(&accounts).await.unwrap();
         let first = catalog.ahead(&accounts[..1], LONG).await.unwrap().unwrap();
-        assert!(first.walk_in > LONG / 2, "{first:?}");
+        assert!(first.walk_in > Some(LONG / 2), "{first:?}");
     }
 
     async fn the_known_ones_of_a_page_are_looked_up_at_once(database: Database) {
@@ -193,30 +211,30 @@ on_every_catalog! {
     async fn an_announced_recording_is_asked_about_when_nothing_was_heard_of_it(database: Database) {
         let nodes = join_all((0..4).map(|_| database.node())).await;
         nodes[0].enroll(&accounts()).await.unwrap();
-        assert_eq!(nodes[0].ahead(&accounts(), ZERO).await.unwrap().unwrap().question_in, None);
+        assert_eq!(nodes[0].ahead(&accounts(), ZERO).await.unwrap().unwrap().announced_in, None);
         accept(&nodes[0], [1]).await;
         for number in 2..=3 {
             nodes[0].accept(&callback(number, "in-progress")).await.unwrap();
         }
-        assert_eq!(nodes[0].claim_question(&accounts(), LONG).await.unwrap(), None);
-        let question_in = nodes[0].ahead(&accounts(), LONG).await.unwrap().unwrap().question_in.unwrap();
-        assert!(question_in > LONG / 2 && question_in <= LONG, "{question_in:?}");
+        assert_eq!(nodes[0].claim_announced(&accounts(), LONG).await.unwrap(), None);
+        let announced_in = nodes[0].ahead(&accounts(), LONG).await.unwrap().unwrap().announced_in.unwrap();
+        assert!(announced_in > LONG / 2 && announced_in <= LONG, "{announced_in:?}");
 
         // Of many nodes one asks, and of an account about one at a time.
         let claims = nodes.iter().cycle().take(16).map(|node| {
             let node = node.clone();
-            tokio::spawn(async move { node.claim_question(&accounts(), ZERO).await.unwrap() })
+            tokio::spawn(async move { node.claim_announced(&accounts(), ZERO).await.unwrap() })
         });
-        let claimed: Vec<Question> = join_all(claims).await.into_iter().filter_map(|claim| claim.unwrap()).collect();
+        let claimed: Vec<Announced> = join_all(claims).await.into_iter().filter_map(|claim| claim.unwrap()).collect();
         assert_eq!(claimed.len(), 1, "{claimed:?}");
-        assert!(nodes[0].ahead(&accounts(), ZERO).await.unwrap().unwrap().question_in > Some(ZERO));
-        nodes[1].questioned(account(), ZERO).await.unwrap();
-        let second = question_when_due(&nodes[2], ZERO).await;
+        assert!(nodes[0].ahead(&accounts(), ZERO).await.unwrap().unwrap().announced_in > Some(ZERO));
+        nodes[1].asked_about(account(), ZERO).await.unwrap();
+        let second = announced_when_due(&nodes[2], ZERO).await;
         assert_ne!(second.recording.id, claimed[0].recording.id, "the one that waited longer comes first");
         // Twilio wants to be left alone.
-        nodes[2].questioned(account(), LONG).await.unwrap();
-        assert_eq!(nodes[0].claim_question(&accounts(), ZERO).await.unwrap(), None);
-        assert!(nodes[0].ahead(&accounts(), ZERO).await.unwrap().unwrap().question_in.unwrap() > LONG / 2);
+        nodes[2].asked_about(account(), LONG).await.unwrap();
+        assert_eq!(nodes[0].claim_announced(&accounts(), ZERO).await.unwrap(), None);
+        assert!(nodes[0].ahead(&accounts(), ZERO).await.unwrap().unwrap().announced_in.unwrap() > LONG / 2);
     }
 
     async fn each_question_has_its_own_time(database: Database) {
@@ -225,20 +243,20 @@ on_every_catalog! {
         for number in 1..=2 {
             catalog.accept(&callback(number, "in-progress")).await.unwrap();
         }
-        let first = question_when_due(&catalog, SHORT).await;
-        catalog.questioned(account(), ZERO).await.unwrap();
-        let second = question_when_due(&catalog, SHORT).await;
-        catalog.questioned(account(), ZERO).await.unwrap();
+        let first = announced_when_due(&catalog, SHORT).await;
+        catalog.asked_about(account(), ZERO).await.unwrap();
+        let second = announced_when_due(&catalog, SHORT).await;
+        catalog.asked_about(account(), ZERO).await.unwrap();
         assert_ne!(first.recording.id, second.recording.id);
         assert!(first.known_for >= SHORT && first.known_for < LONG / 2, "{first:?}");
-        let third = question_when_due(&catalog, SHORT).await;
+        let third = announced_when_due(&catalog, SHORT).await;
         assert_eq!(third.recording.id, first.recording.id);
         // What has moved on is not asked about again.
-        catalog.questioned(account(), ZERO).await.unwrap();
+        catalog.asked_about(account(), ZERO).await.unwrap();
         catalog.accept(&callback(1, "completed")).await.unwrap();
         catalog.accept(&callback(2, "absent")).await.unwrap();
-        assert_eq!(catalog.ahead(&accounts(), ZERO).await.unwrap().unwrap().question_in, None);
-        assert_eq!(catalog.claim_question(&accounts(), ZERO).await.unwrap(), None);
+        assert_eq!(catalog.ahead(&accounts(), ZERO).await.unwrap().unwrap().announced_in, None);
+        assert_eq!(catalog.claim_announced(&accounts(), ZERO).await.unwrap(), None);
     }
 
     async fn an_announced_recording_is_given_up_once_and_a_late_callback_revives_it(database: Database) {

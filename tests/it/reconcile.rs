@@ -271,6 +271,19 @@ on_all_parts! {
         assert_eq!(world.simulator.counts(id.recording).fetches, 1);
     }
 
+    async fn a_walk_begins_once_twilio_accepts_the_credentials(world: World) {
+        world.set("CALLVAULT_RECONCILE_EVERY", "1h");
+        world.simulator.refuse_credentials(account(), true);
+        let id = made_before(&world, 1, Duration::from_secs(60));
+        let service = world.start().await;
+        eventually("the account is paused", async || {
+            (metric(&service, "callvault_accounts_paused").await == 1.0).then_some(())
+        })
+        .await;
+        world.simulator.refuse_credentials(account(), false);
+        service.recording_in(id.recording, "stored").await;
+    }
+
     async fn accounts_of_which_twilio_says_nothing_delay_no_other(world: World) {
         let others: Vec<AccountSid> = (0..3).map(|number| format!("AC{number:032x}").parse().unwrap()).collect();
         let all = others.iter().copied().chain([account()]);

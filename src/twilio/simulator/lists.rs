@@ -2,11 +2,8 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use http::{StatusCode, header};
-
 use super::Simulator;
 use super::faults::Fault;
-use super::server::{Answer, error};
 use crate::domain::sid::AccountSid;
 
 /// How lists are answered.
@@ -51,25 +48,4 @@ impl Simulator {
     pub fn lists(&self, account: AccountSid) -> u64 {
         self.shared.state().lists.requests.get(&account).copied().unwrap_or_default()
     }
-}
-
-pub(super) async fn faulty(fault: Fault) -> Answer {
-    match fault {
-        Fault::RateLimited { retry_after } => rate_limited(retry_after),
-        Fault::Status(status) => with_status(status),
-        Fault::Silent => std::future::pending().await,
-        _ => with_status(500),
-    }
-}
-
-pub(super) fn rate_limited(retry_after: Option<String>) -> Answer {
-    let mut answer = error(StatusCode::TOO_MANY_REQUESTS, 20429, "Too Many Requests");
-    let value = retry_after.and_then(|value| value.parse().ok());
-    answer.headers_mut().extend(value.map(|value| (header::RETRY_AFTER, value)));
-    answer
-}
-
-pub(super) fn with_status(status: u16) -> Answer {
-    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    error(status, u32::from(status.as_u16()), "Fault")
 }

@@ -23,7 +23,6 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::body::{Framing, Media};
 use super::faults::Fault;
-use super::lists;
 use super::{Seen, Shared, SimulatedRecording};
 use crate::domain::media::Format;
 use crate::domain::sid::{AccountSid, CallSid, RecordingSid};
@@ -195,8 +194,8 @@ impl Exchange {
         let extension = extension.map(Format::as_str).unwrap_or_default();
         match fault {
             Fault::NotReady => not_found(),
-            Fault::RateLimited { retry_after } => lists::rate_limited(retry_after),
-            Fault::Status(status) => lists::with_status(status),
+            Fault::RateLimited { retry_after } => rate_limited(retry_after),
+            Fault::Status(status) => of_status(status),
             Fault::Html => whole(StatusCode::OK, "text/html", "<!DOCTYPE html><html><body>Sorry</body></html>"),
             Fault::Xml => whole(StatusCode::OK, "application/xml", NOT_FOUND_XML),
             Fault::Json => whole(StatusCode::OK, "application/json", r#"{"code":20404,"message":"not found"}"#),
@@ -293,7 +292,10 @@ impl Exchange {
         let fault = self.shared.state().lists.next_fault(account);
         match fault {
             None => self.list(account, None, query),
-            Some(fault) => lists::faulty(fault).await,
+            Some(Fault::RateLimited { retry_after }) => rate_limited(retry_after),
+            Some(Fault::Status(status)) => of_status(status),
+            Some(Fault::Silent) => std::future::pending().await,
+            Some(_) => of_status(500),
         }
     }
 
@@ -417,9 +419,21 @@ fn answer_json(value: Value) -> Answer {
     answer(StatusCode::OK, "application/json", value.to_string().into())
 }
 
-pub(super) fn error(status: StatusCode, code: u32, message: &str) -> Answer {
+fn error(status: StatusCode, code: u32, message: &str) -> Answer {
     let body = json!({"code": code, "message": message, "status": status.as_u16()});
     answer(status, "application/json", body.to_string().into())
+}
+
+fn of_status(status: u16) -> Answer {
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    error(status, u32::from(status.as_u16()), "Fault")
+}
+
+fn rate_limited(retry_after: Option<String>) -> Answer {
+    let mut answer = error(StatusCode::TOO_MANY_REQUESTS, 20429, "Too Many Requests");
+    let value = retry_after.and_then(|value| value.parse().ok());
+    answer.headers_mut().extend(value.map(|value| (header::RETRY_AFTER, value)));
+    answer
 }
 
 fn not_found() -> Answer {
