@@ -145,8 +145,15 @@ impl App {
                 let _ = server.await;
             }
         };
-        let (_, served) = tokio::join!(self.claims.finish(left), tokio::time::timeout_at(deadline, served));
-        if served.is_err() {
+        let mut served = std::pin::pin!(served);
+        let answered = async {
+            // Until then somebody may wait for what Twilio is asked.
+            let in_time = tokio::time::timeout(left, &mut served).await.is_ok();
+            self.vault.end_questions().await;
+            in_time || tokio::time::timeout_at(deadline, &mut served).await.is_ok()
+        };
+        let (_, answered) = tokio::join!(self.claims.finish(left), answered);
+        if !answered {
             tracing::warn!("some requests were cut off");
         }
         self.stopped.cancel();

@@ -25,6 +25,7 @@ const HTTP_REQUESTS: &str = "callvault_http_requests_total";
 const HTTP_SECONDS: &str = "callvault_http_request_seconds";
 const CALLBACKS: &str = "callvault_callbacks_total";
 const DELIVERIES: &str = "callvault_deliveries_total";
+const QUESTIONS: &str = "callvault_questions_total";
 const FETCHES: &str = "callvault_fetches_total";
 const FETCH_SECONDS: &str = "callvault_fetch_seconds";
 const FETCHES_RUNNING: &str = "callvault_fetches_running";
@@ -60,6 +61,9 @@ pub const CALLBACK_OUTCOMES: &[&str] =
     &["accepted", "known", "bad_signature", "malformed", "unsupported_media_type", "unavailable"];
 /// What was answered to "play this".
 pub const DELIVERY_KINDS: &[&str] = &["redirect", "not_ready", "gone", "unknown", "unavailable"];
+/// What became of asking Twilio for a call that was not known. `overtaken`: news of
+/// it came first, or the right to ask was lost; `refused`: too many were asked for.
+pub const QUESTION_OUTCOMES: &[&str] = &["found", "nothing", "unavailable", "overtaken", "handed_back", "refused"];
 /// The parts of the service that may be in trouble.
 pub const TROUBLES: &[&str] = &[
     "catalog_unreachable",
@@ -87,6 +91,12 @@ const METRICS: &[Metric] = &[
         kind: Kind::Counter,
         help: "Requests to play a recording by what was answered",
         label: Some(("kind", DELIVERY_KINDS)),
+    },
+    Metric {
+        name: QUESTIONS,
+        kind: Kind::Counter,
+        help: "Questions to Twilio for calls that were not known, by what became of them",
+        label: Some(("outcome", QUESTION_OUTCOMES)),
     },
     Metric {
         name: FETCHES_RUNNING,
@@ -268,6 +278,12 @@ pub fn callback(outcome: &'static str) {
 /// Someone wanted to play a recording; `kind` is one of [`DELIVERY_KINDS`].
 pub fn delivery(kind: &'static str) {
     counter!(DELIVERIES, "kind" => kind).increment(1);
+}
+
+/// Twilio was asked for a call that was not known, or should have been; `outcome`
+/// is one of [`QUESTION_OUTCOMES`].
+pub fn question(outcome: &'static str) {
+    counter!(QUESTIONS, "outcome" => outcome).increment(1);
 }
 
 /// An attempt began; it ends when this is dropped.

@@ -81,8 +81,19 @@ const DUE_AT_ONCE: &str = concat!(
     " WHERE account_sid = $1 AND state = 'pending' AND error_code = $2 AND due_at > ",
     now!()
 );
+const LEFT_ALONE: &str = concat!(
+    "SELECT account_sid FROM accounts WHERE account_sid = $1 AND (paused_at IS NOT NULL OR quiet_until > ",
+    now!(),
+    ")"
+);
 
 impl dyn Catalog + '_ {
+    /// Whether Twilio is not to be asked of an account now: it is paused, or
+    /// Twilio wants to be left alone.
+    pub async fn is_left_alone(&self, account: AccountSid) -> Result<bool> {
+        Ok(self.read().await?.row(LEFT_ALONE, args![account]).await?.is_some())
+    }
+
     /// Twilio asks for less of an account: fewer fetches at once from now on,
     /// and none at all for as long as it says. Gives the new pace, where it changed.
     pub async fn slow_down(&self, account: AccountSid, asked: SlowDown) -> Result<Option<Pace>> {

@@ -1,8 +1,8 @@
 //! Recordings of which Twilio told that it records, and then nothing more.
 //!
-//! Each is asked about when nothing was heard of it for a while. A question is
-//! claimed, so that one node asks it, and of an account one at a time; a node
-//! that dies with one leaves it to be asked again.
+//! Each is asked about when nothing was heard of it for a while. It is
+//! claimed for that, so that one node asks, and about one of an account at a time;
+//! what a node that died was to ask is asked again.
 
 use std::time::Duration;
 
@@ -32,27 +32,26 @@ pub struct Announced {
 const DUE_ACCOUNT_OF: &str = concat!(
     "SELECT account_sid FROM reconciles c WHERE ",
     may_be_asked!(),
-    " AND c.questions_from <= ",
+    " AND c.asking_from <= ",
     now!(),
     " AND EXISTS (SELECT 1 FROM recordings r WHERE r.account_sid = c.account_sid AND r.state = 'announced' \
-     AND r.questioned_at <= ",
+     AND r.asked_about_at <= ",
     now!(),
     " - $1)"
 );
 const DUE: &str = concat!(
     "SELECT *, ",
     now!(),
-    " AS now_ms FROM recordings WHERE account_sid = $1 AND state = 'announced' AND questioned_at <= ",
+    " AS now_ms FROM recordings WHERE account_sid = $1 AND state = 'announced' AND asked_about_at <= ",
     now!(),
-    " - $2 ORDER BY questioned_at LIMIT 1"
+    " - $2 ORDER BY asked_about_at LIMIT 1"
 );
-const QUESTION: &str =
-    concat!("UPDATE recordings SET questioned_at = ", now!(), " WHERE account_sid = $1 AND recording_sid = $2");
-const NO_QUESTIONS_FOR: &str =
-    concat!("UPDATE reconciles SET questions_from = ", now!(), " + $2 WHERE account_sid = $1");
+const ASK: &str =
+    concat!("UPDATE recordings SET asked_about_at = ", now!(), " WHERE account_sid = $1 AND recording_sid = $2");
+const WAIT: &str = concat!("UPDATE reconciles SET asking_from = ", now!(), " + $2 WHERE account_sid = $1");
 
 impl dyn Catalog + '_ {
-    /// Claims the next question, of the account that was left alone for longest.
+    /// Claims the next one to ask about, of the account that was left alone for longest.
     /// [`Self::asked_about`] ends it.
     pub async fn claim_announced(&self, accounts: &[AccountSid], every: Duration) -> Result<Option<Announced>> {
         let mut session = self.begin().await?;
@@ -60,7 +59,7 @@ impl dyn Catalog + '_ {
         let filter = one_of("c.account_sid", accounts.iter().copied(), &mut args);
         // Another node is about to ask there.
         let locking = if session.is_postgres() { " FOR UPDATE SKIP LOCKED" } else { "" };
-        let sql = format!("{DUE_ACCOUNT_OF}{filter} ORDER BY c.questions_from LIMIT 1{locking}");
+        let sql = format!("{DUE_ACCOUNT_OF}{filter} ORDER BY c.asking_from LIMIT 1{locking}");
         let Some(due) = session.row(AssertSqlSafe(sql), args).await? else {
             session.rollback().await?;
             return Ok(None);
@@ -73,16 +72,16 @@ impl dyn Catalog + '_ {
         };
         let recording = rows::recording(&row)?;
         let known_for = row.time("now_ms")?.duration_since(recording.accepted_at);
-        session.execute(QUESTION, args![account, recording.id.recording]).await?;
-        session.execute(NO_QUESTIONS_FOR, args![account, ASKING_MAX]).await?;
+        session.execute(ASK, args![account, recording.id.recording]).await?;
+        session.execute(WAIT, args![account, ASKING_MAX]).await?;
         session.commit().await?;
         Ok(Some(Announced { recording, known_for: Duration::try_from(known_for).unwrap_or_default() }))
     }
 
-    /// A question was asked, and Twilio wants to be left alone for `pause`.
+    /// It was asked about. The account's next one has to wait for `pause`.
     pub async fn asked_about(&self, account: AccountSid, pause: Duration) -> Result<()> {
         let mut session = self.begin().await?;
-        session.execute(NO_QUESTIONS_FOR, args![account, pause]).await?;
+        session.execute(WAIT, args![account, pause]).await?;
         session.commit().await
     }
 

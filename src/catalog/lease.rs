@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::accept::{TO_PENDING, keep_names, lock, write_details};
 use super::sql::{Session, Value, args, now};
-use super::{Catalog, Result, feed};
+use super::{Catalog, Result, feed, questions};
 use crate::domain::recording::{Details, ErrorCode, Recording, RecordingId, State, StoredObject};
 use crate::domain::retry::Decision;
 
@@ -145,6 +145,9 @@ impl dyn Catalog + '_ {
         };
         write_details(&mut session, &lease.id, details, true).await?;
         keep_names(&mut session, &Recording { details: details.clone(), ..held }).await?;
+        if let Some(call) = details.call_sid {
+            questions::clear(&mut session, lease.id.account, call).await?;
+        }
         session.commit().await?;
         Ok(Settled::Done)
     }

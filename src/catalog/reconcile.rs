@@ -68,7 +68,7 @@ pub struct Ahead {
     pub lag: Duration,
 }
 
-const ENROLL: &str = "INSERT INTO reconciles (account_sid, enrolled_at, due_at, questions_from) \
+const ENROLL: &str = "INSERT INTO reconciles (account_sid, enrolled_at, due_at, asking_from) \
      SELECT $1, now_ms, now_ms, now_ms FROM clock WHERE 1 = 1 ON CONFLICT DO NOTHING";
 
 /// An account whose credentials are refused, or that Twilio wants to be left
@@ -93,9 +93,9 @@ const AHEAD_OF: &str = concat!(
     may_be_asked!(),
     " THEN due_at END) AS walk_at, min(CASE WHEN ",
     may_be_asked!(),
-    " THEN (SELECT CASE WHEN r.questioned_at + $1 > c.questions_from THEN r.questioned_at + $1 ELSE c.questions_from END \
+    " THEN (SELECT CASE WHEN r.asked_about_at + $1 > c.asking_from THEN r.asked_about_at + $1 ELSE c.asking_from END \
      FROM recordings r WHERE r.account_sid = c.account_sid AND r.state = 'announced' \
-     ORDER BY r.questioned_at LIMIT 1) END) AS question_at FROM reconciles c WHERE 1 = 1"
+     ORDER BY r.asked_about_at LIMIT 1) END) AS announced_at FROM reconciles c WHERE 1 = 1"
 );
 
 const DUE_OF: &str = concat!("SELECT account_sid FROM reconciles c WHERE ", may_be_asked!(), " AND due_at <= ", now!());
@@ -189,7 +189,7 @@ impl dyn Catalog + '_ {
         let Some(covered_until) = row.time_opt("covered_until")? else { return Ok(None) };
         Ok(Some(Ahead {
             walk_in: row.time_opt("walk_at")?.map(|at| between(now, at)),
-            announced_in: row.time_opt("question_at")?.map(|at| between(now, at)),
+            announced_in: row.time_opt("announced_at")?.map(|at| between(now, at)),
             lag: between(covered_until, now),
         }))
     }

@@ -3,8 +3,7 @@
 //! The attempt works under a lease, which is renewed beside it; once the lease
 //! is lost, or might be, the attempt stops and changes nothing more. What comes
 //! is sniffed, hashed and counted on the way, and becomes an object only when
-//! it is whole. Memory is reserved before Twilio is asked: an answer that had
-//! to wait for memory would be cut off by Twilio.
+//! it is whole.
 //!
 //! The recording is stored when, and only when, the catalog says so.
 
@@ -12,12 +11,11 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{BUDGET_UNIT_BYTES, Vault, source_of};
-use crate::bucket::{BucketError, NewObject, SINGLE_PUT_MAX_BYTES, Staging, UPLOAD_RESERVE_BYTES};
+use super::{Reservation, Vault, source_of};
+use crate::bucket::{BucketError, NewObject, SINGLE_PUT_MAX_BYTES, Staging};
 use crate::catalog::{CatalogError, Claim, Lease, Settled};
 use crate::domain::digest::Hasher;
 use crate::domain::media::{Format, SNIFF_LEN, sniff};
@@ -97,11 +95,17 @@ impl AttemptError {
 impl Vault {
     /// Works on a claim that was granted after `granted` until it is settled,
     /// the lease is lost, or `stopping` hands it back.
-    pub async fn fetch(&self, claim: &Claim, granted: Instant, stopping: &CancellationToken) -> Outcome {
+    pub async fn fetch(
+        &self,
+        claim: &Claim,
+        granted: Instant,
+        memory: Reservation,
+        stopping: &CancellationToken,
+    ) -> Outcome {
         let upload = OnceLock::new();
         let began = Instant::now();
         let attempted = tokio::select! {
-            attempted = self.attempt(claim, &upload) => Some(attempted),
+            attempted = self.attempt(claim, memory, &upload) => Some(attempted),
             () = self.keep_lease(&claim.lease, granted) => Some(Err(AttemptError::Lost)),
             () = stopping.cancelled() => None,
         };
@@ -123,7 +127,12 @@ impl Vault {
         outcome
     }
 
-    async fn attempt(&self, claim: &Claim, upload: &OnceLock<String>) -> Result<(), AttemptError> {
+    async fn attempt(
+        &self,
+        claim: &Claim,
+        mut memory: Reservation,
+        upload: &OnceLock<String>,
+    ) -> Result<(), AttemptError> {
         let lease = &claim.lease;
         if let Some(leftover) = &claim.leftover {
             let staging = self.bucket.layout().staging(&lease.id, leftover.epoch);
@@ -131,12 +140,11 @@ impl Vault {
             held(self.catalog.forget_upload(lease).await?)?;
         }
         let details = self.details(claim).await?;
-        let mut memory = self.reserve(UPLOAD_RESERVE_BYTES).await;
         let source = source_of(&lease.id, claim.recording.source_host.as_deref());
         let formats = self.twilio.formats(&lease.id.account);
         let mut media = self.twilio.media(&source, formats, self.max_recording_bytes).await?;
         if let Some(announced) = media.announced_bytes {
-            shrink(&mut memory, announced);
+            memory.shrink_to(announced);
         }
         let (object, staging_is_gone) = self.transfer(lease, &details, &mut media, upload).await?;
         drop(memory);
@@ -161,12 +169,6 @@ impl Vault {
         let details = Details { call_sid, ..recording.details.clone().updated_by(described.details) };
         held(self.catalog.confirm(&claim.lease, &details).await?)?;
         Ok(details)
-    }
-
-    async fn reserve(&self, bytes: u64) -> OwnedSemaphorePermit {
-        let units = u32::try_from(bytes.div_ceil(BUDGET_UNIT_BYTES)).unwrap_or(u32::MAX);
-        let reserved = self.memory.clone().acquire_many_owned(units).await;
-        reserved.expect("the budget is never closed, and the settings keep it above one reservation")
     }
 
     /// Moves the bytes into the bucket. Says what is there now, and whether
@@ -336,13 +338,6 @@ fn held(settled: Settled) -> Result<(), AttemptError> {
         Settled::Done => Ok(()),
         Settled::Stale => Err(AttemptError::Lost),
     }
-}
-
-/// Gives back what a recording of that length does not need.
-fn shrink(memory: &mut OwnedSemaphorePermit, announced_bytes: u64) {
-    let needed = usize::try_from(announced_bytes.div_ceil(BUDGET_UNIT_BYTES)).unwrap_or(usize::MAX);
-    let surplus = memory.num_permits().saturating_sub(needed);
-    drop(memory.split(surplus));
 }
 
 fn outcome_label(outcome: Outcome) -> &'static str {

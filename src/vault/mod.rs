@@ -8,9 +8,12 @@
 pub mod accept;
 mod announced;
 pub mod deliver;
+mod discover;
 pub mod fetch;
 mod flight;
 pub mod health;
+mod inquiry;
+mod memory;
 mod pace;
 pub mod reconcile;
 
@@ -18,9 +21,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use tokio::sync::{Mutex, Semaphore, mpsc};
+use tokio::sync::{Mutex, mpsc};
 
-use crate::bucket::Bucket;
+use crate::bucket::{Bucket, UPLOAD_RESERVE_BYTES};
 use crate::catalog::{Catalog, CatalogError, Claimant};
 use crate::config::Config;
 use crate::domain::recording::{Recording, RecordingId};
@@ -29,6 +32,9 @@ use crate::domain::sid::AccountSid;
 use crate::twilio::Twilio;
 use crate::twilio::source::{Source, SourceHost};
 use health::Health;
+use inquiry::Questions;
+use memory::MemoryBudget;
+pub use memory::Reservation;
 
 /// A number in [0, 1), another one each time.
 pub type Dice = Box<dyn Fn() -> f64 + Send + Sync>;
@@ -49,9 +55,6 @@ pub struct ClockIsOff {
     seconds: u64,
 }
 
-/// The memory budget is counted in these.
-const BUDGET_UNIT_BYTES: u64 = 1024;
-
 /// All that use cases need.
 pub struct Vault {
     /// The SQL truth.
@@ -67,9 +70,9 @@ pub struct Vault {
     max_recording_bytes: u64,
     lease: Duration,
     reconcile: reconcile::Terms,
-    /// Bytes of recordings that may be in memory, in [`BUDGET_UNIT_BYTES`].
-    memory: Arc<Semaphore>,
+    memory: MemoryBudget,
     dice: Dice,
+    questions: Questions,
     /// Held by whoever asks Twilio whether it refuses an account.
     confirming: Mutex<()>,
     asked: mpsc::Sender<RecordingId>,
@@ -79,7 +82,6 @@ pub struct Vault {
 impl Vault {
     /// A vault over these parts.
     pub fn new(config: &Config, catalog: Arc<dyn Catalog>, bucket: Bucket, twilio: Twilio, dice: Dice) -> Self {
-        let budget = usize::try_from(config.memory_budget_bytes / BUDGET_UNIT_BYTES).unwrap_or(Semaphore::MAX_PERMITS);
         let mut accounts: Vec<AccountSid> = twilio.accounts().copied().collect();
         accounts.sort();
         let (asked, asked_to_write) = mpsc::channel(ASKED_WAITING_MAX);
@@ -88,12 +90,13 @@ impl Vault {
             bucket,
             twilio,
             health: Health::default(),
+            questions: Questions::new(&accounts),
             accounts,
             retry: config.retry,
             max_recording_bytes: config.max_recording_bytes,
             lease: config.lease,
             reconcile: reconcile::Terms { every: config.reconcile_every, window: config.reconcile_window },
-            memory: Arc::new(Semaphore::new(budget.min(Semaphore::MAX_PERMITS))),
+            memory: MemoryBudget::new(config.memory_budget_bytes),
             dice,
             confirming: Mutex::default(),
             asked,
@@ -114,6 +117,16 @@ impl Vault {
     /// The accounts that this service works for: those it has credentials for.
     pub fn accounts(&self) -> &[AccountSid] {
         &self.accounts
+    }
+
+    /// The memory that one fetch needs, if there is as much.
+    pub fn reserve_memory(&self) -> Option<Reservation> {
+        self.memory.reserve(UPLOAD_RESERVE_BYTES)
+    }
+
+    /// Returns when memory was given back since it was last awaited.
+    pub async fn memory_freed(&self) {
+        self.memory.freed().await;
     }
 
     /// The terms on which a node of that name claims.

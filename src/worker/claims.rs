@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 use crate::catalog::{CatalogError, Claim, Claimant, Standing, Wish};
 use crate::domain::sid::AccountSid;
 use crate::telemetry::RunningFetch;
-use crate::vault::Vault;
+use crate::vault::{Reservation, Vault};
 
 /// How long a lost wake-up can delay a claim.
 const POLL_EVERY: Duration = Duration::from_secs(1);
@@ -62,6 +62,7 @@ impl ClaimLoop {
                 () = stopping.cancelled() => {}
                 _ = changes.changed() => {}
                 () = self.ended.notified() => {}
+                () = self.vault.memory_freed() => {}
                 () = tokio::time::sleep(idle_for) => {}
             }
         }
@@ -94,11 +95,11 @@ impl ClaimLoop {
             if self.vault.check_clock().is_err() {
                 return Ok(POLL_EVERY);
             }
-            let mut permits = vec![permit];
-            while let Ok(more) = self.free.clone().try_acquire_owned() {
-                permits.push(more);
+            let mut places: Vec<Place> = self.place(permit).into_iter().collect();
+            while let Some(more) = self.free.clone().try_acquire_owned().ok().and_then(|permit| self.place(permit)) {
+                places.push(more);
             }
-            let wishes = self.wishes(&standings, permits.len());
+            let wishes = self.wishes(&standings, places.len());
             if wishes.is_empty() {
                 let later = standings.iter().map(|standing| standing.due_in).filter(|wait| !wait.is_zero()).min();
                 return Ok(later.map_or(POLL_EVERY, |wait| wait.min(POLL_EVERY)));
@@ -110,10 +111,15 @@ impl ClaimLoop {
                 // Other nodes were quicker, or leases ran out and are due later.
                 return Ok(POLL_EVERY);
             }
-            for (claim, permit) in claims.into_iter().zip(permits) {
-                self.start(claim, granted, permit);
+            for (claim, place) in claims.into_iter().zip(places) {
+                self.start(claim, granted, place);
             }
         }
+    }
+
+    /// A place with the memory that it needs, if there is as much.
+    fn place(&self, permit: OwnedSemaphorePermit) -> Option<Place> {
+        Some(Place { memory: self.vault.reserve_memory()?, permit })
     }
 
     /// How much to claim of each account that has something due.
@@ -129,17 +135,23 @@ impl ClaimLoop {
         wishes.filter(|wish| wish.at_most > 0).collect()
     }
 
-    fn start(&self, claim: Claim, granted: Instant, permit: OwnedSemaphorePermit) {
+    fn start(&self, claim: Claim, granted: Instant, place: Place) {
         let (vault, cut_short, ended) = (self.vault.clone(), self.cut_short.clone(), self.ended.clone());
         let counted = Counted::begin(self.running_of.clone(), claim.lease.id.account);
         self.running.spawn(async move {
             let _running = RunningFetch::begin();
-            let outcome = vault.fetch(&claim, granted, &cut_short).await;
+            let outcome = vault.fetch(&claim, granted, place.memory, &cut_short).await;
             tracing::debug!(recording = %claim.lease.id, epoch = claim.lease.epoch, ?outcome, "an attempt ended");
-            drop((permit, counted));
+            drop((place.permit, counted));
             ended.notify_one();
         });
     }
+}
+
+/// Room for one attempt.
+struct Place {
+    permit: OwnedSemaphorePermit,
+    memory: Reservation,
 }
 
 /// An attempt that is counted to its account while this lives.

@@ -152,15 +152,15 @@ async fn look_ups_are_by_index_on_sqlite() {
             "recordings_by_due (account_sid=? AND due_at<?)",
         ),
         (
-            "SELECT account_sid FROM reconciles c WHERE c.questions_from <= 1 AND EXISTS (SELECT 1 FROM recordings r \
-             WHERE r.account_sid = c.account_sid AND r.state = 'announced' AND r.questioned_at <= 1) \
-             AND c.account_sid IN ('AC1', 'AC2') ORDER BY c.questions_from LIMIT 1",
-            "recordings_by_question (account_sid=? AND questioned_at<?)",
+            "SELECT account_sid FROM reconciles c WHERE c.asking_from <= 1 AND EXISTS (SELECT 1 FROM recordings r \
+             WHERE r.account_sid = c.account_sid AND r.state = 'announced' AND r.asked_about_at <= 1) \
+             AND c.account_sid IN ('AC1', 'AC2') ORDER BY c.asking_from LIMIT 1",
+            "recordings_by_asked_about (account_sid=? AND asked_about_at<?)",
         ),
         (
-            "SELECT min((SELECT r.questioned_at FROM recordings r WHERE r.account_sid = c.account_sid \
-             AND r.state = 'announced' ORDER BY r.questioned_at LIMIT 1)) FROM reconciles c WHERE account_sid IN ('AC1')",
-            "recordings_by_question (account_sid=?)",
+            "SELECT min((SELECT r.asked_about_at FROM recordings r WHERE r.account_sid = c.account_sid \
+             AND r.state = 'announced' ORDER BY r.asked_about_at LIMIT 1)) FROM reconciles c WHERE account_sid IN ('AC1')",
+            "recordings_by_asked_about (account_sid=?)",
         ),
         (
             "SELECT recording_sid, state FROM recordings WHERE account_sid = 'AC1' AND recording_sid IN ('RE1', 'RE2')",
@@ -185,6 +185,21 @@ async fn look_ups_are_by_index_on_sqlite() {
             "SELECT * FROM recordings WHERE state <> 'erased' \
              ORDER BY ordered_at DESC, recording_sid DESC, account_sid DESC LIMIT 51",
             "recordings_by_order",
+        ),
+        (
+            "SELECT account_sid, is_open FROM questions WHERE call_sid = 'CA1' AND until_at > 1 \
+             AND account_sid IN ('AC1', 'AC2')",
+            "call_sid=? AND account_sid=?",
+        ),
+        (
+            "DELETE FROM questions WHERE (account_sid, call_sid) IN (SELECT account_sid, call_sid FROM questions \
+             WHERE (account_sid = 'AC1' AND call_sid = 'CA1') OR (account_sid = 'AC1' AND parent_sid = 'CA1'))",
+            "questions_by_parent (parent_sid=? AND account_sid=?)",
+        ),
+        (
+            "DELETE FROM questions WHERE (account_sid, call_sid) IN \
+             (SELECT account_sid, call_sid FROM questions WHERE until_at < 1 ORDER BY until_at LIMIT 10)",
+            "questions_by_end (until_at<?)",
         ),
     ] {
         let explain = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {statement}"));

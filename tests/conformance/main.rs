@@ -84,6 +84,7 @@ mod accounts;
 mod feed;
 mod leases;
 mod lookups;
+mod questions;
 mod reconcile;
 
 /// A lease that no test outlives.

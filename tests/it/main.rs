@@ -32,6 +32,7 @@ macro_rules! on_all_parts {
 mod callbacks;
 mod commands;
 mod crashes;
+mod discover;
 mod journey;
 mod large;
 mod limits;

@@ -1,4 +1,4 @@
-//! What may go wrong with a media request.
+//! What may go wrong with a media request, and with the REST API.
 
 use std::time::Duration;
 
@@ -46,5 +46,19 @@ pub enum Fault {
     /// The body waits after so many bytes until the test releases it.
     Held(u64),
     /// No answer at all until the connection is closed.
+    Silent,
+}
+
+/// What the REST API does to an account on a bad day.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RestFault {
+    /// Any status without more, such as 500.
+    Status(u16),
+    /// 429, with Retry-After where it is told.
+    RateLimited {
+        /// The header's value.
+        retry_after: Option<String>,
+    },
+    /// No answer until the fault is over; then the right one.
     Silent,
 }

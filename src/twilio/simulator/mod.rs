@@ -13,7 +13,7 @@ mod faults;
 mod lists;
 mod server;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -24,7 +24,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 pub use audio::{Audio, Body, speech_dual_wav, speech_mp3, speech_wav};
 pub use callbacks::OutgoingCallback;
-pub use faults::Fault;
+pub use faults::{Fault, RestFault};
 
 use crate::domain::recording::RecordingId;
 use crate::domain::sid::{AccountSid, CallSid, ConferenceSid, RecordingSid};
@@ -116,10 +116,12 @@ struct Script {
 struct State {
     accounts: HashMap<AccountSid, SimulatedAccount>,
     recordings: HashMap<RecordingSid, SimulatedRecording>,
+    calls: HashSet<(AccountSid, CallSid)>,
     parents: HashMap<CallSid, CallSid>,
     scripts: HashMap<RecordingSid, Script>,
     gates: HashMap<RecordingSid, watch::Sender<bool>>,
     refused_accounts: Vec<AccountSid>,
+    rest_faults: HashMap<AccountSid, watch::Sender<Option<RestFault>>>,
     account_faults: HashMap<AccountSid, Fault>,
     counts: HashMap<RecordingSid, Counts>,
     in_flight: HashMap<AccountSid, usize>,
@@ -156,10 +158,12 @@ impl Simulator {
         let state = State {
             accounts: accounts.into_iter().map(|account| (account.sid, account)).collect(),
             recordings: HashMap::new(),
+            calls: HashSet::new(),
             parents: HashMap::new(),
             scripts: HashMap::new(),
             gates: HashMap::new(),
             refused_accounts: Vec::new(),
+            rest_faults: HashMap::new(),
             account_faults: HashMap::new(),
             counts: HashMap::new(),
             in_flight: HashMap::new(),
@@ -191,6 +195,11 @@ impl Simulator {
         self.shared.state().recordings.insert(recording.id.recording, recording);
     }
 
+    /// Adds a call, which may have no recordings.
+    pub fn add_call(&self, account: AccountSid, call: CallSid) {
+        self.shared.state().calls.insert((account, call));
+    }
+
     /// Makes `child` a leg that `parent` dialled.
     pub fn add_child_call(&self, child: CallSid, parent: CallSid) {
         self.shared.state().parents.insert(child, parent);
@@ -204,6 +213,11 @@ impl Simulator {
     /// What every request for media that a recording has meets from now on; None ends that.
     pub fn always(&self, recording: RecordingSid, fault: Option<Fault>) {
         self.shared.state().scripts.entry(recording).or_default().always = fault;
+    }
+
+    /// What every request of an account to the REST API meets from now on; None ends that.
+    pub fn rest_fault(&self, account: AccountSid, fault: Option<RestFault>) {
+        self.shared.state().rest_fault(account).send_replace(fault);
     }
 
     /// What every request for media that an account has meets from now on, before
@@ -264,6 +278,10 @@ impl Simulator {
 impl State {
     fn gate(&mut self, recording: RecordingSid) -> &watch::Sender<bool> {
         self.gates.entry(recording).or_insert_with(|| watch::channel(false).0)
+    }
+
+    fn rest_fault(&mut self, account: AccountSid) -> &watch::Sender<Option<RestFault>> {
+        self.rest_faults.entry(account).or_insert_with(|| watch::channel(None).0)
     }
 
     fn next_fault(&mut self, RecordingId { account, recording }: RecordingId) -> Option<Fault> {

@@ -22,7 +22,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::body::{Framing, Media};
-use super::faults::Fault;
+use super::faults::{Fault, RestFault};
 use super::{Seen, Shared, SimulatedRecording};
 use crate::domain::media::Format;
 use crate::domain::sid::{AccountSid, CallSid, RecordingSid};
@@ -103,6 +103,11 @@ impl Exchange {
         if !self.may_enter(account, credentials) {
             return error(StatusCode::UNAUTHORIZED, 20003, "Authenticate");
         }
+        if path.ends_with(".json")
+            && let Some(answer) = self.rest_fault(account).await
+        {
+            return answer;
+        }
         match (method, &rest[1..]) {
             (&Method::GET, []) => answer_json(json!({"sid": account, "status": "active"})),
             (&Method::GET, ["Recordings.json"]) => self.list_of_account(account, query).await,
@@ -114,6 +119,17 @@ impl Exchange {
             (&Method::GET, ["Recordings", file]) => self.recording(account, file, query).await,
             (&Method::DELETE, ["Recordings", file]) => self.delete(account, file),
             _ => not_found(),
+        }
+    }
+
+    async fn rest_fault(&self, account: AccountSid) -> Option<Answer> {
+        let mut fault = self.shared.state().rest_fault(account).subscribe();
+        // The simulator's end is the end of the silence too.
+        let fault = fault.wait_for(|fault| *fault != Some(RestFault::Silent)).await.ok()?.clone()?;
+        match fault {
+            RestFault::Status(status) => Some(of_status(status)),
+            RestFault::RateLimited { retry_after } => Some(rate_limited(retry_after)),
+            RestFault::Silent => None,
         }
     }
 
@@ -266,12 +282,13 @@ impl Exchange {
         };
         let state = self.shared.state();
         let parent = state.parents.get(&call).copied();
-        let own = |recording: &&SimulatedRecording| {
-            recording.id.account == account && (recording.call_sid == Some(call) || recording.call_sid == parent)
+        let legs = [Some(call), parent];
+        let recorded = |known: &SimulatedRecording| {
+            known.id.account == account && known.call_sid.is_some() && legs.contains(&known.call_sid)
         };
-        match state.recordings.values().find(own) {
-            Some(_) => answer_json(json!({"sid": call, "account_sid": account, "parent_call_sid": parent})),
-            None => not_found(),
+        match state.calls.contains(&(account, call)) || state.recordings.values().any(recorded) {
+            true => answer_json(json!({"sid": call, "account_sid": account, "parent_call_sid": parent})),
+            false => not_found(),
         }
     }
 

@@ -22,7 +22,7 @@ CREATE TABLE recordings (
     not_before         BIGINT,
     pending_since      BIGINT,
     -- announced: when Twilio was last asked what became of it, at first accepted_at.
-    questioned_at      BIGINT,
+    asked_about_at     BIGINT,
     last_attempt_at    BIGINT,
     attempts           BIGINT NOT NULL DEFAULT 0,
     -- Attempts that failed since pending_since.
@@ -62,7 +62,7 @@ CREATE TABLE recordings (
 -- Each begins with what look-ups compare for equality, the account last: without
 -- statistics SQLite takes the index of which it can use the most.
 CREATE INDEX recordings_by_due ON recordings (account_sid, due_at) WHERE state IN ('pending', 'fetching');
-CREATE INDEX recordings_by_question ON recordings (account_sid, questioned_at) WHERE state = 'announced';
+CREATE INDEX recordings_by_asked_about ON recordings (account_sid, asked_about_at) WHERE state = 'announced';
 CREATE INDEX recordings_by_recording ON recordings (recording_sid);
 CREATE INDEX recordings_by_call ON recordings (call_sid, account_sid);
 CREATE INDEX recordings_by_conference ON recordings (conference_sid, account_sid);
@@ -155,11 +155,31 @@ CREATE TABLE reconciles (
     -- The last walk that came to its end: when it did, and when it had begun.
     completed_at   BIGINT,
     covered_until  BIGINT,
-    -- Announced recordings: no question before it. A node is asking, or Twilio
+    -- Announced recordings: none is asked about before. A node is asking, or Twilio
     -- wants to be left alone.
-    questions_from BIGINT NOT NULL
+    asking_from    BIGINT NOT NULL
 );
 CREATE INDEX reconciles_by_due ON reconciles (due_at);
+
+-- Calls that Twilio is being asked for, and those that it knew nothing of.
+CREATE TABLE questions (
+    account_sid  TEXT NOT NULL,
+    call_sid     TEXT NOT NULL,
+    -- The call that Twilio names as its parent, once it was asked.
+    parent_sid   TEXT,
+    -- 1 while it is asked, 0 once the answer was "nothing".
+    is_open      BIGINT NOT NULL,
+    -- When the right to ask was granted last; names the grant.
+    granted_at   BIGINT NOT NULL,
+    -- The end of that right, or of the answer.
+    until_at     BIGINT NOT NULL,
+    -- How long the last "nothing" held; 0 where there was none.
+    quiet_ms     BIGINT NOT NULL,
+    -- The call first: a call that becomes known is looked for here and as a parent.
+    PRIMARY KEY (call_sid, account_sid)
+);
+CREATE INDEX questions_by_parent ON questions (parent_sid, account_sid) WHERE parent_sid IS NOT NULL;
+CREATE INDEX questions_by_end ON questions (until_at);
 
 -- Numbers committed events, oldest first, and says how many. One statement for
 -- the client: whoever calls it cannot be frozen between taking the lock and
