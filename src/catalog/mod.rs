@@ -11,6 +11,7 @@
 
 mod accept;
 mod accounts;
+mod announced;
 mod claim;
 mod clock;
 mod feed;
@@ -18,6 +19,7 @@ mod lease;
 mod lookup;
 mod postgres;
 mod questions;
+mod reconcile;
 mod rows;
 mod sql;
 mod sqlite;
@@ -30,6 +32,7 @@ use tokio::sync::watch;
 
 pub use accept::{Accepted, AnnouncedBy, Announcement, FoundBy};
 pub use accounts::{Paused, SlowDown};
+pub use announced::Announced;
 pub use claim::{Claim, Claimant, Leftover, Standing, Wish};
 pub use clock::Clock;
 pub use feed::{Cursor, Event, EventFilter};
@@ -37,6 +40,7 @@ pub use lease::{Lease, Settled};
 pub use lookup::{CallView, ListFilter, PageCursor, PutChoice};
 pub use postgres::PostgresCatalog;
 pub use questions::{Asked, Question};
+pub use reconcile::{Ahead, Walk, WalkLease, Walker};
 pub use rows::HistoryEntry;
 pub use sql::Session;
 pub use sqlite::SqliteCatalog;

@@ -6,6 +6,7 @@
 //! catalog's, its dice are passed in.
 
 pub mod accept;
+mod announced;
 pub mod deliver;
 mod discover;
 pub mod fetch;
@@ -15,6 +16,7 @@ mod hits;
 mod inquiry;
 mod memory;
 mod pace;
+pub mod reconcile;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -70,6 +72,7 @@ pub struct Vault {
     retry: retry::Policy,
     max_recording_bytes: u64,
     lease: Duration,
+    reconcile: reconcile::Terms,
     memory: MemoryBudget,
     dice: Dice,
     flights: Flights,
@@ -97,6 +100,7 @@ impl Vault {
             retry: config.retry,
             max_recording_bytes: config.max_recording_bytes,
             lease: config.lease,
+            reconcile: reconcile::Terms { every: config.reconcile_every, window: config.reconcile_window },
             memory: MemoryBudget::new(config.memory_budget_bytes),
             dice,
             flights: Flights::default(),

@@ -7,7 +7,9 @@
 mod claims;
 mod contact;
 mod probes;
+mod reconcile;
 
 pub use claims::{ClaimLoop, HAND_BACK_WITHIN};
 pub use contact::watch_parts;
 pub use probes::probe_paused_accounts;
+pub use reconcile::ReconcileLoop;

@@ -85,6 +85,7 @@ mod feed;
 mod leases;
 mod lookups;
 mod questions;
+mod reconcile;
 
 /// A lease that no test outlives.
 const LONG: Duration = Duration::from_secs(3600);

@@ -39,6 +39,7 @@ mod large;
 mod limits;
 mod pace;
 mod puts;
+mod reconcile;
 mod redirects;
 mod settings;
 mod upstream;
