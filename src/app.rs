@@ -41,6 +41,8 @@ pub struct App {
     broken: CancellationToken,
     claims: Arc<ClaimLoop>,
     claiming: Option<JoinHandle<()>>,
+    /// What ends by itself, in order, once nothing more may be claimed.
+    duties: Vec<JoinHandle<()>>,
     servers: Vec<JoinHandle<()>>,
     loops: Vec<JoinHandle<()>>,
 }
@@ -75,6 +77,7 @@ impl App {
             broken: CancellationToken::new(),
             claims,
             claiming: None,
+            duties: Vec::new(),
             servers: Vec::new(),
             loops: Vec::new(),
         };
@@ -89,6 +92,7 @@ impl App {
         self.servers.extend(metrics_listener.map(|listener| serve(listener, http::metrics_router())));
         let (claims, no_more_claims) = (self.claims.clone(), self.no_more_claims.clone());
         self.claiming = Some(self.supervise(async move { claims.run(&no_more_claims).await }));
+        self.duties = vec![self.supervise(worker::recheck(self.vault.clone(), self.no_more_claims.clone()))];
         let vault = self.vault.clone();
         self.loops = vec![
             self.supervise(worker::watch_parts(vault.clone(), self.stopped.clone())),
@@ -123,8 +127,8 @@ impl App {
         self.no_more_claims.cancel();
         // A claim that is under way is still started: its lease would be lost otherwise.
         let claiming_ended = async {
-            if let Some(claiming) = self.claiming {
-                let _ = claiming.await;
+            for ending in self.claiming.into_iter().chain(self.duties) {
+                let _ = ending.await;
             }
         };
         let _ = tokio::join!(tokio::time::sleep(self.drain), tokio::time::timeout_at(deadline, claiming_ended));

@@ -10,6 +10,9 @@ pub mod deliver;
 pub mod fetch;
 mod flight;
 pub mod health;
+mod intake;
+pub mod recheck;
+mod traces;
 
 use std::sync::Arc;
 
@@ -51,6 +54,7 @@ pub struct Vault {
     retry: retry::Policy,
     max_recording_bytes: u64,
     lease: std::time::Duration,
+    recheck_after: std::time::Duration,
     /// Bytes of recordings that may be in memory, in [`BUDGET_UNIT_BYTES`].
     memory: Arc<Semaphore>,
     dice: Dice,
@@ -74,6 +78,7 @@ impl Vault {
             retry: config.retry,
             max_recording_bytes: config.max_recording_bytes,
             lease: config.lease,
+            recheck_after: config.recheck_after,
             memory: Arc::new(Semaphore::new(budget.min(Semaphore::MAX_PERMITS))),
             dice,
             asked,
@@ -98,7 +103,13 @@ impl Vault {
 
     /// The terms on which a node of that name claims.
     pub fn claimant(&self, node: String) -> Claimant {
-        Claimant { node, accounts: self.accounts.clone(), lease: self.lease, retry: self.retry }
+        Claimant {
+            node,
+            accounts: self.accounts.clone(),
+            lease: self.lease,
+            retry: self.retry,
+            recheck_after: self.recheck_after,
+        }
     }
 
     /// Notes that someone asked for a recording's audio: now and then, and never

@@ -6,6 +6,8 @@
 
 mod claims;
 mod contact;
+mod recheck;
 
 pub use claims::{ClaimLoop, HAND_BACK_WITHIN};
 pub use contact::watch_parts;
+pub use recheck::recheck;

@@ -83,6 +83,7 @@ mod accepting;
 mod feed;
 mod leases;
 mod lookups;
+mod rechecks;
 
 /// A lease that no test outlives.
 const LONG: Duration = Duration::from_secs(3600);
@@ -121,7 +122,7 @@ pub fn accounts() -> [AccountSid; 1] {
 /// A node that claims for that long, and tries again at once.
 pub fn claimant(lease: Duration) -> Claimant {
     let retry = Policy { base: Duration::from_millis(1), cap: Duration::from_secs(1), not_ready_for: LONG };
-    Claimant { node: "node".to_owned(), accounts: accounts().to_vec(), lease, retry }
+    Claimant { node: "node".to_owned(), accounts: accounts().to_vec(), lease, retry, recheck_after: Duration::ZERO }
 }
 
 /// Another attempt, and when.
