@@ -92,9 +92,11 @@ impl Embedded {
     /// not answered here; the files that the store keeps tell.
     pub(super) async fn open_uploads(&self, key: &str) -> Result<Vec<String>> {
         let begin = format!("{}.upload-", sidecar_name(key));
-        let names = self.in_objects(|objects| file_names(&objects)).await?;
-        let upload_id = |name: String| Some(name.strip_prefix(&begin)?.strip_suffix(".metadata.json")?.to_owned());
-        Ok(names.into_iter().filter_map(upload_id).collect())
+        self.in_objects(move |objects| {
+            let upload_id = |name: &str| Some(name.strip_prefix(&begin)?.strip_suffix(".metadata.json")?.to_owned());
+            of_file_names(&objects, upload_id)
+        })
+        .await
     }
 
     /// Ends a multipart upload, or what is left of one whose completion was cut
@@ -103,9 +105,9 @@ impl Embedded {
         let metadata = format!("{}.upload-{upload_id}.metadata.json", sidecar_name(key));
         let (upload, part) = (format!(".upload-{upload_id}.json"), format!(".upload_id-{upload_id}.part-"));
         self.in_objects(move |objects| {
-            let is_of_it = |name: &String| *name == metadata || *name == upload || name.starts_with(&part);
-            let files = file_names(&objects)?.into_iter().filter(is_of_it);
-            files.map(|name| objects.join(name)).try_for_each(|file| match std::fs::remove_file(file) {
+            let is_of_it = |name: &str| name == metadata || name == upload || name.starts_with(&part);
+            let files = of_file_names(&objects, |name| is_of_it(name).then(|| objects.join(name)))?;
+            files.into_iter().try_for_each(|file| match std::fs::remove_file(file) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
                 _ => Ok(()),
             })
@@ -183,8 +185,10 @@ fn sidecar_name(key: &str) -> String {
     format!(".bucket-{}.object-{}", URL_SAFE_NO_PAD.encode(BUCKET), URL_SAFE_NO_PAD.encode(key))
 }
 
-fn file_names(folder: &Path) -> std::io::Result<Vec<String>> {
-    std::fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+/// What `pick` makes of the names in a folder: there may be very many.
+fn of_file_names<T>(folder: &Path, pick: impl Fn(&str) -> Option<T>) -> std::io::Result<Vec<T>> {
+    let names = std::fs::read_dir(folder)?.map(|entry| Ok(pick(&entry?.file_name().to_string_lossy())));
+    names.filter_map(std::io::Result::transpose).collect()
 }
 
 fn read_or_make_keys(path: &Path) -> std::io::Result<Keys> {

@@ -111,9 +111,7 @@ impl dyn Catalog + '_ {
         let mut claims = Vec::with_capacity(due.len());
         for row in &due {
             match Due::read(row) {
-                Ok(due) if due.known.state == State::Fetching => {
-                    due.lease_is_over(&mut session, claimant).await?
-                }
+                Ok(due) if due.known.state == State::Fetching => due.lease_is_over(&mut session, claimant).await?,
                 Ok(due) => claims.push(due.grant(&mut session, claimant).await?),
                 // One row that a newer node wrote must not keep all others from being fetched.
                 Err(error) => tracing::error!(%error, "a recording cannot be claimed"),

@@ -243,14 +243,8 @@ async fn adopt(session: &mut Session, known: &Recording, object: &StoredObject) 
         return Ok(Settled::Stale);
     }
     let id = &known.id;
-    let args = args![
-        id.account,
-        id.recording,
-        object.digest,
-        object.size_bytes,
-        object.format.as_str(),
-        object.key.as_str(),
-    ];
+    let args =
+        args![id.account, id.recording, object.digest, object.size_bytes, object.format.as_str(), object.key.as_str(),];
     session.execute(ADOPT, args).await?;
     let mut detail = json!({"adopted": true});
     if let Some(previous) = known.object.as_ref().filter(|previous| previous.digest != object.digest) {

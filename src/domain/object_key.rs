@@ -130,7 +130,8 @@ mod tests {
         let digest = Digest::of(b"abc");
         let key = Layout::below("p").audio(&id(), &details(), &digest, Format::Wav).unwrap();
         assert_eq!(Layout::content_of(&key), Some((digest, Format::Wav)));
-        for other in ["", "CA/RE/notes.txt", "CA/RE/abc.mp3", &format!("CA/RE/{digest}"), &format!("{digest}.mp3.bak")] {
+        for other in ["", "CA/RE/notes.txt", "CA/RE/abc.mp3", &format!("CA/RE/{digest}"), &format!("{digest}.mp3.bak")]
+        {
             assert_eq!(Layout::content_of(other), None, "{other}");
         }
     }

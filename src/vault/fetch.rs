@@ -269,13 +269,7 @@ impl Vault {
         self.catalog.store(lease, object, staging_is_gone).await
     }
 
-    async fn settle_failure(
-        &self,
-        claim: &Claim,
-        traces: &Traces,
-        error: AttemptError,
-        began: Instant,
-    ) -> Outcome {
+    async fn settle_failure(&self, claim: &Claim, traces: &Traces, error: AttemptError, began: Instant) -> Outcome {
         let lease = &claim.lease;
         let Some(code) = error.code() else {
             tracing::warn!(recording = %lease.id, epoch = lease.epoch, "the lease was lost; another node may go on");

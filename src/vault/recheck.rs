@@ -22,17 +22,18 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Vault;
-use crate::bucket::BucketError;
+use crate::bucket::{BucketError, Described};
 use crate::catalog::{CatalogError, Duty, Finding, Lease, Settled};
 use crate::domain::object_key::Layout;
 use crate::domain::recording::{State, StoredObject};
 use crate::telemetry;
 
-/// How long a recheck may go without renewing its lease: twice as long as a
-/// delete that was made under it is taken by the store.
+/// How long a recheck may go without renewing its lease: a minute longer than the
+/// store takes a delete that was made under it. By so much its clock may be
+/// behind the catalog's.
 const DUTY_LEASE: Duration = Duration::from_secs(120);
-/// Renewed so early, a lease always lasts for as long as its deletes, and deletes
-/// that are made later than a minute after the grant are made by a fresh one.
+/// A renewed lease is a fresh grant: so early that a delete always has half of
+/// its time left when it is made.
 const RENEW_EVERY: Duration = Duration::from_secs(30);
 /// Epochs that are swept at once.
 const EPOCHS_AT_ONCE: usize = 4;
@@ -124,7 +125,7 @@ impl Vault {
             (State::Failed | State::Absent, _) => self.look_for_whole(held, &folder).await,
             (State::Evicted | State::Erased, _) => {
                 let keys = self.bucket.list_folder(&folder, OBJECTS_AT_ONCE).await?;
-                self.remove_ours(held, keys).await
+                self.remove_ours(held, &keys, None).await
             }
         }
     }
@@ -161,26 +162,25 @@ impl Vault {
         object: &StoredObject,
     ) -> Result<Finding, BucketError> {
         // First of all: where the bucket itself is gone, this fails, and nothing counts as lost.
-        let mut keys = self.bucket.list_folder(folder, OBJECTS_AT_ONCE).await?;
+        let keys = self.bucket.list_folder(folder, OBJECTS_AT_ONCE).await?;
         if self.bucket.describe(&object.key).await?.is_none() {
             return Ok(Finding::Lost);
         }
-        keys.retain(|key| *key != object.key);
-        self.remove_ours(held, keys).await
+        self.remove_ours(held, &keys, Some(&object.key)).await
     }
 
     /// Of a recording that was given up: the newest object that is what its key says.
     async fn look_for_whole(&self, held: &Held<'_>, folder: &str) -> Result<Finding, BucketError> {
-        let mut ours = Vec::new();
-        for key in self.bucket.list_folder(folder, OBJECTS_AT_ONCE).await? {
-            let described = self.bucket.describe(&key).await?;
-            if let Some(described) = described.filter(|described| is_ours(held.duty, described.account_sid.as_deref())) {
-                ours.push((Reverse(described.stored_at), key));
+        let keys = self.bucket.list_folder(folder, OBJECTS_AT_ONCE).await?;
+        let mut candidates = Vec::new();
+        for key in &keys {
+            let Some((digest, format)) = Layout::content_of(key) else { continue };
+            if let Some(described) = self.describe_ours(held, key).await? {
+                candidates.push((Reverse(described.stored_at), key, digest, format));
             }
         }
-        ours.sort();
-        for (_, key) in &ours {
-            let Some((digest, format)) = Layout::content_of(key) else { continue };
+        candidates.sort_by_key(|(stored_at, ..)| *stored_at);
+        for (_, key, digest, format) in candidates {
             match self.bucket.read_back(key).await? {
                 Some((read, size_bytes)) if read == digest => {
                     return Ok(Finding::Adopted(StoredObject { digest, size_bytes, format, key: key.clone() }));
@@ -188,25 +188,27 @@ impl Vault {
                 _ => {}
             }
         }
-        self.remove_ours(held, ours.into_iter().map(|(_, key)| key).collect()).await
+        self.remove_ours(held, &keys, None).await
     }
 
-    /// Removes those of the objects that this service wrote for the row's account.
-    async fn remove_ours(&self, held: &Held<'_>, keys: Vec<String>) -> Result<Finding, BucketError> {
-        for key in keys {
-            let described = self.bucket.describe(&key).await?;
-            if described.is_some_and(|described| is_ours(held.duty, described.account_sid.as_deref())) {
-                self.bucket.delete_under_lease(&key, held.granted_at()).await?;
+    /// Removes what this service wrote for the row's account, but for what the row names.
+    async fn remove_ours(&self, held: &Held<'_>, keys: &[String], named: Option<&str>) -> Result<Finding, BucketError> {
+        for key in keys.iter().filter(|key| Some(key.as_str()) != named) {
+            if self.describe_ours(held, key).await?.is_some() {
+                self.bucket.delete_under_lease(key, held.granted_at()).await?;
                 tracing::info!(recording = %held.duty.lease.id, key, "an object that no row names was removed");
                 telemetry::recheck_removed("object");
             }
         }
-        Ok(Finding::InOrder)
+        Ok(if keys.len() < OBJECTS_AT_ONCE { Finding::InOrder } else { Finding::Unfinished })
     }
-}
 
-fn is_ours(duty: &Duty, account_sid: Option<&str>) -> bool {
-    account_sid == Some(duty.lease.id.account.as_str())
+    /// An object that this service wrote for the row's account.
+    async fn describe_ours(&self, held: &Held<'_>, key: &str) -> Result<Option<Described>, BucketError> {
+        let account = held.duty.lease.id.account;
+        let described = self.bucket.describe(key).await?;
+        Ok(described.filter(|described| described.account_sid.as_deref() == Some(account.as_str())))
+    }
 }
 
 fn outcome_label(finding: &Finding) -> &'static str {

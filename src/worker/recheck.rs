@@ -19,8 +19,10 @@ const AT_ONCE: usize = 8;
 pub async fn recheck(vault: Arc<Vault>, stopping: CancellationToken) {
     let mut running = JoinSet::new();
     while !stopping.is_cancelled() {
-        let begun = begin(&vault, &stopping, &mut running).await;
-        vault.health.note("rechecks_failing", begun);
+        if vault.health.is_ready() {
+            let begun = begin(&vault, &stopping, &mut running).await;
+            vault.health.note("rechecks_failing", begun);
+        }
         tokio::select! {
             () = stopping.cancelled() => {}
             // There is room for another one.

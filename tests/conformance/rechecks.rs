@@ -58,26 +58,27 @@ on_every_catalog! {
     async fn a_lease_that_ran_out_owes_a_recheck(database: Database) {
         let catalog = database.node().await;
         accept(&catalog, [1]).await;
-        let later = Claimant { recheck_after: SHORT, ..claimant(SHORT) };
-        let lost = catalog.claim(&later, 1).await.unwrap().remove(0);
+        let lost = claim_one(&catalog, SHORT).await;
         let _ = catalog.note_upload(&lost.lease, "upload").await.unwrap();
+        let taken = eventually("it is taken over", async || catalog.claim(&claimant(LONG), 1).await.unwrap().pop()).await;
+        assert_eq!(grant(&catalog, LONG).await, [], "it is not at rest");
+        assert_eq!(catalog.hand_back(&taken.lease).await.unwrap(), Settled::Done);
+        let duty = grant_one(&catalog, LONG).await;
+        assert_eq!((duty.lease.epoch, duty.swept_epoch), (taken.lease.epoch + 1, 0));
+        assert_eq!(duty.recording.state, State::Pending);
+        assert_eq!(duty.leftover.map(|leftover| leftover.upload_id).as_deref(), Some("upload"));
+    }
+
+    async fn the_recheck_of_a_lease_that_ran_out_waits_its_time(database: Database) {
+        let catalog = database.node().await;
+        accept(&catalog, [1]).await;
+        let patient = Claimant { recheck_after: LONG, ..claimant(SHORT) };
+        assert_eq!(catalog.claim(&patient, 1).await.unwrap().len(), 1);
         eventually("the lease is found to have run out", async || {
-            catalog.claim(&Claimant { lease: LONG, ..later.clone() }, 0).await.unwrap();
-            catalog.claim(&Claimant { lease: LONG, ..later.clone() }, 1).await.unwrap();
-            (state(&catalog).await != State::Fetching || catalog.recording(&lost.lease.id).await.unwrap()?.epoch > 1)
-                .then_some(())
+            catalog.claim(&patient, 1).await.unwrap().pop().map(|_| ())
         })
         .await;
-        // A retry may have been claimed meanwhile: it is at rest once that is handed back.
-        let known = catalog.recording(&lost.lease.id).await.unwrap().unwrap();
-        if known.state == State::Fetching {
-            let lease = callvault::catalog::Lease { epoch: known.epoch, ..lost.lease };
-            assert_eq!(catalog.hand_back(&lease).await.unwrap(), Settled::Done);
-        }
-        let duty = eventually("the recheck is due", async || grant(&catalog, LONG).await.pop()).await;
-        assert_eq!(duty.lease.epoch, known.epoch + 1);
-        assert_eq!((duty.swept_epoch, duty.recording.state), (0, State::Pending));
-        assert_eq!(duty.leftover.map(|leftover| leftover.upload_id).as_deref(), Some("upload"));
+        assert_eq!(grant(&catalog, LONG).await, []);
     }
 
     async fn a_recheck_is_not_due_before_its_time(database: Database) {
@@ -126,6 +127,18 @@ on_every_catalog! {
         assert_eq!(catalog.settle_recheck(&duty, &Finding::InOrder, LONG).await.unwrap(), Settled::Done);
         let claim = claim_one(&catalog, LONG).await;
         assert_eq!((claim.lease.id, claim.lease.epoch), (first.id, duty.lease.epoch + 1));
+    }
+
+    async fn a_recheck_that_was_given_up_does_not_keep_claims_away(database: Database) {
+        let catalog = database.node().await;
+        accept(&catalog, [1]).await;
+        catalog.owe_recheck(&callvault::catalog::Lease { id: recording_id(1), epoch: 0 }, ZERO).await.unwrap();
+        let lost = grant_one(&catalog, SHORT).await;
+        let claim = eventually("it can be claimed", async || catalog.claim(&claimant(LONG), 1).await.unwrap().pop()).await;
+        assert_eq!(claim.lease.epoch, lost.lease.epoch + 1);
+        assert_eq!(catalog.renew_recheck(&lost, LONG).await.unwrap(), None);
+        assert_eq!(catalog.settle_recheck(&lost, &Finding::InOrder, ZERO).await.unwrap(), Settled::Stale);
+        assert_eq!(state(&catalog).await, State::Fetching);
     }
 
     async fn a_holder_that_was_not_heard_of_is_replaced_and_settles_nothing(database: Database) {

@@ -29,6 +29,7 @@ macro_rules! on_all_parts {
     };
 }
 
+mod bucket;
 mod callbacks;
 mod commands;
 mod crashes;
@@ -36,6 +37,7 @@ mod journey;
 mod large;
 mod limits;
 mod puts;
+mod recheck;
 mod redirects;
 mod settings;
 mod upstream;
