@@ -90,11 +90,10 @@ impl Bucket {
         let issued = signer.issued_at.map_or(i64::MIN, |at| at.as_second());
         let begin = granted_at.as_second().max(issued);
         let within = u64::try_from(end - begin).ok().filter(|seconds| *seconds > 0);
-        let within = within.ok_or_else(|| BucketError::Setup("the lease is older than the credentials".to_owned()))?;
+        let within = within.map(Duration::from_secs).ok_or(BucketError::TooLate)?;
         let as_of = Timestamp::from_second(begin).unwrap_or(granted_at);
         let direct = &self.inner.direct;
         let object = direct.bucket.object_url(key);
-        let within = Duration::from_secs(within);
         let url = direct.sign(&signer, rusty_s3::Method::Delete, object, as_of, within, &[]);
         match direct.ask(Method::DELETE, &url).await?.status() {
             status if status.is_success() || status == StatusCode::NOT_FOUND => Ok(()),
@@ -123,7 +122,7 @@ impl Bucket {
         }
         let document = answer.into_body().bytes().await.map_err(BucketError::Unanswered)?;
         let listed: Uploads = quick_xml::de::from_reader(&*document)
-            .map_err(|error| BucketError::Setup(format!("its list of open uploads cannot be read: {error}")))?;
+            .map_err(|error| BucketError::Unreadable(format!("a list of open uploads: {error}")))?;
         let at_key = listed.uploads.into_iter().filter(|upload| upload.key == key);
         Ok(at_key.map(|upload| upload.upload_id).collect())
     }

@@ -67,6 +67,12 @@ pub enum BucketError {
         /// What it said.
         status: http::StatusCode,
     },
+    /// It answered such a request with what cannot be read.
+    #[error("the bucket's store answers what cannot be read: {0}")]
+    Unreadable(String),
+    /// The lease under which something was to be deleted was granted too long ago.
+    #[error("a delete comes too late for its lease")]
+    TooLate,
     /// There are no credentials for it.
     #[error(transparent)]
     Credentials(#[from] CredentialError),
@@ -91,10 +97,10 @@ impl BucketError {
         match self {
             Self::Store(Store::Generic { source, .. }) => is_refusal(source.as_ref()),
             Self::Store(Store::JoinError { .. }) => false,
-            Self::Store(_) | Self::Credentials(_) => true,
+            Self::Store(_) | Self::Credentials(_) | Self::TooLate => true,
             Self::Unanswered(error) => error.kind() == HttpErrorKind::Connect,
             Self::Refused { status, .. } => status.is_client_error(),
-            Self::Setup(_) | Self::Folder { .. } => false,
+            Self::Unreadable(_) | Self::Setup(_) | Self::Folder { .. } => false,
         }
     }
 }
