@@ -97,6 +97,7 @@ impl App {
         self.loops = vec![
             self.supervise(worker::watch_parts(vault.clone(), self.stopped.clone())),
             self.supervise(async move { vault.write_what_was_asked().await }),
+            self.supervise(worker::probe_paused_accounts(self.vault.clone())),
             self.supervise(telemetry::keep_up()),
         ];
     }
@@ -139,8 +140,15 @@ impl App {
                 let _ = server.await;
             }
         };
-        let (_, served) = tokio::join!(self.claims.finish(left), tokio::time::timeout_at(deadline, served));
-        if served.is_err() {
+        let mut served = std::pin::pin!(served);
+        let answered = async {
+            // Until then somebody may wait for what Twilio is asked.
+            let in_time = tokio::time::timeout(left, &mut served).await.is_ok();
+            self.vault.end_questions().await;
+            in_time || tokio::time::timeout_at(deadline, &mut served).await.is_ok()
+        };
+        let (_, answered) = tokio::join!(self.claims.finish(left), answered);
+        if !answered {
             tracing::warn!("some requests were cut off");
         }
         self.stopped.cancel();

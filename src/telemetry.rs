@@ -25,6 +25,7 @@ const HTTP_REQUESTS: &str = "callvault_http_requests_total";
 const HTTP_SECONDS: &str = "callvault_http_request_seconds";
 const CALLBACKS: &str = "callvault_callbacks_total";
 const DELIVERIES: &str = "callvault_deliveries_total";
+const QUESTIONS: &str = "callvault_questions_total";
 const FETCHES: &str = "callvault_fetches_total";
 const FETCH_SECONDS: &str = "callvault_fetch_seconds";
 const FETCHES_RUNNING: &str = "callvault_fetches_running";
@@ -33,6 +34,8 @@ const RECHECKS: &str = "callvault_rechecks_total";
 const RECHECK_REMOVED: &str = "callvault_recheck_removed_total";
 const STORE_REQUESTS: &str = "callvault_store_requests_total";
 const STORE_SECONDS: &str = "callvault_store_request_seconds";
+const ACCOUNTS_PAUSED: &str = "callvault_accounts_paused";
+const ACCOUNT_SLOWDOWNS: &str = "callvault_account_slowdowns_total";
 const TROUBLE: &str = "callvault_trouble";
 const BUILD_INFO: &str = "callvault_build_info";
 
@@ -57,12 +60,22 @@ pub const CALLBACK_OUTCOMES: &[&str] =
     &["accepted", "known", "bad_signature", "malformed", "unsupported_media_type", "unavailable"];
 /// What was answered to "play this".
 pub const DELIVERY_KINDS: &[&str] = &["redirect", "not_ready", "gone", "unknown", "unavailable"];
+/// What became of asking Twilio for a call that was not known. `overtaken`: news of
+/// it came first, or the right to ask was lost; `refused`: too many were asked for.
+pub const QUESTION_OUTCOMES: &[&str] = &["found", "nothing", "unavailable", "overtaken", "handed_back", "refused"];
 /// What a recheck came to.
 pub const RECHECK_OUTCOMES: &[&str] = &["in_order", "lost", "adopted", "unfinished", "stale"];
 /// What a recheck removes: an object that its row does not name, what was staged, an open upload.
 pub const REMOVED_KINDS: &[&str] = &["object", "staged", "upload"];
 /// The parts of the service that may be in trouble.
-pub const TROUBLES: &[&str] = &["catalog_unreachable", "bucket_unreachable", "claims_failing", "rechecks_failing"];
+pub const TROUBLES: &[&str] = &[
+    "catalog_unreachable",
+    "bucket_unreachable",
+    "claims_failing",
+    "rechecks_failing",
+    "clock_off",
+    "accounts_paused",
+];
 
 const METRICS: &[Metric] = &[
     Metric {
@@ -76,6 +89,12 @@ const METRICS: &[Metric] = &[
         kind: Kind::Counter,
         help: "Requests to play a recording by what was answered",
         label: Some(("kind", DELIVERY_KINDS)),
+    },
+    Metric {
+        name: QUESTIONS,
+        kind: Kind::Counter,
+        help: "Questions to Twilio for calls that were not known, by what became of them",
+        label: Some(("outcome", QUESTION_OUTCOMES)),
     },
     Metric {
         name: FETCHES_RUNNING,
@@ -113,6 +132,13 @@ const METRICS: &[Metric] = &[
         kind: Kind::Histogram,
         help: "How long the store took until the headers of its answers",
         label: Some(("method", METHODS)),
+    },
+    Metric { name: ACCOUNTS_PAUSED, kind: Kind::Gauge, help: "Accounts whose credentials Twilio refuses", label: None },
+    Metric {
+        name: ACCOUNT_SLOWDOWNS,
+        kind: Kind::Counter,
+        help: "How often Twilio asked for fewer requests at once of an account",
+        label: None,
     },
     Metric {
         name: TROUBLE,
@@ -245,6 +271,12 @@ pub fn delivery(kind: &'static str) {
     counter!(DELIVERIES, "kind" => kind).increment(1);
 }
 
+/// Twilio was asked for a call that was not known, or should have been; `outcome`
+/// is one of [`QUESTION_OUTCOMES`].
+pub fn question(outcome: &'static str) {
+    counter!(QUESTIONS, "outcome" => outcome).increment(1);
+}
+
 /// An attempt began; it ends when this is dropped.
 pub struct RunningFetch(());
 
@@ -281,6 +313,16 @@ pub fn recheck_ended(outcome: &'static str) {
 /// A recheck removed something; `kind` is one of [`REMOVED_KINDS`].
 pub fn recheck_removed(kind: &'static str) {
     counter!(RECHECK_REMOVED, "kind" => kind).increment(1);
+}
+
+/// So many accounts are paused.
+pub fn accounts_paused(count: usize) {
+    gauge!(ACCOUNTS_PAUSED).set(u32::try_from(count).unwrap_or(u32::MAX));
+}
+
+/// An account was slowed down.
+pub fn account_slowed() {
+    counter!(ACCOUNT_SLOWDOWNS).increment(1);
 }
 
 /// A part of the service got into trouble, or out of it; `code` is one of [`TROUBLES`].

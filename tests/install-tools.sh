@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the tests need and the machine lacks: PostgreSQL, an S3 store,
-# Chromium, and a Python with boto3 and playwright. What is there is left alone;
+# Chromium, faketime, and a Python with boto3 and playwright. What is there is left alone;
 # what this project builds goes to target/test-tools. Says what takes long.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -49,6 +49,11 @@ fi
 if ! command -v chromium >/dev/null; then
   say "installing Chromium from the distribution's packages"
   apt_install chromium
+fi
+
+if ! compgen -G '/usr/lib/*/faketime/libfaketime.so.1' >/dev/null; then
+  say "installing faketime from the distribution's packages"
+  apt_install faketime
 fi
 
 wanted="$tools/python/wanted"

@@ -103,6 +103,11 @@ impl BucketError {
             Self::Unreadable(_) | Self::Setup(_) | Self::Folder { .. } => false,
         }
     }
+
+    /// Whether the store answered, and refused only for what this node takes for the time.
+    pub fn is_about_the_time(&self) -> bool {
+        matches!(self, Self::Store(error) if innermost(error).to_string().contains("<Code>RequestTimeTooSkewed<"))
+    }
 }
 
 fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::rows;
 use super::sql::{Session, args, now};
-use super::{Catalog, Result, feed};
+use super::{Catalog, Result, feed, questions};
 use crate::domain::recording::{Details, ErrorCode, News, Recording, RecordingId, State, react};
 use crate::domain::sid::CallSid;
 
@@ -129,25 +129,40 @@ impl dyn Catalog + '_ {
     /// was taken; saying it again is then right.
     pub async fn accept(&self, said: &Announcement) -> Result<Accepted> {
         let mut session = self.begin().await?;
-        let known = match lock(&mut session, &said.id).await? {
-            Some(known) => known,
-            None if create(&mut session, said).await? => {
-                let recording = reread(&mut session, &said.id).await?;
-                session.commit().await?;
-                self.announce_change();
-                return Ok(Accepted { recording, created: true });
-            }
-            // Another node made it between the two statements.
-            None => reread(&mut session, &said.id).await?,
-        };
-        update(&mut session, &known, said).await?;
-        let recording = reread(&mut session, &said.id).await?;
+        let Taken { accepted, moved } = take(&mut session, said).await?;
+        if let Some(call) = said.details.call_sid {
+            questions::clear(&mut session, said.id.account, call).await?;
+        }
         session.commit().await?;
-        if recording.state != known.state {
+        if moved {
             self.announce_change();
         }
-        Ok(Accepted { recording, created: false })
+        Ok(accepted)
     }
+}
+
+/// What news came to, before it is committed.
+pub(super) struct Taken {
+    accepted: Accepted,
+    /// Whether the recording is in another state than before.
+    moved: bool,
+}
+
+/// Takes what was said of a recording. Its row is locked from then on.
+pub(super) async fn take(session: &mut Session, said: &Announcement) -> Result<Taken> {
+    let known = match lock(session, &said.id).await? {
+        Some(known) => known,
+        None if create(session, said).await? => {
+            let recording = reread(session, &said.id).await?;
+            return Ok(Taken { accepted: Accepted { recording, created: true }, moved: true });
+        }
+        // Another node made it between the two statements.
+        None => reread(session, &said.id).await?,
+    };
+    update(session, &known, said).await?;
+    let recording = reread(session, &said.id).await?;
+    let moved = recording.state != known.state;
+    Ok(Taken { accepted: Accepted { recording, created: false }, moved })
 }
 
 async fn reread(session: &mut Session, id: &RecordingId) -> Result<Recording> {
@@ -231,7 +246,7 @@ async fn update(session: &mut Session, known: &Recording, said: &Announcement) -
     if let AnnouncedBy::Put { call } = &said.by
         && known.details_confirmed
     {
-        add_alias(session, known, *call).await?;
+        add_alias(session, &known.id, &known.details, *call).await?;
     }
     let error = known.last_error.as_ref().map(|error| error.code);
     match react(Some((known.state, error)), said.news(!first_time)) {
@@ -335,16 +350,14 @@ pub(super) async fn keep_names(session: &mut Session, confirmed: &Recording) -> 
     let id = &confirmed.id;
     let rows = session.rows(CALLS_PUT, args![id.account, id.recording]).await?;
     for row in rows {
-        add_alias(session, confirmed, row.parse("call_sid")?).await?;
+        add_alias(session, id, &confirmed.details, row.parse("call_sid")?).await?;
     }
     Ok(())
 }
 
 /// Makes `call` another name of the recording's own call, if it is another one.
 /// What was PUT for the one is then what was PUT for the other.
-async fn add_alias(session: &mut Session, confirmed: &Recording, call: CallSid) -> Result<()> {
-    let id = &confirmed.id;
-    let details = &confirmed.details;
+pub(super) async fn add_alias(session: &mut Session, id: &RecordingId, details: &Details, call: CallSid) -> Result<()> {
     let target = match (details.call_sid, details.conference_sid) {
         (Some(own), _) if own == call => return Ok(()),
         (Some(own), _) => own.to_string(),

@@ -9,8 +9,8 @@ use jiff::Timestamp;
 use sqlx::AssertSqlSafe;
 
 use super::lease::{Lease, Settled, settle_failure};
-use super::sql::{Row, Session, args, now, one_of, place_each};
-use super::{Catalog, CatalogError, Result, recheck, rows};
+use super::sql::{Row, Session, args, now, place_each};
+use super::{Catalog, CatalogError, Result, accounts, recheck, rows};
 use crate::domain::recording::{ErrorCode, Recording, State};
 use crate::domain::retry::{self, Failure};
 use crate::domain::sid::AccountSid;
@@ -20,14 +20,32 @@ use crate::domain::sid::AccountSid;
 pub struct Claimant {
     /// The node's name, for people.
     pub node: String,
-    /// The accounts that it has credentials for.
-    pub accounts: Vec<AccountSid>,
     /// How long a claim may go without being renewed.
     pub lease: Duration,
     /// When the recording of a lease that ran out is due again.
     pub retry: retry::Policy,
     /// When what it may have left in the bucket is looked at.
     pub recheck_after: Duration,
+}
+
+/// An account of which something is pending or fetching, and that is not paused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// Which one.
+    pub account: AccountSid,
+    /// How long until something of it may be claimed: zero where it may be now.
+    pub due_in: Duration,
+    /// Whether as many are under way, over all nodes, as may be.
+    pub is_full: bool,
+}
+
+/// How many recordings of an account a node has room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wish {
+    /// Which account.
+    pub account: AccountSid,
+    /// At most so many.
+    pub at_most: usize,
 }
 
 /// What an earlier attempt may have left in the bucket.
@@ -60,66 +78,93 @@ pub struct Claim {
     pub failed_before: u32,
     /// What is to be cleared away first.
     pub leftover: Option<Leftover>,
+    /// Whether the account's pace is limited.
+    pub is_limited: bool,
 }
 
 const DUE_OF: &str = "SELECT *, (SELECT now_ms FROM clock) AS now_ms FROM recordings \
-                      WHERE state IN ('pending', 'fetching') AND due_at <= (SELECT now_ms FROM clock) \
-                      AND (duty_until IS NULL OR duty_until <= (SELECT now_ms FROM clock))";
+                      WHERE account_sid = $1 AND state IN ('pending', 'fetching') \
+                      AND due_at <= (SELECT now_ms FROM clock) \
+                      AND (duty_until IS NULL OR duty_until <= (SELECT now_ms FROM clock)) ORDER BY due_at LIMIT $2";
 const GRANT: &str = concat!(
     "UPDATE recordings SET state = 'fetching', epoch = epoch + 1, lease_node = $3, due_at = ",
     now!(),
     " + $4, attempts = attempts + 1 WHERE account_sid = $1 AND recording_sid = $2"
 );
-/// The first entry of each account in the index of what is due.
-const NEXT_DUE_OF: &str = "SELECT min((SELECT r.due_at FROM recordings r WHERE r.account_sid = a.column1 \
-     AND r.state IN ('pending', 'fetching') ORDER BY r.due_at LIMIT 1)) AS due_at, \
+/// Of each account the first entry in the index of what is due.
+const STANDINGS: &str = "SELECT a.column1 AS account_sid, s.quiet_until, s.fetch_limit, \
+     (SELECT r.due_at FROM recordings r WHERE r.account_sid = a.column1 \
+     AND r.state IN ('pending', 'fetching') ORDER BY r.due_at LIMIT 1) AS due_at, \
+     CASE WHEN s.fetch_limit IS NOT NULL THEN (SELECT count(*) FROM recordings r \
+     WHERE r.account_sid = a.column1 AND r.state = 'fetching' AND r.due_at > (SELECT now_ms FROM clock)) \
+     END AS under_way, \
      (SELECT now_ms FROM clock) AS now_ms FROM";
+const NOT_PAUSED: &str = "AS a LEFT JOIN accounts s ON s.account_sid = a.column1 WHERE s.paused_at IS NULL";
 
 impl dyn Catalog + '_ {
-    /// How long until something may be claimed: zero where it may be now, None
-    /// where nothing is pending or fetching. Also reads the catalog's time.
-    pub async fn next_due(&self, accounts: &[AccountSid]) -> Result<Option<Duration>> {
-        if accounts.is_empty() {
-            return self.read_clock().await.map(|()| None);
-        }
+    /// How the accounts stand. Also reads the catalog's time.
+    pub async fn standings(&self, accounts: &[AccountSid]) -> Result<Vec<Standing>> {
         let mut args = args![];
         let places = place_each(accounts.iter().copied(), &mut args);
-        let sql = format!("{NEXT_DUE_OF} (VALUES ({})) AS a", places.join("), ("));
-        let row = self.read().await?.row(AssertSqlSafe(sql), args).await?;
-        let row = row.ok_or_else(|| CatalogError::Unreadable("an aggregate has no row".to_owned()))?;
-        let now = row.time("now_ms")?;
-        self.clock().set(now);
-        let due_at = row.time_opt("due_at")?;
-        Ok(due_at.map(|due_at| Duration::try_from(due_at.duration_since(now)).unwrap_or_default()))
+        let sql = format!("{STANDINGS} (VALUES ({})) {NOT_PAUSED}", places.join("), ("));
+        let rows = match accounts {
+            [] => Vec::new(),
+            _ => self.read().await?.rows(AssertSqlSafe(sql), args).await?,
+        };
+        match rows.first() {
+            Some(row) => self.clock().set(row.time("now_ms")?),
+            None => self.read_clock().await?,
+        }
+        let standings: Result<Vec<Option<Standing>>> = rows.iter().map(standing).collect();
+        Ok(standings?.into_iter().flatten().collect())
     }
 
-    /// Grants leases on at most `at_most` recordings that are due. A lease that
-    /// ran out is a failed attempt first, and its recording is due again as the
-    /// claimant's policy says.
-    pub async fn claim(&self, claimant: &Claimant, at_most: usize) -> Result<Vec<Claim>> {
+    /// Grants leases on recordings that are due, as many as are wished for and
+    /// Twilio likes. A lease that ran out is a failed attempt first, and its
+    /// recording is due again as the claimant's policy says.
+    pub async fn claim(&self, claimant: &Claimant, wishes: &[Wish]) -> Result<Vec<Claim>> {
         let mut session = self.begin().await?;
-        let mut args = args![];
-        let filter = one_of("account_sid", claimant.accounts.iter().copied(), &mut args);
-        // Others' claims under way are passed over, not waited for.
-        let locking = if session.is_postgres() { " FOR UPDATE SKIP LOCKED" } else { "" };
-        let sql = format!("{DUE_OF}{filter} ORDER BY due_at LIMIT {at_most}{locking}");
-        let due = session.rows(AssertSqlSafe(sql), args).await?;
-        if due.is_empty() {
-            session.rollback().await?;
-            return Ok(Vec::new());
-        }
-        let mut claims = Vec::with_capacity(due.len());
-        for row in &due {
-            match Due::read(row) {
-                Ok(due) if due.known.state == State::Fetching => due.lease_is_over(&mut session, claimant).await?,
-                Ok(due) => claims.push(due.grant(&mut session, claimant).await?),
-                // One row that a newer node wrote must not keep all others from being fetched.
-                Err(error) => tracing::error!(%error, "a recording cannot be claimed"),
+        let mut claims = Vec::new();
+        let mut changed = false;
+        for wish in wishes {
+            let Some(room) = accounts::room(&mut session, wish.account).await? else { continue };
+            let at_most = i64::try_from(wish.at_most.min(room.at_most)).unwrap_or(i64::MAX);
+            for due in due_of(&mut session, wish.account, at_most).await? {
+                changed = true;
+                if due.known.state == State::Fetching {
+                    due.lease_is_over(&mut session, claimant).await?;
+                } else {
+                    let claim = due.grant(&mut session, claimant).await?;
+                    claims.push(Claim { is_limited: room.limited, ..claim });
+                }
             }
         }
-        session.commit().await?;
+        match changed {
+            true => session.commit().await?,
+            false => session.rollback().await?,
+        }
         Ok(claims)
     }
+}
+
+/// What is due of an account. Others' claims under way are passed over, not waited for.
+async fn due_of(session: &mut Session, account: AccountSid, at_most: i64) -> Result<Vec<Due>> {
+    let locking = if session.is_postgres() { " FOR UPDATE SKIP LOCKED" } else { "" };
+    let sql = format!("{DUE_OF}{locking}");
+    let rows = session.rows(AssertSqlSafe(sql), args![account, at_most]).await?;
+    // One row that a newer node wrote must not keep all others from being fetched.
+    let unreadable = |error: &CatalogError| tracing::error!(%error, "a recording cannot be claimed");
+    Ok(rows.iter().filter_map(|row| Due::read(row).inspect_err(unreadable).ok()).collect())
+}
+
+/// None where nothing is to be done for the account.
+fn standing(row: &Row) -> Result<Option<Standing>> {
+    let Some(due_at) = row.time_opt("due_at")? else { return Ok(None) };
+    let may_at = row.time_opt("quiet_until")?.map_or(due_at, |quiet_until| quiet_until.max(due_at));
+    let due_in = Duration::try_from(may_at.duration_since(row.time("now_ms")?)).unwrap_or_default();
+    let limit: Option<i64> = row.get("fetch_limit")?;
+    let is_full = limit.is_some() && row.get::<Option<i64>>("under_way")? >= limit;
+    Ok(Some(Standing { account: row.parse("account_sid")?, due_in, is_full }))
 }
 
 /// A recording that is pending and due, or whose lease ran out.
@@ -157,6 +202,7 @@ impl Due {
             pending_for: self.pending_for,
             failed_before: self.failed_before,
             leftover: self.leftover,
+            is_limited: false,
         })
     }
 

@@ -7,22 +7,45 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 /// The catalog's time as it was last read, and what this node's monotonic
-/// clock has counted since. The wall clock of the node is never looked at.
+/// clock has counted since. The wall clock of the node is only compared with it.
 #[derive(Debug, Default)]
 pub struct Clock {
-    anchor: RwLock<Option<(Timestamp, Instant)>>,
+    anchor: RwLock<Option<Anchor>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Anchor {
+    /// The catalog's time.
+    at: Timestamp,
+    /// When it was read.
+    read: Instant,
+    /// What this node took for the time then.
+    node: Timestamp,
 }
 
 impl Clock {
     /// The catalog's time now; None before it was first read.
     pub fn now(&self) -> Option<Timestamp> {
-        let (at, read) = (*self.anchor.read().expect("nothing panics while it holds the clock"))?;
-        at.checked_add(read.elapsed()).ok()
+        let anchor = self.anchor()?;
+        anchor.at.checked_add(anchor.read.elapsed()).ok()
+    }
+
+    /// How far this node's own clock was from the catalog's when it was last read.
+    pub fn off_by(&self) -> Duration {
+        let off_by = self.anchor().map(|anchor| anchor.at.duration_since(anchor.node).unsigned_abs());
+        off_by.unwrap_or_default()
+    }
+
+    fn anchor(&self) -> Option<Anchor> {
+        *self.anchor.read().expect("nothing panics while it holds the clock")
     }
 
     /// Takes a time that was read from the catalog.
     pub(super) fn set(&self, now: Timestamp) {
-        *self.anchor.write().expect("nothing panics while it holds the clock") = Some((now, Instant::now()));
+        #[expect(clippy::disallowed_methods, reason = "this is what is compared with the catalog's")]
+        let node = Timestamp::now();
+        let anchor = Anchor { at: now, read: Instant::now(), node };
+        *self.anchor.write().expect("nothing panics while it holds the clock") = Some(anchor);
     }
 }
 
@@ -43,5 +66,6 @@ mod tests {
         clock.set(read);
         tokio::time::advance(Duration::from_secs(90)).await;
         assert_eq!(clock.now(), Some("2026-11-23T14:01:30Z".parse().unwrap()));
+        assert!(clock.off_by() > Duration::ZERO, "the test runs at another time");
     }
 }

@@ -16,7 +16,7 @@ use super::rows::{self, HistoryEntry};
 use super::sql::{Row, Session, args, now};
 use super::{Catalog, CatalogError, Result};
 use crate::domain::recording::{Recording, RecordingId};
-use crate::domain::sid::{AccountSid, CallSid};
+use crate::domain::sid::{AccountSid, CallSid, RecordingSid};
 
 /// Entries that a recording's history keeps beside its events.
 const HISTORY_MAX: i64 = 100;
@@ -115,6 +115,18 @@ const LATEST: &str =
 /// Appends an event to the feed, in the transaction of what it tells.
 pub(super) async fn append(session: &mut Session, id: &RecordingId, kind: &str, detail: Json) -> Result<()> {
     insert(session, 1, id, kind, detail).await
+}
+
+/// Appends an event that concerns an account as a whole.
+pub(super) async fn append_of_account(
+    session: &mut Session,
+    account: AccountSid,
+    kind: &str,
+    detail: Json,
+) -> Result<()> {
+    let statement = if session.is_postgres() { APPEND } else { APPEND_NUMBERED };
+    session.execute(statement, args![1, account, None::<RecordingSid>, kind, text(detail)]).await?;
+    Ok(())
 }
 
 /// Notes something in the history that is no event. An attempt that fails as

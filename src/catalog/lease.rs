@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::accept::{TO_PENDING, keep_names, lock, write_details};
 use super::sql::{Session, Value, args, now};
-use super::{Catalog, Result, feed};
+use super::{Catalog, Result, feed, questions};
 use crate::domain::recording::{Details, ErrorCode, Recording, RecordingId, State, StoredObject};
 use crate::domain::retry::Decision;
 
@@ -37,6 +37,14 @@ pub enum Settled {
 macro_rules! held {
     () => {
         " WHERE account_sid = $1 AND recording_sid = $2 AND epoch = $3 AND state = 'fetching'"
+    };
+}
+
+/// When an attempt may begin at the earliest, `$3` after the last one.
+macro_rules! soonest {
+    () => {
+        "(CASE WHEN not_before > coalesce(last_attempt_at, 0) + $3 THEN not_before \
+         ELSE coalesce(last_attempt_at, 0) + $3 END)"
     };
 }
 
@@ -81,14 +89,22 @@ const GIVE_UP: &str = concat!(
 );
 
 /// Someone waits: the next attempt is `$3` after the last one, but not before
-/// Twilio allows it, and never later than it was.
+/// Twilio allows it, and never later than it was. Once it may begin, it goes
+/// before all that nobody waits for.
 const HURRY: &str = concat!(
-    "UPDATE recordings SET due_at = CASE WHEN not_before > coalesce(last_attempt_at, 0) + $3 \
-     THEN not_before ELSE coalesce(last_attempt_at, 0) + $3 END \
-     WHERE account_sid = $1 AND recording_sid = $2 AND state = 'pending' AND due_at > ",
+    "UPDATE recordings SET due_at = CASE WHEN ",
+    soonest!(),
+    " <= ",
     now!(),
-    " AND due_at > CASE WHEN not_before > coalesce(last_attempt_at, 0) + $3 \
-     THEN not_before ELSE coalesce(last_attempt_at, 0) + $3 END"
+    " THEN 0 ELSE ",
+    soonest!(),
+    " END WHERE account_sid = $1 AND recording_sid = $2 AND state = 'pending' AND due_at > CASE WHEN ",
+    soonest!(),
+    " <= ",
+    now!(),
+    " THEN 0 ELSE ",
+    soonest!(),
+    " END"
 );
 const ASKED: &str =
     concat!("UPDATE recordings SET last_asked_at = ", now!(), " WHERE account_sid = $1 AND recording_sid = $2");
@@ -129,6 +145,9 @@ impl dyn Catalog + '_ {
         };
         write_details(&mut session, &lease.id, details, true).await?;
         keep_names(&mut session, &Recording { details: details.clone(), ..held }).await?;
+        if let Some(call) = details.call_sid {
+            questions::clear(&mut session, lease.id.account, call).await?;
+        }
         session.commit().await?;
         Ok(Settled::Done)
     }

@@ -10,12 +10,14 @@
 //! update of a fetch names its epoch, so that a stale holder changes nothing.
 
 mod accept;
+mod accounts;
 mod claim;
 mod clock;
 mod feed;
 mod lease;
 mod lookup;
 mod postgres;
+mod questions;
 mod recheck;
 mod rows;
 mod sql;
@@ -28,12 +30,14 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 
 pub use accept::{Accepted, AnnouncedBy, Announcement, FoundBy};
-pub use claim::{Claim, Claimant, Leftover};
+pub use accounts::{Paused, SlowDown};
+pub use claim::{Claim, Claimant, Leftover, Standing, Wish};
 pub use clock::Clock;
 pub use feed::{Cursor, Event, EventFilter};
 pub use lease::{Lease, Settled};
 pub use lookup::{CallView, ListFilter, PageCursor, PutChoice};
 pub use postgres::PostgresCatalog;
+pub use questions::{Asked, Question};
 pub use recheck::{Duty, Finding};
 pub use rows::HistoryEntry;
 pub use sql::Session;

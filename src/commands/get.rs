@@ -139,12 +139,28 @@ async fn wait_for_link(http: &Client, config: &ClientConfig, args: &Args) -> any
                 spinner.tick();
                 tokio::time::sleep(left.min(Duration::from_secs(pending.retry_after_seconds))).await;
             }
-            status => match answer.json::<Problem>().await {
-                Ok(problem) => bail!("{} ({})", problem.detail, problem.code),
-                Err(_) => bail!("{} answered {status}; is it a callvault?", config.url),
-            },
+            status => {
+                let again_after = retry_after(&answer);
+                let left = until.saturating_duration_since(Instant::now());
+                match answer.json::<Problem>().await {
+                    // Twilio is being asked whether there is such a call.
+                    Ok(problem) if problem.code == "not_ready" && !left.is_zero() => {
+                        spinner.set_message("Twilio is asked for the recording");
+                        spinner.tick();
+                        tokio::time::sleep(left.min(again_after)).await;
+                    }
+                    Ok(problem) => bail!("{} ({})", problem.detail, problem.code),
+                    Err(_) => bail!("{} answered {status}; is it a callvault?", config.url),
+                }
+            }
         }
     }
+}
+
+/// When the service wants to be asked again.
+fn retry_after(answer: &reqwest::Response) -> Duration {
+    let header = answer.headers().get(reqwest::header::RETRY_AFTER).and_then(|value| value.to_str().ok());
+    Duration::from_secs(header.and_then(|seconds| seconds.parse().ok()).unwrap_or(1))
 }
 
 async fn download(http: &Client, link: &Link, digest: Digest, file: &mut NamedTempFile) -> anyhow::Result<()> {

@@ -240,7 +240,7 @@ pub struct Recording {
     pub last_asked_at: Option<Timestamp>,
     /// How often a fetch was begun.
     pub attempts: i64,
-    /// When the next one is due.
+    /// When the next one is due; the epoch: at once, and before what nobody waits for.
     pub next_attempt_at: Option<Timestamp>,
     /// What went wrong last.
     pub last_error: Option<LastError>,

@@ -69,7 +69,7 @@ fn patience(code: ErrorCode) -> Patience {
 
 impl Policy {
     /// The wait after a failure that `failed_before` others went before.
-    fn wait(&self, failed_before: u32) -> Duration {
+    pub fn wait(&self, failed_before: u32) -> Duration {
         self.base.saturating_mul(2u32.saturating_pow(failed_before)).min(self.cap)
     }
 
@@ -94,6 +94,45 @@ impl Policy {
     }
 }
 
+/// How many fetches an account may have at once, over all nodes.
+///
+/// Falls by half when Twilio is overburdened, and rises by one at a time. Where
+/// Twilio once said "too many", it rises far more slowly from there on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pace {
+    /// The most at once; None is no limit.
+    pub limit: Option<i64>,
+    /// The fewest at which Twilio lately said that there are too many.
+    pub too_many: Option<i64>,
+}
+
+/// A limit that has risen so far limits nobody.
+const LIMIT_MAX: i64 = 256;
+
+impl Pace {
+    /// After an answer that asks for less, while so many were under way.
+    pub fn slowed(self, under_way: i64, too_many: bool) -> Self {
+        let at = self.limit.unwrap_or(under_way).clamp(1, LIMIT_MAX);
+        Self { limit: Some((at / 2).max(1)), too_many: if too_many { Some(at.max(2)) } else { self.too_many } }
+    }
+
+    /// One step up, after a time in which all went well.
+    pub fn raised(self) -> Self {
+        match self.limit.map(|limit| limit + 1) {
+            Some(limit) if limit < LIMIT_MAX => {
+                Self { limit: Some(limit), too_many: self.too_many.filter(|at| *at > limit) }
+            }
+            _ => Self::default(),
+        }
+    }
+
+    /// How many `base`s all must go well before the next step.
+    pub fn bases_until_raised(self) -> u32 {
+        let next_was_too_many = self.limit.zip(self.too_many).is_some_and(|(limit, at)| limit + 1 >= at);
+        if next_was_too_many { 16 } else { 1 }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,6 +143,20 @@ mod tests {
         cap: Duration::from_secs(300),
         not_ready_for: Duration::from_secs(86_400),
     };
+
+    #[test]
+    fn a_pace_falls_by_half_and_rises_by_one_slowly_where_it_was_too_much() {
+        let storm = Pace::default().slowed(48, true);
+        assert_eq!(storm, Pace { limit: Some(24), too_many: Some(48) });
+        let storm = storm.slowed(30, true).slowed(30, true);
+        assert_eq!(storm, Pace { limit: Some(6), too_many: Some(12) });
+        assert_eq!(storm.bases_until_raised(), 1);
+        let below = (7..12).fold(storm, |pace, _| pace.raised());
+        assert_eq!((below.limit, below.bases_until_raised()), (Some(11), 16));
+        assert_eq!(below.raised(), Pace { limit: Some(12), too_many: None }, "it is not too many any more");
+        assert_eq!(Pace { limit: Some(1), too_many: None }.slowed(1, false).limit, Some(1));
+        assert_eq!((0..LIMIT_MAX).fold(below, |pace, _| pace.raised()), Pace::default());
+    }
 
     fn failure(code: ErrorCode) -> Failure {
         Failure { code, failed_before: 0, pending_for: Duration::ZERO, retry_after: None }

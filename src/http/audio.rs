@@ -69,12 +69,13 @@ pub async fn audio(Shared(state): Shared<State>, asked: Asked) -> Result<Respons
         Delivery::NotReady { recording, retry_after_seconds } => {
             Err(Problem::NotReady { state: recording.state, retry_after_seconds })
         }
+        Delivery::Asking { retry_after_seconds } => Err(Problem::Asking { retry_after_seconds }),
         Delivery::Gone(recording) => Err(Problem::of_gone(&recording)),
         Delivery::Unknown => Err(Problem::NotFound),
     }
 }
 
-/// `GET …/link`: the link itself, or 202 while it is on its way.
+/// `GET …/link`: the link itself, or 202 while a recording is known to be on its way.
 pub async fn link(Shared(state): Shared<State>, asked: Asked) -> Result<Response, Problem> {
     // A HEAD here asks about the answer, not for a link to HEAD with.
     let asked = Asked { method: LinkMethod::Get, ..asked };
@@ -87,6 +88,7 @@ pub async fn link(Shared(state): Shared<State>, asked: Asked) -> Result<Response
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(retry_after_seconds));
             Ok(response)
         }
+        Delivery::Asking { retry_after_seconds } => Err(Problem::Asking { retry_after_seconds }),
         Delivery::Gone(recording) => Err(Problem::of_gone(&recording)),
         Delivery::Unknown => Err(Problem::NotFound),
     }
@@ -103,7 +105,7 @@ async fn deliver(state: &State, asked: &Asked) -> Result<Delivery, Problem> {
     let delivered = state.vault.deliver(asked.wanted, &manner).await;
     telemetry::delivery(match &delivered {
         Ok(Delivery::Redirect(_)) => "redirect",
-        Ok(Delivery::NotReady { .. }) => "not_ready",
+        Ok(Delivery::NotReady { .. } | Delivery::Asking { .. }) => "not_ready",
         Ok(Delivery::Gone(_)) => "gone",
         Ok(Delivery::Unknown) => "unknown",
         Err(_) => "unavailable",

@@ -34,6 +34,11 @@ pub enum Problem {
         /// When to ask again.
         retry_after_seconds: u64,
     },
+    /// It is not known, and Twilio has not answered yet whether it is there.
+    Asking {
+        /// When to ask again.
+        retry_after_seconds: u64,
+    },
     /// Twilio recorded nothing.
     RecordingAbsent,
     /// The path is right, the method is not.
@@ -62,7 +67,9 @@ impl Problem {
             Self::Forbidden(_) => (StatusCode::FORBIDDEN, "forbidden", "The API key may not do that"),
             Self::BadSignature(_) => (StatusCode::FORBIDDEN, "bad_signature", "Twilio did not sign this"),
             Self::NotFound => (StatusCode::NOT_FOUND, "not_found", "There is no such thing"),
-            Self::NotReady { .. } => (StatusCode::NOT_FOUND, "not_ready", "The recording is not here yet"),
+            Self::NotReady { .. } | Self::Asking { .. } => {
+                (StatusCode::NOT_FOUND, "not_ready", "The recording is not here yet")
+            }
             Self::RecordingAbsent => (StatusCode::NOT_FOUND, "recording_absent", "Twilio recorded nothing"),
             Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "Not with that method"),
             Self::Erased => (StatusCode::GONE, "erased", "The recording was erased"),
@@ -90,6 +97,9 @@ impl Problem {
                     "It is {state}. Ask again in {retry_after_seconds} s, or with ?wait= to be answered when it is here."
                 )
             }
+            Self::Asking { retry_after_seconds } => {
+                format!("Twilio is being asked for it. Ask again in {retry_after_seconds} s, or with a longer ?wait=.")
+            }
             Self::RecordingAbsent => "The call was too short, or silent.".to_owned(),
             Self::MethodNotAllowed => "The header Allow names the methods of this path.".to_owned(),
             Self::Erased => "It was removed on request, and will not come back.".to_owned(),
@@ -101,7 +111,9 @@ impl Problem {
 
     fn retry_after_seconds(&self) -> Option<u64> {
         match self {
-            Self::NotReady { retry_after_seconds, .. } => Some(*retry_after_seconds),
+            Self::NotReady { retry_after_seconds, .. } | Self::Asking { retry_after_seconds } => {
+                Some(*retry_after_seconds)
+            }
             Self::Unavailable(_) => Some(1),
             _ => None,
         }
@@ -172,6 +184,7 @@ impl From<DeliveryError> for Problem {
                 tracing::error!(%error, "no link could be made");
                 Self::Unavailable("The bucket's links cannot be signed.")
             }
+            DeliveryError::Twilio => Self::Unavailable("The call is not known here, and Twilio cannot be asked."),
         }
     }
 }

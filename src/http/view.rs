@@ -79,7 +79,8 @@ impl RecordingView {
             stored_at: recording.stored_at,
             last_asked_at: recording.last_asked_at,
             attempts: recording.attempts,
-            next_attempt_at: recording.next_attempt_at,
+            // At once has been since the service heard of it.
+            next_attempt_at: recording.next_attempt_at.map(|next| next.max(recording.accepted_at)),
             last_error: recording.last_error,
             hold: recording.hold,
             history: None,

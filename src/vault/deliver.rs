@@ -2,14 +2,17 @@
 //!
 //! What is stored is answered with a link, without a call to the store or to
 //! Twilio. What is on its way is hurried, and waited for as long as the caller
-//! likes. The same question gets the same answer from every node.
+//! likes; so is Twilio's answer where a call is not known. The same question
+//! gets the same answer from every node.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 
 use super::Vault;
 use super::flight::Waiter;
+use super::inquiry::{Inquired, Inquiry};
 use crate::bucket::{BucketError, Disposition, Link, LinkBase, LinkMethod};
 use crate::catalog::{CallView, CatalogError};
 use crate::domain::recording::{Recording, State, StoredObject};
@@ -17,6 +20,8 @@ use crate::domain::sid::{AccountSid, CallSid, RecordingSid};
 
 /// What a client is told to wait at most; it may be hurried by then.
 const RETRY_AFTER_MAX_SECONDS: u64 = 60;
+/// When to ask again for a call that Twilio is asked for: it answers within that, or not soon.
+const ASKING_RETRY_AFTER_SECONDS: u64 = 2;
 
 /// What someone wants to play.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -54,6 +59,11 @@ pub enum Delivery {
         /// When to ask again.
         retry_after_seconds: u64,
     },
+    /// It is not known, and Twilio has not said yet whether it is there.
+    Asking {
+        /// When to ask again.
+        retry_after_seconds: u64,
+    },
     /// It is absent, failed or erased.
     Gone(Box<Recording>),
     /// There is no such thing.
@@ -82,17 +92,26 @@ pub enum DeliveryError {
     /// No link could be made.
     #[error(transparent)]
     Bucket(#[from] BucketError),
+    /// It is not known here, and Twilio could not be asked.
+    #[error("the call is not known, and Twilio cannot be asked")]
+    Twilio,
 }
 
 impl Vault {
     /// Answers "play this". Gives up waiting when it is dropped; what is on its
-    /// way goes on.
-    pub async fn deliver(&self, wanted: Wanted, manner: &Manner<'_>) -> Result<Delivery, DeliveryError> {
+    /// way goes on, and so does a question to Twilio.
+    pub async fn deliver(self: &Arc<Self>, wanted: Wanted, manner: &Manner<'_>) -> Result<Delivery, DeliveryError> {
         let mut waiter = Waiter::new(self.catalog.changes(), manner.patience);
+        let mut inquiry = Inquiry::default();
         let mut hurried = None;
         loop {
             waiter.look();
-            let Some(recording) = self.find(wanted, manner.visible).await? else { return Ok(Delivery::Unknown) };
+            let Some(recording) = self.find(wanted, manner.visible).await? else {
+                match self.unknown(wanted, manner.visible, &mut inquiry, &mut waiter).await? {
+                    Some(delivery) => return Ok(delivery),
+                    None => continue,
+                }
+            };
             let now = self.now()?;
             match (recording.state, &recording.object) {
                 (State::Stored, Some(object)) => {
@@ -110,14 +129,39 @@ impl Vault {
             if hurried.is_none() {
                 self.note_asked(&recording, now);
             }
-            // Each attempt that was planned is brought forward once.
-            if recording.next_attempt_at > hurried {
+            // Each attempt that was planned is brought forward once, and put first once it may begin.
+            let may_begin = recording.next_attempt_at.is_some_and(|next| next <= now && next != Timestamp::UNIX_EPOCH);
+            if recording.next_attempt_at > hurried || may_begin {
                 self.hurry(&recording).await;
                 hurried = recording.next_attempt_at;
             }
             if !waiter.wait().await {
                 let retry_after_seconds = retry_after_seconds(&recording, now);
                 return Ok(Delivery::NotReady { recording: Box::new(recording), retry_after_seconds });
+            }
+        }
+    }
+
+    /// The answer for what is not known; None once there is a reason to look again.
+    async fn unknown(
+        self: &Arc<Self>,
+        wanted: Wanted,
+        visible: Option<&[AccountSid]>,
+        inquiry: &mut Inquiry,
+        waiter: &mut Waiter,
+    ) -> Result<Option<Delivery>, DeliveryError> {
+        let Wanted::Call(call) = wanted else { return Ok(Some(Delivery::Unknown)) };
+        let asking = Delivery::Asking { retry_after_seconds: ASKING_RETRY_AFTER_SECONDS };
+        match self.inquire(call, visible, inquiry).await? {
+            Inquired::Nothing => Ok(Some(Delivery::Unknown)),
+            Inquired::Unavailable => Err(DeliveryError::Twilio),
+            Inquired::Busy => Ok(Some(asking)),
+            Inquired::Open => {
+                let goes_on = tokio::select! {
+                    goes_on = waiter.wait() => goes_on,
+                    () = inquiry.ended() => true,
+                };
+                Ok(if goes_on { None } else { Some(asking) })
             }
         }
     }

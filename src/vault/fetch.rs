@@ -3,21 +3,19 @@
 //! The attempt works under a lease, which is renewed beside it; once the lease
 //! is lost, or might be, the attempt stops and changes nothing more. What comes
 //! is sniffed, hashed and counted on the way, and becomes an object only when
-//! it is whole. Memory is reserved before Twilio is asked: an answer that had
-//! to wait for memory would be cut off by Twilio.
+//! it is whole.
 //!
 //! The recording is stored when, and only when, the catalog says so.
 
 use std::time::Duration;
 
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::intake::Intake;
 use super::traces::Traces;
-use super::{BUDGET_UNIT_BYTES, Vault, source_of};
-use crate::bucket::{BucketError, NewObject, SINGLE_PUT_MAX_BYTES, Staging, UPLOAD_RESERVE_BYTES};
+use super::{Reservation, Vault, source_of};
+use crate::bucket::{BucketError, NewObject, SINGLE_PUT_MAX_BYTES, Staging};
 use crate::catalog::{CatalogError, Claim, Lease, Settled};
 use crate::domain::object_key;
 use crate::domain::recording::{Details, ErrorCode, State, StoredObject};
@@ -90,17 +88,32 @@ impl AttemptError {
 impl Vault {
     /// Works on a claim that was granted after `granted` until it is settled,
     /// the lease is lost, or `stopping` hands it back.
-    pub async fn fetch(&self, claim: &Claim, granted: Instant, stopping: &CancellationToken) -> Outcome {
+    pub async fn fetch(
+        &self,
+        claim: &Claim,
+        granted: Instant,
+        memory: Reservation,
+        stopping: &CancellationToken,
+    ) -> Outcome {
         let traces = Traces::default();
         let began = Instant::now();
         let attempted = tokio::select! {
-            attempted = self.attempt(claim, &traces) => Some(attempted),
+            attempted = self.attempt(claim, memory, &traces) => Some(attempted),
             () = self.keep_lease(&claim.lease, granted) => Some(Err(AttemptError::Lost)),
             () = stopping.cancelled() => None,
         };
         let outcome = match attempted {
-            Some(Ok(())) => Outcome::Stored,
-            Some(Err(error)) => self.settle_failure(claim, &traces, error, began).await,
+            Some(Ok(())) => {
+                self.note_success(claim).await;
+                Outcome::Stored
+            }
+            Some(Err(error)) => {
+                let outcome = self.settle_failure(claim, &traces, &error, began).await;
+                if let AttemptError::Media(error) = &error {
+                    self.heed(claim.lease.id.account, error, began).await;
+                }
+                outcome
+            }
             None => self.hand_back(claim, &traces).await,
         };
         if outcome == Outcome::Lost && traces.is_any() {
@@ -111,7 +124,7 @@ impl Vault {
         outcome
     }
 
-    async fn attempt(&self, claim: &Claim, traces: &Traces) -> Result<(), AttemptError> {
+    async fn attempt(&self, claim: &Claim, mut memory: Reservation, traces: &Traces) -> Result<(), AttemptError> {
         let lease = &claim.lease;
         if let Some(leftover) = &claim.leftover {
             let staging = self.bucket.layout().staging(&lease.id, leftover.epoch);
@@ -119,12 +132,11 @@ impl Vault {
             held(self.catalog.forget_upload(lease).await?)?;
         }
         let details = self.details(claim).await?;
-        let mut memory = self.reserve(UPLOAD_RESERVE_BYTES).await;
         let source = source_of(&lease.id, claim.recording.source_host.as_deref());
         let formats = self.twilio.formats(&lease.id.account);
         let mut media = self.twilio.media(&source, formats, self.max_recording_bytes).await?;
         if let Some(announced) = media.announced_bytes {
-            shrink(&mut memory, announced);
+            memory.shrink_to(announced);
         }
         let (object, staging_is_gone) = self.transfer(lease, &details, &mut media, traces).await?;
         drop(memory);
@@ -151,12 +163,6 @@ impl Vault {
         let details = Details { call_sid, ..recording.details.clone().updated_by(described.details) };
         held(self.catalog.confirm(&claim.lease, &details).await?)?;
         Ok(details)
-    }
-
-    async fn reserve(&self, bytes: u64) -> OwnedSemaphorePermit {
-        let units = u32::try_from(bytes.div_ceil(BUDGET_UNIT_BYTES)).unwrap_or(u32::MAX);
-        let reserved = self.memory.clone().acquire_many_owned(units).await;
-        reserved.expect("the budget is never closed, and the settings keep it above one reservation")
     }
 
     /// Moves the bytes into the bucket. Says what is there now, and whether
@@ -269,7 +275,7 @@ impl Vault {
         self.catalog.store(lease, object, staging_is_gone).await
     }
 
-    async fn settle_failure(&self, claim: &Claim, traces: &Traces, error: AttemptError, began: Instant) -> Outcome {
+    async fn settle_failure(&self, claim: &Claim, traces: &Traces, error: &AttemptError, began: Instant) -> Outcome {
         let lease = &claim.lease;
         let Some(code) = error.code() else {
             tracing::warn!(recording = %lease.id, epoch = lease.epoch, "the lease was lost; another node may go on");
@@ -344,13 +350,6 @@ fn held(settled: Settled) -> Result<(), AttemptError> {
         Settled::Done => Ok(()),
         Settled::Stale => Err(AttemptError::Lost),
     }
-}
-
-/// Gives back what a recording of that length does not need.
-fn shrink(memory: &mut OwnedSemaphorePermit, announced_bytes: u64) {
-    let needed = usize::try_from(announced_bytes.div_ceil(BUDGET_UNIT_BYTES)).unwrap_or(usize::MAX);
-    let surplus = memory.num_permits().saturating_sub(needed);
-    drop(memory.split(surplus));
 }
 
 fn outcome_label(outcome: Outcome) -> &'static str {

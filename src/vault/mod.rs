@@ -7,19 +7,24 @@
 
 pub mod accept;
 pub mod deliver;
+mod discover;
 pub mod fetch;
 mod flight;
 pub mod health;
+mod inquiry;
 mod intake;
+mod memory;
+mod pace;
 pub mod recheck;
 mod traces;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use tokio::sync::{Mutex, Semaphore, mpsc};
+use tokio::sync::{Mutex, mpsc};
 
-use crate::bucket::Bucket;
+use crate::bucket::{Bucket, UPLOAD_RESERVE_BYTES};
 use crate::catalog::{Catalog, CatalogError, Claimant};
 use crate::config::Config;
 use crate::domain::recording::{Recording, RecordingId};
@@ -28,6 +33,9 @@ use crate::domain::sid::AccountSid;
 use crate::twilio::Twilio;
 use crate::twilio::source::{Source, SourceHost};
 use health::Health;
+use inquiry::Questions;
+use memory::MemoryBudget;
+pub use memory::Reservation;
 
 /// A number in [0, 1), another one each time.
 pub type Dice = Box<dyn Fn() -> f64 + Send + Sync>;
@@ -37,8 +45,16 @@ const ASKED_AGAIN_AFTER: SignedDuration = SignedDuration::from_hours(1);
 /// Those that wait to be written; more of them are forgotten.
 const ASKED_WAITING_MAX: usize = 1000;
 
-/// The memory budget is counted in these.
-const BUDGET_UNIT_BYTES: u64 = 1024;
+/// How far a node's clock may be from the catalog's.
+const CLOCK_OFF_MAX: Duration = Duration::from_secs(5 * 60);
+
+/// This node's clock is not the catalog's.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("this node's clock is {seconds} s off the catalog's: it fetches nothing until it is set right")]
+pub struct ClockIsOff {
+    /// By how much.
+    seconds: u64,
+}
 
 /// All that use cases need.
 pub struct Vault {
@@ -53,11 +69,13 @@ pub struct Vault {
     accounts: Vec<AccountSid>,
     retry: retry::Policy,
     max_recording_bytes: u64,
-    lease: std::time::Duration,
-    recheck_after: std::time::Duration,
-    /// Bytes of recordings that may be in memory, in [`BUDGET_UNIT_BYTES`].
-    memory: Arc<Semaphore>,
+    lease: Duration,
+    recheck_after: Duration,
+    memory: MemoryBudget,
     dice: Dice,
+    questions: Questions,
+    /// Held by whoever asks Twilio whether it refuses an account.
+    confirming: Mutex<()>,
     asked: mpsc::Sender<RecordingId>,
     asked_to_write: Mutex<mpsc::Receiver<RecordingId>>,
 }
@@ -65,7 +83,6 @@ pub struct Vault {
 impl Vault {
     /// A vault over these parts.
     pub fn new(config: &Config, catalog: Arc<dyn Catalog>, bucket: Bucket, twilio: Twilio, dice: Dice) -> Self {
-        let budget = usize::try_from(config.memory_budget_bytes / BUDGET_UNIT_BYTES).unwrap_or(Semaphore::MAX_PERMITS);
         let mut accounts: Vec<AccountSid> = twilio.accounts().copied().collect();
         accounts.sort();
         let (asked, asked_to_write) = mpsc::channel(ASKED_WAITING_MAX);
@@ -74,13 +91,15 @@ impl Vault {
             bucket,
             twilio,
             health: Health::default(),
+            questions: Questions::new(&accounts),
             accounts,
             retry: config.retry,
             max_recording_bytes: config.max_recording_bytes,
             lease: config.lease,
             recheck_after: config.recheck_after,
-            memory: Arc::new(Semaphore::new(budget.min(Semaphore::MAX_PERMITS))),
+            memory: MemoryBudget::new(config.memory_budget_bytes),
             dice,
+            confirming: Mutex::default(),
             asked,
             asked_to_write: Mutex::new(asked_to_write),
         }
@@ -101,15 +120,19 @@ impl Vault {
         &self.accounts
     }
 
+    /// The memory that one fetch needs, if there is as much.
+    pub fn reserve_memory(&self) -> Option<Reservation> {
+        self.memory.reserve(UPLOAD_RESERVE_BYTES)
+    }
+
+    /// Returns when memory was given back since it was last awaited.
+    pub async fn memory_freed(&self) {
+        self.memory.freed().await;
+    }
+
     /// The terms on which a node of that name claims.
     pub fn claimant(&self, node: String) -> Claimant {
-        Claimant {
-            node,
-            accounts: self.accounts.clone(),
-            lease: self.lease,
-            retry: self.retry,
-            recheck_after: self.recheck_after,
-        }
+        Claimant { node, lease: self.lease, retry: self.retry, recheck_after: self.recheck_after }
     }
 
     /// Notes that someone asked for a recording's audio: now and then, and never
@@ -124,6 +147,15 @@ impl Vault {
     /// The catalog's time, without asking it.
     pub fn now(&self) -> Result<Timestamp, CatalogError> {
         self.catalog.clock().now().ok_or_else(CatalogError::not_prepared)
+    }
+
+    /// Notes whether this node's own clock is near the catalog's. One that is
+    /// not says so, and claims nothing: what else is wrong with it nobody knows.
+    pub fn check_clock(&self) -> Result<(), ClockIsOff> {
+        let off_by = self.catalog.clock().off_by();
+        let fared = if off_by > CLOCK_OFF_MAX { Err(ClockIsOff { seconds: off_by.as_secs() }) } else { Ok(()) };
+        self.health.note("clock_off", fared);
+        fared
     }
 
     /// The URL that Twilio gave for a recording, without credentials.

@@ -1,6 +1,10 @@
 //! Claiming what is due, and running it.
+//!
+//! No account takes all of a node: the less room is left, the less each may
+//! take of it, so that one whose fetches all hang leaves some for the others.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -8,9 +12,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::catalog::{CatalogError, Claim, Claimant};
+use crate::catalog::{CatalogError, Claim, Claimant, Standing, Wish};
+use crate::domain::sid::AccountSid;
 use crate::telemetry::RunningFetch;
-use crate::vault::Vault;
+use crate::vault::{Reservation, Vault};
 
 /// How long a lost wake-up can delay a claim.
 const POLL_EVERY: Duration = Duration::from_secs(1);
@@ -23,6 +28,8 @@ pub struct ClaimLoop {
     claimant: Claimant,
     free: Arc<Semaphore>,
     running: TaskTracker,
+    /// How many of them are of each account.
+    running_of: Arc<Mutex<HashMap<AccountSid, usize>>>,
     /// An attempt ended: there is room, and perhaps another one to plan.
     ended: Arc<Notify>,
     /// Hands back what is running.
@@ -37,6 +44,7 @@ impl ClaimLoop {
             vault,
             free: Arc::new(Semaphore::new(concurrency)),
             running: TaskTracker::new(),
+            running_of: Arc::default(),
             ended: Arc::new(Notify::new()),
             cut_short: CancellationToken::new(),
         }
@@ -54,6 +62,7 @@ impl ClaimLoop {
                 () = stopping.cancelled() => {}
                 _ = changes.changed() => {}
                 () = self.ended.notified() => {}
+                () = self.vault.memory_freed() => {}
                 () = tokio::time::sleep(idle_for) => {}
             }
         }
@@ -82,36 +91,123 @@ impl ClaimLoop {
                 () = stopping.cancelled() => return Ok(POLL_EVERY),
                 permit = self.free.clone().acquire_owned() => permit.expect("the semaphore is never closed"),
             };
-            match self.vault.catalog.next_due(&self.claimant.accounts).await? {
-                Some(Duration::ZERO) => {}
-                Some(wait) => return Ok(wait.min(POLL_EVERY)),
-                None => return Ok(POLL_EVERY),
+            let standings = self.vault.catalog.standings(self.vault.accounts()).await?;
+            if self.vault.check_clock().is_err() {
+                return Ok(POLL_EVERY);
             }
-            let mut permits = vec![permit];
-            while let Ok(more) = self.free.clone().try_acquire_owned() {
-                permits.push(more);
+            let mut places: Vec<Place> = self.place(permit).into_iter().collect();
+            while let Some(more) = self.free.clone().try_acquire_owned().ok().and_then(|permit| self.place(permit)) {
+                places.push(more);
+            }
+            let wishes = self.wishes(&standings, places.len());
+            if wishes.is_empty() {
+                let later = standings.iter().map(|standing| standing.due_in).filter(|wait| !wait.is_zero()).min();
+                return Ok(later.map_or(POLL_EVERY, |wait| wait.min(POLL_EVERY)));
             }
             // From here on nothing may be cancelled: what is granted must be started.
             let granted = Instant::now();
-            let claims = self.vault.catalog.claim(&self.claimant, permits.len()).await?;
+            let claims = self.vault.catalog.claim(&self.claimant, &wishes).await?;
             if claims.is_empty() {
                 // Other nodes were quicker, or leases ran out and are due later.
                 return Ok(POLL_EVERY);
             }
-            for (claim, permit) in claims.into_iter().zip(permits) {
-                self.start(claim, granted, permit);
+            for (claim, place) in claims.into_iter().zip(places) {
+                self.start(claim, granted, place);
             }
         }
     }
 
-    fn start(&self, claim: Claim, granted: Instant, permit: OwnedSemaphorePermit) {
+    /// A place with the memory that it needs, if there is as much.
+    fn place(&self, permit: OwnedSemaphorePermit) -> Option<Place> {
+        Some(Place { memory: self.vault.reserve_memory()?, permit })
+    }
+
+    /// How much to claim of each account that has something due.
+    fn wishes(&self, standings: &[Standing], free: usize) -> Vec<Wish> {
+        let running = self.running_of.lock().expect("nothing panics while it counts");
+        let may_be_claimed = |standing: &&Standing| standing.due_in.is_zero() && !standing.is_full;
+        let accounts: Vec<AccountSid> = standings.iter().filter(may_be_claimed).map(|found| found.account).collect();
+        let running: Vec<usize> =
+            accounts.iter().map(|account| running.get(account).copied().unwrap_or_default()).collect();
+        let is_alone = self.vault.accounts().len() == 1;
+        let shares = shares(free, &running, is_alone);
+        let wishes = accounts.into_iter().zip(shares).map(|(account, at_most)| Wish { account, at_most });
+        wishes.filter(|wish| wish.at_most > 0).collect()
+    }
+
+    fn start(&self, claim: Claim, granted: Instant, place: Place) {
         let (vault, cut_short, ended) = (self.vault.clone(), self.cut_short.clone(), self.ended.clone());
+        let counted = Counted::begin(self.running_of.clone(), claim.lease.id.account);
         self.running.spawn(async move {
             let _running = RunningFetch::begin();
-            let outcome = vault.fetch(&claim, granted, &cut_short).await;
+            let outcome = vault.fetch(&claim, granted, place.memory, &cut_short).await;
             tracing::debug!(recording = %claim.lease.id, epoch = claim.lease.epoch, ?outcome, "an attempt ended");
-            drop(permit);
+            drop((place.permit, counted));
             ended.notify_one();
         });
+    }
+}
+
+/// Room for one attempt.
+struct Place {
+    permit: OwnedSemaphorePermit,
+    memory: Reservation,
+}
+
+/// An attempt that is counted to its account while this lives.
+struct Counted {
+    running_of: Arc<Mutex<HashMap<AccountSid, usize>>>,
+    account: AccountSid,
+}
+
+impl Counted {
+    fn begin(running_of: Arc<Mutex<HashMap<AccountSid, usize>>>, account: AccountSid) -> Self {
+        *running_of.lock().expect("nothing panics while it counts").entry(account).or_default() += 1;
+        Self { running_of, account }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut running = self.running_of.lock().expect("nothing panics while it counts");
+        if let Some(count) = running.get_mut(&self.account) {
+            *count -= 1;
+            if *count == 0 {
+                running.remove(&self.account);
+            }
+        }
+    }
+}
+
+/// How many of the free places each account may take, given how many it has.
+///
+/// One place after the other goes to the account that has the fewest, as long
+/// as it has less than three times what is left. An account by itself thus leaves
+/// a quarter free, which is what another one finds when it comes.
+fn shares(free: usize, running: &[usize], is_alone: bool) -> Vec<usize> {
+    let mut shares = vec![0; running.len()];
+    for left in (1..=free).rev() {
+        let fewest = (0..running.len()).min_by_key(|at| running[*at] + shares[*at]);
+        let Some(at) = fewest.filter(|at| is_alone || running[*at] + shares[*at] < 3 * left) else { break };
+        shares[at] += 1;
+    }
+    shares
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_shared_evenly_and_never_all_taken_by_one() {
+        assert_eq!(shares(16, &[0], true), [16]);
+        assert_eq!(shares(16, &[0], false), [12]);
+        assert_eq!(shares(16, &[0, 0], false), [7, 7], "two leave two");
+        assert_eq!(shares(4, &[12, 0], false), [0, 3], "one that comes later finds room");
+        assert_eq!(shares(4, &[12], false), [0]);
+        assert_eq!(shares(1, &[0], false), [1]);
+        assert_eq!(shares(1, &[0, 0, 0], false), [1, 0, 0]);
+        assert_eq!(shares(0, &[3], true), [0]);
+        assert_eq!(shares(3, &[], true), Vec::<usize>::new());
     }
 }

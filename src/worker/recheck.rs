@@ -19,7 +19,7 @@ const AT_ONCE: usize = 8;
 pub async fn recheck(vault: Arc<Vault>, stopping: CancellationToken) {
     let mut running = JoinSet::new();
     while !stopping.is_cancelled() {
-        if vault.health.is_ready() {
+        if vault.health.is_ready() && vault.check_clock().is_ok() {
             let begun = begin(&vault, &stopping, &mut running).await;
             vault.health.note("rechecks_failing", begun);
         }

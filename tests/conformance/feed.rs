@@ -145,7 +145,7 @@ on_every_catalog! {
 }
 
 async fn claim_one_of(catalog: &Arc<dyn Catalog>, number: u32) -> callvault::catalog::Lease {
-    let claims = catalog.claim(&claimant(LONG), 10).await.unwrap();
+    let claims = claim_some(catalog, LONG, 10).await;
     claims.into_iter().map(|claim| claim.lease).find(|lease| lease.id == recording_id(number)).unwrap()
 }
 

@@ -13,7 +13,7 @@ use super::*;
 const SHORT: Duration = Duration::from_millis(300);
 
 async fn claim_when_due(catalog: &Arc<dyn Catalog>) -> Claim {
-    eventually("something can be claimed", async || catalog.claim(&claimant(LONG), 1).await.unwrap().pop()).await
+    eventually("something can be claimed", async || claim_some(catalog, LONG, 1).await.pop()).await
 }
 
 on_every_catalog! {
@@ -24,8 +24,8 @@ on_every_catalog! {
             let node = nodes[at % nodes.len()].clone();
             tokio::spawn(async move {
                 let mut mine = Vec::new();
-                while !matches!(node.next_due(&accounts()).await.unwrap(), Some(wait) if wait > Duration::ZERO) {
-                    let claims = node.claim(&claimant(LONG), 7).await.unwrap();
+                while !matches!(next_due(&node, &accounts()).await, Some(wait) if wait > Duration::ZERO) {
+                    let claims = claim_some(&node, LONG, 7).await;
                     mine.extend(claims.into_iter().map(|claim| (claim.lease.id, claim.lease.epoch)));
                 }
                 mine
@@ -41,14 +41,15 @@ on_every_catalog! {
         let catalog = database.node().await;
         accept(&catalog, [1]).await;
         let stranger: AccountSid = format!("AC{}", "9".repeat(32)).parse().unwrap();
-        assert_eq!(catalog.claim(&Claimant { accounts: vec![stranger], ..claimant(LONG) }, 10).await.unwrap(), []);
-        assert_eq!(catalog.claim(&Claimant { accounts: vec![], ..claimant(LONG) }, 10).await.unwrap(), []);
-        assert_eq!(catalog.next_due(&[stranger]).await.unwrap(), None);
-        assert_eq!(catalog.next_due(&accounts()).await.unwrap(), Some(Duration::ZERO));
+        let wish = Wish { account: stranger, at_most: 10 };
+        assert_eq!(catalog.claim(&claimant(LONG), &[wish]).await.unwrap(), []);
+        assert_eq!(catalog.claim(&claimant(LONG), &[]).await.unwrap(), []);
+        assert_eq!(next_due(&catalog, &[stranger]).await, None);
+        assert_eq!(next_due(&catalog, &accounts()).await, Some(Duration::ZERO));
         let claim = claim_one(&catalog, LONG).await;
         assert_eq!(claim.recording.state, State::Fetching);
         assert_eq!((claim.lease.epoch, claim.recording.attempts, claim.failed_before), (1, 1, 0));
-        let next = catalog.next_due(&accounts()).await.unwrap().unwrap();
+        let next = next_due(&catalog, &accounts()).await.unwrap();
         assert!(next > LONG / 2, "{next:?}");
     }
 
@@ -67,11 +68,12 @@ on_every_catalog! {
     async fn a_recording_that_ends_every_node_is_given_up_in_the_end(database: Database) {
         let catalog = database.node().await;
         accept(&catalog, [1]).await;
+        let wish = Wish { account: account(), at_most: 1 };
         let mut impatient = claimant(SHORT);
         impatient.retry.not_ready_for = Duration::from_millis(1);
-        assert_eq!(catalog.claim(&impatient, 1).await.unwrap().len(), 1);
+        assert_eq!(catalog.claim(&impatient, &[wish]).await.unwrap().len(), 1);
         let failed = eventually("it is given up", async || {
-            assert_eq!(catalog.claim(&impatient, 1).await.unwrap(), []);
+            assert_eq!(catalog.claim(&impatient, &[wish]).await.unwrap(), []);
             let known = catalog.recording(&recording_id(1)).await.unwrap().unwrap();
             (known.state == State::Failed).then_some(known)
         })
@@ -127,8 +129,8 @@ on_every_catalog! {
         accept(&catalog, [1]).await;
         let claim = claim_one(&catalog, SHORT).await;
         assert_eq!(catalog.renew(&claim.lease, LONG).await.unwrap(), Settled::Done);
-        assert!(catalog.next_due(&accounts()).await.unwrap().unwrap() > LONG / 2);
-        assert_eq!(catalog.claim(&claimant(LONG), 1).await.unwrap(), []);
+        assert!(next_due(&catalog, &accounts()).await.unwrap() > LONG / 2);
+        assert_eq!(claim_some(&catalog, LONG, 1).await, []);
     }
 
     async fn a_stored_recording_has_its_object_and_no_error(database: Database) {
@@ -145,7 +147,7 @@ on_every_catalog! {
         assert_eq!((stored.state, stored.object, stored.last_error), (State::Stored, Some(object), None));
         assert_eq!((stored.attempts, stored.next_attempt_at), (2, None));
         assert!(stored.stored_at.is_some());
-        assert_eq!(catalog.next_due(&accounts()).await.unwrap(), None);
+        assert_eq!(next_due(&catalog, &accounts()).await, None);
     }
 
     async fn an_attempt_is_repeated_when_it_is_due(database: Database) {
@@ -157,8 +159,8 @@ on_every_catalog! {
         let waiting = catalog.recording(&lease.id).await.unwrap().unwrap();
         assert_eq!(waiting.state, State::Pending);
         assert_eq!(waiting.last_error.unwrap().code, ErrorCode::UpstreamError);
-        assert!(catalog.next_due(&accounts()).await.unwrap().unwrap() > LONG / 2);
-        assert_eq!(catalog.claim(&claimant(LONG), 1).await.unwrap(), []);
+        assert!(next_due(&catalog, &accounts()).await.unwrap() > LONG / 2);
+        assert_eq!(claim_some(&catalog, LONG, 1).await, []);
     }
 
     async fn someone_who_waits_brings_the_next_attempt_forward(database: Database) {
@@ -167,13 +169,13 @@ on_every_catalog! {
         let lease = claim_one(&catalog, LONG).await.lease;
         let _ = catalog.fail(&lease, ErrorCode::NotReady, "404", again(LONG, Duration::ZERO)).await.unwrap();
         catalog.hurry(&lease.id, LONG / 2).await.unwrap();
-        let next = catalog.next_due(&accounts()).await.unwrap().unwrap();
+        let next = next_due(&catalog, &accounts()).await.unwrap();
         assert!(next <= LONG / 2 && next > LONG / 4, "{next:?}");
         // Never later than it was, and never at once.
         catalog.hurry(&lease.id, LONG).await.unwrap();
-        assert!(catalog.next_due(&accounts()).await.unwrap().unwrap() <= LONG / 2);
+        assert!(next_due(&catalog, &accounts()).await.unwrap() <= LONG / 2);
         catalog.hurry(&lease.id, Duration::ZERO).await.unwrap();
-        assert_eq!(catalog.next_due(&accounts()).await.unwrap(), Some(Duration::ZERO));
+        assert_eq!(next_due(&catalog, &accounts()).await, Some(Duration::ZERO));
     }
 
     async fn nobody_is_hurried_past_a_retry_after(database: Database) {
@@ -182,7 +184,7 @@ on_every_catalog! {
         let lease = claim_one(&catalog, LONG).await.lease;
         let _ = catalog.fail(&lease, ErrorCode::RateLimited, "429", again(LONG, LONG / 2)).await.unwrap();
         catalog.hurry(&lease.id, Duration::from_millis(1)).await.unwrap();
-        let next = catalog.next_due(&accounts()).await.unwrap().unwrap();
+        let next = next_due(&catalog, &accounts()).await.unwrap();
         assert!(next > LONG / 4 && next <= LONG / 2, "{next:?}");
     }
 

@@ -147,8 +147,8 @@ async fn look_ups_are_by_index_on_sqlite() {
             "recordings_by_due (account_sid=?)",
         ),
         (
-            "SELECT * FROM recordings WHERE state IN ('pending', 'fetching') AND due_at <= 1 \
-             AND (duty_until IS NULL OR duty_until <= 1) AND account_sid IN ('AC1', 'AC2') ORDER BY due_at LIMIT 16",
+            "SELECT * FROM recordings WHERE account_sid = 'AC1' AND state IN ('pending', 'fetching') \
+             AND due_at <= 1 AND (duty_until IS NULL OR duty_until <= 1) ORDER BY due_at LIMIT 16",
             "recordings_by_due (account_sid=? AND due_at<?)",
         ),
         (
@@ -176,6 +176,21 @@ async fn look_ups_are_by_index_on_sqlite() {
             "SELECT * FROM recordings WHERE state <> 'erased' \
              ORDER BY ordered_at DESC, recording_sid DESC, account_sid DESC LIMIT 51",
             "recordings_by_order",
+        ),
+        (
+            "SELECT account_sid, is_open FROM questions WHERE call_sid = 'CA1' AND until_at > 1 \
+             AND account_sid IN ('AC1', 'AC2')",
+            "call_sid=? AND account_sid=?",
+        ),
+        (
+            "DELETE FROM questions WHERE (account_sid, call_sid) IN (SELECT account_sid, call_sid FROM questions \
+             WHERE (account_sid = 'AC1' AND call_sid = 'CA1') OR (account_sid = 'AC1' AND parent_sid = 'CA1'))",
+            "questions_by_parent (parent_sid=? AND account_sid=?)",
+        ),
+        (
+            "DELETE FROM questions WHERE (account_sid, call_sid) IN \
+             (SELECT account_sid, call_sid FROM questions WHERE until_at < 1 ORDER BY until_at LIMIT 10)",
+            "questions_by_end (until_at<?)",
         ),
     ] {
         let explain = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {statement}"));

@@ -11,7 +11,7 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use callvault::catalog::{AnnouncedBy, Announcement, Catalog, Claim, Claimant, PostgresCatalog, SqliteCatalog};
+use callvault::catalog::{AnnouncedBy, Announcement, Catalog, Claim, Claimant, PostgresCatalog, SqliteCatalog, Wish};
 use callvault::domain::digest::Digest;
 use callvault::domain::media::Format;
 use callvault::domain::recording::{Details, RecordingId, StoredObject};
@@ -80,9 +80,11 @@ macro_rules! on_every_catalog {
 }
 
 mod accepting;
+mod accounts;
 mod feed;
 mod leases;
 mod lookups;
+mod questions;
 mod rechecks;
 
 /// A lease that no test outlives.
@@ -122,7 +124,19 @@ pub fn accounts() -> [AccountSid; 1] {
 /// A node that claims for that long, and tries again at once.
 pub fn claimant(lease: Duration) -> Claimant {
     let retry = Policy { base: Duration::from_millis(1), cap: Duration::from_secs(1), not_ready_for: LONG };
-    Claimant { node: "node".to_owned(), accounts: accounts().to_vec(), lease, retry, recheck_after: Duration::ZERO }
+    Claimant { node: "node".to_owned(), lease, retry, recheck_after: Duration::ZERO }
+}
+
+/// Claims recordings of the node's accounts, for that long.
+pub async fn claim_some(catalog: &Arc<dyn Catalog>, lease: Duration, at_most: usize) -> Vec<Claim> {
+    let wishes = accounts().map(|account| Wish { account, at_most });
+    catalog.claim(&claimant(lease), &wishes).await.unwrap()
+}
+
+/// How long until something of these accounts may be claimed.
+pub async fn next_due(catalog: &Arc<dyn Catalog>, accounts: &[AccountSid]) -> Option<Duration> {
+    let standings = catalog.standings(accounts).await.unwrap();
+    standings.into_iter().map(|standing| standing.due_in).min()
 }
 
 /// Another attempt, and when.
@@ -132,7 +146,7 @@ pub fn again(after: Duration, not_before: Duration) -> Decision {
 
 /// The one recording that is due, claimed.
 pub async fn claim_one(catalog: &Arc<dyn Catalog>, lease: Duration) -> Claim {
-    let mut claims = catalog.claim(&claimant(lease), 10).await.unwrap();
+    let mut claims = claim_some(catalog, lease, 10).await;
     assert_eq!(claims.len(), 1, "{claims:?}");
     claims.remove(0)
 }

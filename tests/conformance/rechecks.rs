@@ -60,7 +60,7 @@ on_every_catalog! {
         accept(&catalog, [1]).await;
         let lost = claim_one(&catalog, SHORT).await;
         let _ = catalog.note_upload(&lost.lease, "upload").await.unwrap();
-        let taken = eventually("it is taken over", async || catalog.claim(&claimant(LONG), 1).await.unwrap().pop()).await;
+        let taken = eventually("it is taken over", async || claim_some(&catalog, LONG, 1).await.pop()).await;
         assert_eq!(grant(&catalog, LONG).await, [], "it is not at rest");
         assert_eq!(catalog.hand_back(&taken.lease).await.unwrap(), Settled::Done);
         let duty = grant_one(&catalog, LONG).await;
@@ -73,9 +73,10 @@ on_every_catalog! {
         let catalog = database.node().await;
         accept(&catalog, [1]).await;
         let patient = Claimant { recheck_after: LONG, ..claimant(SHORT) };
-        assert_eq!(catalog.claim(&patient, 1).await.unwrap().len(), 1);
+        let wishes = accounts().map(|account| Wish { account, at_most: 1 });
+        assert_eq!(catalog.claim(&patient, &wishes).await.unwrap().len(), 1);
         eventually("the lease is found to have run out", async || {
-            catalog.claim(&patient, 1).await.unwrap().pop().map(|_| ())
+            catalog.claim(&patient, &wishes).await.unwrap().pop().map(|_| ())
         })
         .await;
         assert_eq!(grant(&catalog, LONG).await, []);
@@ -122,7 +123,7 @@ on_every_catalog! {
         let first = callvault::catalog::Lease { id: recording_id(1), epoch: 0 };
         catalog.owe_recheck(&first, ZERO).await.unwrap();
         let duty = grant_one(&catalog, LONG).await;
-        let claims = catalog.claim(&claimant(LONG), 10).await.unwrap();
+        let claims = claim_some(&catalog, LONG, 10).await;
         assert_eq!(claims.iter().map(|claim| claim.lease.id).collect::<Vec<_>>(), [recording_id(2)]);
         assert_eq!(catalog.settle_recheck(&duty, &Finding::InOrder, LONG).await.unwrap(), Settled::Done);
         let claim = claim_one(&catalog, LONG).await;
@@ -134,7 +135,7 @@ on_every_catalog! {
         accept(&catalog, [1]).await;
         catalog.owe_recheck(&callvault::catalog::Lease { id: recording_id(1), epoch: 0 }, ZERO).await.unwrap();
         let lost = grant_one(&catalog, SHORT).await;
-        let claim = eventually("it can be claimed", async || catalog.claim(&claimant(LONG), 1).await.unwrap().pop()).await;
+        let claim = eventually("it can be claimed", async || claim_some(&catalog, LONG, 1).await.pop()).await;
         assert_eq!(claim.lease.epoch, lost.lease.epoch + 1);
         assert_eq!(catalog.renew_recheck(&lost, LONG).await.unwrap(), None);
         assert_eq!(catalog.settle_recheck(&lost, &Finding::InOrder, ZERO).await.unwrap(), Settled::Stale);
@@ -269,7 +270,7 @@ on_every_catalog! {
         assert_eq!((known.state, known.object, known.last_error), (State::Stored, Some(found), None));
         assert!(known.stored_at.is_some() && known.next_attempt_at.is_none());
         assert_eq!(kinds(&catalog).await.last().map(String::as_str), Some("recording.stored"));
-        assert_eq!(catalog.next_due(&accounts()).await.unwrap(), None);
+        assert_eq!(next_due(&catalog, &accounts()).await, None);
         // What else lies in its folder is seen to at once.
         assert_eq!(grant_one(&catalog, LONG).await.recording.state, State::Stored);
     }

@@ -72,7 +72,7 @@ on_all_parts! {
         let shown = service.recording_in(id.recording, "stored").await;
         let folder = tempfile::tempdir().unwrap();
 
-        let unknown = get(&service, folder.path(), &[call_sid(404).as_str(), "--timeout", "0s"]);
+        let unknown = get(&service, folder.path(), &[call_sid(404).as_str(), "--timeout", "5m"]);
         assert_eq!(unknown.status.code(), Some(1));
         assert!(stderr(&unknown).contains("not_found"), "{}", stderr(&unknown));
 

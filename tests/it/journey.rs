@@ -388,8 +388,8 @@ print(json.dumps({"keys": keys, "sha256": hashlib.sha256(got["Body"].read()).hex
         let service = world.start().await;
         for (method, path, status, code) in [
             (Method::GET, format!("/v1/calls/{}", call_sid(404)), 404, "not_found"),
-            (Method::GET, format!("/v1/calls/{}/audio?wait=0", call_sid(404)), 404, "not_found"),
-            (Method::GET, format!("/v1/calls/{}/link?wait=0", call_sid(404)), 404, "not_found"),
+            (Method::GET, format!("/v1/calls/{}/audio?wait=30", call_sid(404)), 404, "not_found"),
+            (Method::GET, format!("/v1/calls/{}/link?wait=30", call_sid(404)), 404, "not_found"),
             (Method::GET, format!("/v1/recordings/{}", recording_id(404).recording), 404, "not_found"),
             (Method::GET, "/v1/recordings/nonsense".to_owned(), 404, "not_found"),
             (Method::GET, "/no/such/path".to_owned(), 404, "not_found"),

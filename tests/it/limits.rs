@@ -95,15 +95,15 @@ on_all_parts! {
         let id = crate::support::world::recording_id(1);
         let mut recording = callvault::twilio::simulator::SimulatedRecording::speech(
             id, call_sid(1), crate::support::world::started_at());
-        recording.audio = callvault::twilio::simulator::Audio::made_up_wav(4 << 20, 7);
+        recording.audio = callvault::twilio::simulator::Audio::made_up_wav(8 << 20, 7);
         let digest = recording.audio.wav.as_ref().unwrap().digest();
         world.simulator.add(recording);
-        world.simulator.script(id.recording, [Fault::Slow { piece_bytes: 8, wait: Duration::ZERO }]);
+        world.simulator.script(id.recording, [Fault::Crumbs(8)]);
         let before = resident_bytes(&service);
         service.send(&world.callback(id.recording)).await;
         let shown = service.recording_in(id.recording, "stored").await;
         assert_eq!(shown["sha256"], digest.to_string());
-        // Half a million chunks of 8 bytes would take 50 MB if each were kept by itself.
+        // A million chunks of 8 bytes would take 100 MB if each were kept by itself.
         let grown = peak_bytes(&service).saturating_sub(before);
         assert!(grown < 40 << 20, "{} MiB", grown >> 20);
     }

@@ -94,6 +94,23 @@ impl World {
         self.settings.insert(name.to_owned(), value.into());
     }
 
+    /// Adds an account that every service has credentials for.
+    pub fn add_account(&mut self, sid: AccountSid) {
+        let auth_token = format!("auth-token-of-{sid}");
+        let path = self.folder.path().join("accounts.toml");
+        let known = std::fs::read_to_string(&path).unwrap_or_default();
+        let more = format!("{known}[[accounts]]\nsid = \"{sid}\"\nauth_token = \"{auth_token}\"\n");
+        std::fs::write(&path, more).expect("the folder can be written");
+        self.set("CALLVAULT_CONFIG", path.to_str().expect("a path"));
+        self.simulator.add_account(SimulatedAccount { sid, auth_token, api_key: None });
+    }
+
+    /// Starts so many services that share these parts: one where they cannot be shared.
+    pub async fn start_nodes(&self, count: usize) -> Vec<Service> {
+        let count = if self.parts == Parts::Embedded { 1 } else { count };
+        futures::future::join_all((0..count).map(|_| self.start())).await
+    }
+
     /// The folder in which services run.
     pub fn folder(&self) -> PathBuf {
         self.folder.path().to_owned()

@@ -80,13 +80,18 @@ impl Media {
         Self { pieces: pieces.boxed(), ..self }
     }
 
-    pub(super) fn slow(self, piece_bytes: usize, wait: Duration) -> Self {
+    pub(super) fn in_pieces(self, piece_bytes: usize) -> Self {
         let pieces = self.pieces.flat_map(move |piece| stream::iter(split(piece, piece_bytes)));
-        let pieces = pieces.then(move |piece| async move {
+        Self { pieces: pieces.boxed(), ..self }
+    }
+
+    pub(super) fn slow(self, piece_bytes: usize, wait: Duration) -> Self {
+        let cut = self.in_pieces(piece_bytes);
+        let pieces = cut.pieces.then(move |piece| async move {
             tokio::time::sleep(wait).await;
             piece
         });
-        Self { pieces: pieces.boxed(), ..self }
+        Self { pieces: pieces.boxed(), ..cut }
     }
 }
 

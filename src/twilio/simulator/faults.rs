@@ -1,4 +1,4 @@
-//! What may go wrong with a media request.
+//! What may go wrong with a media request, and with the REST API.
 
 use std::time::Duration;
 
@@ -30,6 +30,8 @@ pub enum Fault {
     Unframed,
     /// Chunks instead of Content-Length; the body is whole.
     Chunked,
+    /// Chunks of so many bytes; the body is whole.
+    Crumbs(usize),
     /// A redirect to that URL.
     Redirect(String),
     /// A chain of so many redirects over the media host, which then serves the media.
@@ -44,5 +46,19 @@ pub enum Fault {
     /// The body waits after so many bytes until the test releases it.
     Held(u64),
     /// No answer at all until the connection is closed.
+    Silent,
+}
+
+/// What the REST API does to an account on a bad day.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RestFault {
+    /// Any status without more, such as 500.
+    Status(u16),
+    /// 429, with Retry-After where it is told.
+    RateLimited {
+        /// The header's value.
+        retry_after: Option<String>,
+    },
+    /// No answer until the fault is over; then the right one.
     Silent,
 }

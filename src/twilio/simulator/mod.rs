@@ -12,7 +12,7 @@ mod callbacks;
 mod faults;
 mod server;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -23,7 +23,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 pub use audio::{Audio, Body, speech_dual_wav, speech_mp3, speech_wav};
 pub use callbacks::OutgoingCallback;
-pub use faults::Fault;
+pub use faults::{Fault, RestFault};
 
 use crate::domain::recording::RecordingId;
 use crate::domain::sid::{AccountSid, CallSid, ConferenceSid, RecordingSid};
@@ -115,10 +115,13 @@ struct Script {
 struct State {
     accounts: HashMap<AccountSid, SimulatedAccount>,
     recordings: HashMap<RecordingSid, SimulatedRecording>,
+    calls: HashSet<(AccountSid, CallSid)>,
     parents: HashMap<CallSid, CallSid>,
     scripts: HashMap<RecordingSid, Script>,
     gates: HashMap<RecordingSid, watch::Sender<bool>>,
     refused_accounts: Vec<AccountSid>,
+    rest_faults: HashMap<AccountSid, watch::Sender<Option<RestFault>>>,
+    account_faults: HashMap<AccountSid, Fault>,
     counts: HashMap<RecordingSid, Counts>,
     in_flight: HashMap<AccountSid, usize>,
     in_flight_max: HashMap<AccountSid, usize>,
@@ -153,10 +156,13 @@ impl Simulator {
         let state = State {
             accounts: accounts.into_iter().map(|account| (account.sid, account)).collect(),
             recordings: HashMap::new(),
+            calls: HashSet::new(),
             parents: HashMap::new(),
             scripts: HashMap::new(),
             gates: HashMap::new(),
             refused_accounts: Vec::new(),
+            rest_faults: HashMap::new(),
+            account_faults: HashMap::new(),
             counts: HashMap::new(),
             in_flight: HashMap::new(),
             in_flight_max: HashMap::new(),
@@ -186,6 +192,11 @@ impl Simulator {
         self.shared.state().recordings.insert(recording.id.recording, recording);
     }
 
+    /// Adds a call, which may have no recordings.
+    pub fn add_call(&self, account: AccountSid, call: CallSid) {
+        self.shared.state().calls.insert((account, call));
+    }
+
     /// Makes `child` a leg that `parent` dialled.
     pub fn add_child_call(&self, child: CallSid, parent: CallSid) {
         self.shared.state().parents.insert(child, parent);
@@ -199,6 +210,26 @@ impl Simulator {
     /// What every request for media that a recording has meets from now on; None ends that.
     pub fn always(&self, recording: RecordingSid, fault: Option<Fault>) {
         self.shared.state().scripts.entry(recording).or_default().always = fault;
+    }
+
+    /// What every request of an account to the REST API meets from now on; None ends that.
+    pub fn rest_fault(&self, account: AccountSid, fault: Option<RestFault>) {
+        self.shared.state().rest_fault(account).send_replace(fault);
+    }
+
+    /// What every request for media that an account has meets from now on, before
+    /// anything that is scripted; None ends that.
+    pub fn always_of(&self, account: AccountSid, fault: Option<Fault>) {
+        let faults = &mut self.shared.state().account_faults;
+        match fault {
+            Some(fault) => faults.insert(account, fault),
+            None => faults.remove(&account),
+        };
+    }
+
+    /// Adds an account.
+    pub fn add_account(&self, account: SimulatedAccount) {
+        self.shared.state().accounts.insert(account.sid, account);
     }
 
     /// Lets bodies that wait ([`Fault::Held`]) go on.
@@ -230,6 +261,11 @@ impl Simulator {
         self.shared.state().in_flight_max.get(&account).copied().unwrap_or_default()
     }
 
+    /// Begins to measure [`Self::in_flight_max`] anew.
+    pub fn forget_in_flight_max(&self) {
+        self.shared.state().in_flight_max.clear();
+    }
+
     /// The requests that came, oldest first.
     pub fn seen(&self) -> Vec<Seen> {
         self.shared.state().seen.iter().cloned().collect()
@@ -241,7 +277,14 @@ impl State {
         self.gates.entry(recording).or_insert_with(|| watch::channel(false).0)
     }
 
-    fn next_fault(&mut self, recording: RecordingSid) -> Option<Fault> {
+    fn rest_fault(&mut self, account: AccountSid) -> &watch::Sender<Option<RestFault>> {
+        self.rest_faults.entry(account).or_insert_with(|| watch::channel(None).0)
+    }
+
+    fn next_fault(&mut self, RecordingId { account, recording }: RecordingId) -> Option<Fault> {
+        if let Some(fault) = self.account_faults.get(&account) {
+            return Some(fault.clone());
+        }
         let script = self.scripts.get_mut(&recording)?;
         script.next.pop_front().or_else(|| script.always.clone())
     }

@@ -22,7 +22,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::body::{Framing, Media};
-use super::faults::Fault;
+use super::faults::{Fault, RestFault};
 use super::{Seen, Shared, SimulatedRecording};
 use crate::domain::media::Format;
 use crate::domain::sid::{AccountSid, CallSid, RecordingSid};
@@ -103,6 +103,11 @@ impl Exchange {
         if !self.may_enter(account, credentials) {
             return error(StatusCode::UNAUTHORIZED, 20003, "Authenticate");
         }
+        if path.ends_with(".json")
+            && let Some(answer) = self.rest_fault(account).await
+        {
+            return answer;
+        }
         match (method, &rest[1..]) {
             (&Method::GET, []) => answer_json(json!({"sid": account, "status": "active"})),
             (&Method::GET, ["Recordings.json"]) => self.list(account, None, query),
@@ -114,6 +119,17 @@ impl Exchange {
             (&Method::GET, ["Recordings", file]) => self.recording(account, file, query).await,
             (&Method::DELETE, ["Recordings", file]) => self.delete(account, file),
             _ => not_found(),
+        }
+    }
+
+    async fn rest_fault(&self, account: AccountSid) -> Option<Answer> {
+        let mut fault = self.shared.state().rest_fault(account).subscribe();
+        // The simulator's end is the end of the silence too.
+        let fault = fault.wait_for(|fault| *fault != Some(RestFault::Silent)).await.ok()?.clone()?;
+        match fault {
+            RestFault::Status(status) => Some(of_status(status)),
+            RestFault::RateLimited { retry_after } => Some(rate_limited(retry_after)),
+            RestFault::Silent => None,
         }
     }
 
@@ -183,7 +199,7 @@ impl Exchange {
         };
         let sid = recording.id.recording;
         // Only what there is can go wrong.
-        let fault = if scripted { self.shared.state().next_fault(sid) } else { None };
+        let fault = if scripted { self.shared.state().next_fault(recording.id) } else { None };
         match fault {
             None => media.into_answer(),
             Some(fault) => self.faulty(fault, media, sid, extension).await,
@@ -194,16 +210,8 @@ impl Exchange {
         let extension = extension.map(Format::as_str).unwrap_or_default();
         match fault {
             Fault::NotReady => not_found(),
-            Fault::RateLimited { retry_after } => {
-                let mut answer = error(StatusCode::TOO_MANY_REQUESTS, 20429, "Too Many Requests");
-                let value = retry_after.and_then(|value| value.parse().ok());
-                answer.headers_mut().extend(value.map(|value| (header::RETRY_AFTER, value)));
-                answer
-            }
-            Fault::Status(status) => {
-                let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-                error(status, u32::from(status.as_u16()), "Fault")
-            }
+            Fault::RateLimited { retry_after } => rate_limited(retry_after),
+            Fault::Status(status) => of_status(status),
             Fault::Html => whole(StatusCode::OK, "text/html", "<!DOCTYPE html><html><body>Sorry</body></html>"),
             Fault::Xml => whole(StatusCode::OK, "application/xml", NOT_FOUND_XML),
             Fault::Json => whole(StatusCode::OK, "application/json", r#"{"code":20404,"message":"not found"}"#),
@@ -211,6 +219,7 @@ impl Exchange {
             Fault::Truncated(after) => media.broken_after(after, None).into_answer(),
             Fault::Reset(after) => media.broken_after(after, Some(self.socket.clone())).into_answer(),
             Fault::Unframed => Media { framing: Framing::None, ..media }.into_answer(),
+            Fault::Crumbs(bytes) => Media { framing: Framing::Chunks, ..media }.in_pieces(bytes).into_answer(),
             Fault::Chunked => Media { framing: Framing::Chunks, ..media }.into_answer(),
             Fault::Redirect(to) => redirect(&to),
             Fault::RedirectToMediaHost(hops) => redirect(&self.media_host_url(sid, extension, hops)),
@@ -273,12 +282,13 @@ impl Exchange {
         };
         let state = self.shared.state();
         let parent = state.parents.get(&call).copied();
-        let own = |recording: &&SimulatedRecording| {
-            recording.id.account == account && (recording.call_sid == Some(call) || recording.call_sid == parent)
+        let legs = [Some(call), parent];
+        let recorded = |known: &SimulatedRecording| {
+            known.id.account == account && known.call_sid.is_some() && legs.contains(&known.call_sid)
         };
-        match state.recordings.values().find(own) {
-            Some(_) => answer_json(json!({"sid": call, "account_sid": account, "parent_call_sid": parent})),
-            None => not_found(),
+        match state.calls.contains(&(account, call)) || state.recordings.values().any(recorded) {
+            true => answer_json(json!({"sid": call, "account_sid": account, "parent_call_sid": parent})),
+            false => not_found(),
         }
     }
 
@@ -416,6 +426,18 @@ fn answer_json(value: Value) -> Answer {
 fn error(status: StatusCode, code: u32, message: &str) -> Answer {
     let body = json!({"code": code, "message": message, "status": status.as_u16()});
     answer(status, "application/json", body.to_string().into())
+}
+
+fn of_status(status: u16) -> Answer {
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    error(status, u32::from(status.as_u16()), "Fault")
+}
+
+fn rate_limited(retry_after: Option<String>) -> Answer {
+    let mut answer = error(StatusCode::TOO_MANY_REQUESTS, 20429, "Too Many Requests");
+    let value = retry_after.and_then(|value| value.parse().ok());
+    answer.headers_mut().extend(value.map(|value| (header::RETRY_AFTER, value)));
+    answer
 }
 
 fn not_found() -> Answer {

@@ -16,7 +16,7 @@ CREATE TABLE recordings (
     -- Raised by every grant of a lease; an update under a lease names it.
     epoch              BIGINT NOT NULL DEFAULT 0,
     lease_node         TEXT,
-    -- pending: the next attempt; fetching: the end of the lease.
+    -- pending: the next attempt, 0 where someone waits for it; fetching: the end of the lease.
     due_at             BIGINT,
     -- Twilio's Retry-After: no attempt before it, whoever asks.
     not_before         BIGINT,
@@ -74,6 +74,23 @@ CREATE INDEX recordings_by_order ON recordings (ordered_at, recording_sid, accou
 CREATE INDEX recordings_by_account ON recordings (account_sid, ordered_at, recording_sid);
 CREATE INDEX recordings_by_state ON recordings (state, ordered_at, recording_sid, account_sid);
 CREATE INDEX recordings_by_account_state ON recordings (account_sid, state, ordered_at, recording_sid);
+CREATE INDEX recordings_under_way ON recordings (account_sid) WHERE state = 'fetching';
+
+-- How an account fares at Twilio. One without a row here fares well.
+CREATE TABLE accounts (
+    account_sid    TEXT PRIMARY KEY,
+    -- Fetches at once over all nodes; NULL: as many as the nodes like.
+    fetch_limit    BIGINT,
+    -- Where Twilio said that there are too many.
+    too_many       BIGINT,
+    limit_set_at   BIGINT,
+    -- Twilio's Retry-After: nothing is claimed before.
+    quiet_until    BIGINT,
+    -- Twilio refuses the credentials: nothing is claimed until a probe goes well.
+    paused_at      BIGINT,
+    probe_at       BIGINT,
+    probes         BIGINT NOT NULL DEFAULT 0
+);
 
 -- What happened: the feed, and what only the history of a recording tells.
 CREATE TABLE events (
@@ -115,6 +132,26 @@ CREATE TABLE choices (
 );
 CREATE INDEX choices_by_call ON choices (call_sid);
 CREATE INDEX choices_by_recording ON choices (account_sid, recording_sid);
+
+-- Calls that Twilio is being asked for, and those that it knew nothing of.
+CREATE TABLE questions (
+    account_sid  TEXT NOT NULL,
+    call_sid     TEXT NOT NULL,
+    -- The call that Twilio names as its parent, once it was asked.
+    parent_sid   TEXT,
+    -- 1 while it is asked, 0 once the answer was "nothing".
+    is_open      BIGINT NOT NULL,
+    -- When the right to ask was granted last; names the grant.
+    granted_at   BIGINT NOT NULL,
+    -- The end of that right, or of the answer.
+    until_at     BIGINT NOT NULL,
+    -- How long the last "nothing" held; 0 where there was none.
+    quiet_ms     BIGINT NOT NULL,
+    -- The call first: a call that becomes known is looked for here and as a parent.
+    PRIMARY KEY (call_sid, account_sid)
+);
+CREATE INDEX questions_by_parent ON questions (parent_sid, account_sid) WHERE parent_sid IS NOT NULL;
+CREATE INDEX questions_by_end ON questions (until_at);
 
 -- Numbers committed events, oldest first, and says how many. One statement for
 -- the client: whoever calls it cannot be frozen between taking the lock and

@@ -1,0 +1,106 @@
+//! What Twilio's answers mean for an account, beyond the one recording.
+//!
+//! An account that is asked for less, or refused, is slowed down or paused for
+//! all nodes; others never notice. A paused account is probed until Twilio
+//! accepts its credentials again.
+
+use tokio::time::Instant;
+
+use super::Vault;
+use crate::catalog::{CatalogError, Claim, SlowDown};
+use crate::domain::sid::AccountSid;
+use crate::telemetry;
+use crate::twilio::media::MediaError;
+
+impl Vault {
+    /// Draws the consequences of what Twilio answered to something of this
+    /// account that `began` then. What the catalog does not take is lost: the
+    /// next answer says it again.
+    pub(super) async fn heed(&self, account: AccountSid, error: &MediaError, began: Instant) {
+        let heeded = match error {
+            MediaError::RateLimited { .. } => self.slow_down(account, error, true, began).await,
+            MediaError::Upstream { status, redirected: false, .. } if status.is_server_error() => {
+                self.slow_down(account, error, false, began).await
+            }
+            MediaError::Unauthorized(_) => self.pause_if_refused(account).await,
+            _ => Ok(()),
+        };
+        if let Err(error) = heeded {
+            tracing::warn!(%account, %error, "the catalog was not told how the account fares");
+        }
+    }
+
+    /// A fetch went well: a limited account may have one more at once.
+    pub(super) async fn note_success(&self, claim: &Claim) {
+        if claim.is_limited
+            && let Err(error) = self.catalog.speed_up(claim.lease.id.account, self.retry.base).await
+        {
+            tracing::debug!(account = %claim.lease.id.account, %error, "the account's pace is not raised");
+        }
+    }
+
+    async fn slow_down(
+        &self,
+        account: AccountSid,
+        error: &MediaError,
+        too_many: bool,
+        began: Instant,
+    ) -> Result<(), CatalogError> {
+        // A header that asks for a day is honoured by its own recording, not by all of the account.
+        let quiet_for = error.retry_after().unwrap_or_default().min(self.retry.cap);
+        let asked = SlowDown { too_many, quiet_for, began_ago: began.elapsed() };
+        if let Some(pace) = self.catalog.slow_down(account, asked).await? {
+            telemetry::account_slowed();
+            tracing::info!(%account, limit = pace.limit, %error, "the account is slowed down");
+        }
+        Ok(())
+    }
+
+    /// A refusal may be one recording's: the account is paused when a question
+    /// that every key may ask is refused too.
+    async fn pause_if_refused(&self, account: AccountSid) -> Result<(), CatalogError> {
+        let _one_at_a_time = self.confirming.lock().await;
+        if !self.catalog.paused(&[account]).await?.is_empty() {
+            return Ok(());
+        }
+        let Err(refusal @ MediaError::Unauthorized(_)) = self.twilio.probe(&account).await else { return Ok(()) };
+        if self.catalog.pause(account, &refusal.to_string(), self.retry.base).await? {
+            tracing::warn!(%account, %refusal, "the account is paused; check its auth token or API key");
+        }
+        Ok(())
+    }
+
+    /// The paused accounts whose next probe is due; the rest is noted for people.
+    pub async fn accounts_to_probe(&self) -> Result<Vec<AccountSid>, CatalogError> {
+        let paused = self.catalog.paused(&self.accounts).await?;
+        telemetry::accounts_paused(paused.len());
+        self.health.note(
+            "accounts_paused",
+            match paused.len() {
+                0 => Ok(()),
+                count => Err(format!(
+                    "Twilio refuses the credentials of {count} account(s); check their auth tokens or API keys"
+                )),
+            },
+        );
+        let mut mine = Vec::new();
+        for account in paused.into_iter().filter(|paused| paused.probe_is_due) {
+            if self.catalog.take_probe(account.account, self.retry.wait(account.probes + 1)).await? {
+                mine.push(account.account);
+            }
+        }
+        Ok(mine)
+    }
+
+    /// Asks Twilio whether it accepts a paused account's credentials again.
+    pub async fn probe(&self, account: AccountSid) {
+        match self.twilio.probe(&account).await {
+            Ok(()) => match self.catalog.resume(account).await {
+                Ok(true) => tracing::info!(%account, "Twilio accepts the account's credentials again"),
+                Ok(false) => {}
+                Err(error) => tracing::warn!(%account, %error, "the account stays paused until its next probe"),
+            },
+            Err(error) => tracing::debug!(%account, %error, "the account stays paused"),
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! How accounts fare: pace, pauses, probes, and claims that heed them.
+
+use callvault::catalog::{EventFilter, SlowDown};
+use callvault::domain::recording::{ErrorCode, State};
+use callvault::domain::retry::Pace;
+
+use futures::future::join_all;
+
+use super::support::eventually;
+use super::*;
+
+const STEP: Duration = Duration::from_millis(1);
+
+fn too_many(quiet_for: Duration) -> SlowDown {
+    SlowDown { too_many: true, quiet_for, began_ago: Duration::ZERO }
+}
+
+on_every_catalog! {
+    async fn no_more_is_claimed_than_the_pace_allows_over_all_nodes(database: Database) {
+        let nodes = [database.node().await, database.node().await];
+        accept(&nodes[0], 1..=20).await;
+        assert_eq!(claim_some(&nodes[0], LONG, 8).await.len(), 8);
+        let slowed = nodes[1].slow_down(account(), too_many(Duration::ZERO)).await.unwrap();
+        assert_eq!(slowed, Some(Pace { limit: Some(4), too_many: Some(8) }));
+        // Eight are under way: none more on either node until fewer than four are.
+        for node in &nodes {
+            assert!(node.standings(&accounts()).await.unwrap()[0].is_full);
+            assert_eq!(claim_some(node, LONG, 8).await, []);
+        }
+    }
+
+    async fn a_limit_of_one_lets_one_through_at_a_time(database: Database) {
+        let nodes = [database.node().await, database.node().await, database.node().await];
+        accept(&nodes[0], 1..=6).await;
+        assert_eq!(nodes[0].slow_down(account(), too_many(Duration::ZERO)).await.unwrap().unwrap().limit, Some(1));
+        for _ in 0..6 {
+            let claims = join_all(nodes.iter().map(|node| claim_some(node, LONG, 5))).await;
+            let mut claims: Vec<Claim> = claims.into_iter().flatten().collect();
+            if claims.is_empty() {
+                // Each found another one at the account's row.
+                claims = claim_some(&nodes[0], LONG, 5).await;
+            }
+            assert_eq!(claims.len(), 1);
+            assert!(claims[0].is_limited);
+            let id = claims[0].lease.id;
+            let _ = nodes[1].store(&claims[0].lease, &object(&id, b"audio"), true).await.unwrap();
+        }
+    }
+
+    async fn a_lease_that_ran_out_takes_no_place(database: Database) {
+        let catalog = database.node().await;
+        accept(&catalog, [1]).await;
+        claim_one(&catalog, Duration::from_millis(200)).await;
+        catalog.slow_down(account(), too_many(Duration::ZERO)).await.unwrap();
+        eventually("the one that is left behind is claimed", async || claim_some(&catalog, LONG, 1).await.pop()).await;
+    }
+
+    async fn a_burst_of_refusals_counts_once_and_the_pace_rises_again(database: Database) {
+        let catalog = database.node().await;
+        accept(&catalog, 1..=8).await;
+        claim_some(&catalog, LONG, 8).await;
+        let burst = SlowDown { began_ago: Duration::from_secs(60), ..too_many(Duration::ZERO) };
+        assert_eq!(catalog.slow_down(account(), burst).await.unwrap().unwrap().limit, Some(4));
+        assert_eq!(catalog.slow_down(account(), burst).await.unwrap(), None);
+        catalog.speed_up(account(), LONG).await.unwrap();
+        let later = eventually("it is not part of the burst", async || {
+            catalog.slow_down(account(), too_many(Duration::ZERO)).await.unwrap()
+        });
+        assert_eq!(later.await, Pace { limit: Some(2), too_many: Some(4) });
+        eventually("nothing limits the account any more", async || {
+            catalog.speed_up(account(), STEP).await.unwrap();
+            (!catalog.standings(&accounts()).await.unwrap()[0].is_full).then_some(())
+        })
+        .await;
+    }
+
+    async fn an_account_is_left_alone_for_as_long_as_twilio_asks(database: Database) {
+        let catalog = database.node().await;
+        accept(&catalog, [1]).await;
+        catalog.slow_down(account(), too_many(LONG)).await.unwrap();
+        assert!(next_due(&catalog, &accounts()).await.unwrap() > LONG / 2);
+        assert_eq!(claim_some(&catalog, LONG, 1).await, []);
+        // A shorter one does not cut it short.
+        catalog.slow_down(account(), too_many(STEP)).await.unwrap();
+        assert!(next_due(&catalog, &accounts()).await.unwrap() > LONG / 2);
+    }
+
+    async fn a_paused_account_is_probed_by_one_node_and_resumes(database: Database) {
+        let nodes = [database.node().await, database.node().await];
+        let catalog = &nodes[0];
+        accept(catalog, [1, 2]).await;
+        let lease = claim_some(catalog, LONG, 1).await.remove(0).lease;
+        let _ = catalog.fail(&lease, ErrorCode::Unauthorized, "401", again(LONG, Duration::ZERO)).await.unwrap();
+        let paused = join_all(nodes.iter().map(|node| node.pause(account(), "401", Duration::ZERO))).await;
+        assert_eq!(paused.into_iter().filter(|news| *news.as_ref().unwrap()).count(), 1);
+        assert_eq!(catalog.standings(&accounts()).await.unwrap(), []);
+        assert_eq!(claim_some(catalog, LONG, 2).await, []);
+
+        assert!(catalog.paused(&accounts()).await.unwrap()[0].probe_is_due);
+        let taken = join_all(nodes.iter().map(|node| node.take_probe(account(), LONG))).await;
+        assert_eq!(taken.into_iter().filter(|taken| *taken.as_ref().unwrap()).count(), 1);
+        let known = catalog.paused(&accounts()).await.unwrap()[0];
+        assert_eq!((known.probes, known.probe_is_due), (1, false));
+
+        assert!(nodes[1].resume(account()).await.unwrap());
+        assert!(!nodes[0].resume(account()).await.unwrap());
+        assert_eq!(catalog.paused(&accounts()).await.unwrap(), []);
+        // The one that was refused is due at once, too.
+        assert_eq!(claim_some(catalog, LONG, 2).await.len(), 2);
+        let events = eventually("the feed tells", async || {
+            let kinds = vec!["account.paused".to_owned(), "account.resumed".to_owned()];
+            let (events, _) = catalog.events(None, &EventFilter { kinds, ..EventFilter::default() }, 10).await.unwrap();
+            (events.len() == 2).then_some(events)
+        })
+        .await;
+        assert!(events.iter().all(|event| event.recording.is_none() && event.account == account()));
+    }
+
+    async fn what_someone_waits_for_goes_before_the_backlog(database: Database) {
+        let catalog = database.node().await;
+        accept(&catalog, 1..=30).await;
+        catalog.hurry(&recording_id(27), Duration::from_secs(2)).await.unwrap();
+        let first = claim_some(&catalog, LONG, 1).await.remove(0);
+        assert_eq!(first.lease.id, recording_id(27));
+        assert_eq!(first.recording.state, State::Fetching);
+    }
+
+    async fn one_account_leaves_another_as_it_is(database: Database) {
+        let catalog = database.node().await;
+        accept(&catalog, [1]).await;
+        let other: AccountSid = format!("AC{}", "9".repeat(32)).parse().unwrap();
+        catalog.pause(other, "401", LONG).await.unwrap();
+        catalog.slow_down(other, too_many(LONG)).await.unwrap();
+        assert_eq!(catalog.paused(&accounts()).await.unwrap(), []);
+        assert_eq!(claim_some(&catalog, LONG, 5).await.len(), 1);
+    }
+}
