@@ -93,6 +93,8 @@ impl App {
         self.servers.extend(metrics_listener.map(|listener| serve(listener, http::metrics_router())));
         let (claims, no_more_claims) = (self.claims.clone(), self.no_more_claims.clone());
         self.claiming.push(self.supervise(async move { claims.run(&no_more_claims).await }));
+        let (vault, no_more_claims) = (self.vault.clone(), self.no_more_claims.clone());
+        self.claiming.push(self.supervise(worker::recheck(vault, no_more_claims)));
         let vault = self.vault.clone();
         self.loops = vec![
             self.supervise(worker::watch_parts(vault.clone(), self.stopped.clone())),

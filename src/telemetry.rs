@@ -30,6 +30,8 @@ const FETCHES: &str = "callvault_fetches_total";
 const FETCH_SECONDS: &str = "callvault_fetch_seconds";
 const FETCHES_RUNNING: &str = "callvault_fetches_running";
 const STORED_BYTES: &str = "callvault_stored_bytes_total";
+const RECHECKS: &str = "callvault_rechecks_total";
+const RECHECK_REMOVED: &str = "callvault_recheck_removed_total";
 const STORE_REQUESTS: &str = "callvault_store_requests_total";
 const STORE_SECONDS: &str = "callvault_store_request_seconds";
 const ACCOUNTS_PAUSED: &str = "callvault_accounts_paused";
@@ -64,11 +66,16 @@ pub const DELIVERY_KINDS: &[&str] = &["redirect", "not_ready", "gone", "unknown"
 /// What became of asking Twilio for a call that was not known. `overtaken`: news of
 /// it came first, or the right to ask was lost; `refused`: too many were asked for.
 pub const QUESTION_OUTCOMES: &[&str] = &["found", "nothing", "unavailable", "overtaken", "handed_back", "refused"];
+/// What a recheck came to.
+pub const RECHECK_OUTCOMES: &[&str] = &["in_order", "lost", "adopted", "unfinished", "stale"];
+/// What a recheck removes: an object that its row does not name, what was staged, an open upload.
+pub const REMOVED_KINDS: &[&str] = &["object", "staged", "upload"];
 /// The parts of the service that may be in trouble.
 pub const TROUBLES: &[&str] = &[
     "catalog_unreachable",
     "bucket_unreachable",
     "claims_failing",
+    "rechecks_failing",
     "clock_off",
     "accounts_paused",
     "reconcile_failing",
@@ -111,6 +118,18 @@ const METRICS: &[Metric] = &[
         label: None,
     },
     Metric { name: STORED_BYTES, kind: Kind::Counter, help: "Bytes of recordings that were stored", label: None },
+    Metric {
+        name: RECHECKS,
+        kind: Kind::Counter,
+        help: "Looks at what an attempt may have left in the bucket, by what they came to",
+        label: Some(("outcome", RECHECK_OUTCOMES)),
+    },
+    Metric {
+        name: RECHECK_REMOVED,
+        kind: Kind::Counter,
+        help: "What rechecks removed because no row names it",
+        label: Some(("kind", REMOVED_KINDS)),
+    },
     Metric {
         name: STORE_REQUESTS,
         kind: Kind::Counter,
@@ -312,6 +331,16 @@ pub fn fetch_ended(outcome: &'static str, took: Duration) {
 /// A recording of that length was stored.
 pub fn stored_bytes(bytes: i64) {
     counter!(STORED_BYTES).increment(bytes.unsigned_abs());
+}
+
+/// A recheck ended; `outcome` is one of [`RECHECK_OUTCOMES`].
+pub fn recheck_ended(outcome: &'static str) {
+    counter!(RECHECKS, "outcome" => outcome).increment(1);
+}
+
+/// A recheck removed something; `kind` is one of [`REMOVED_KINDS`].
+pub fn recheck_removed(kind: &'static str) {
+    counter!(RECHECK_REMOVED, "kind" => kind).increment(1);
 }
 
 /// So many accounts are paused.

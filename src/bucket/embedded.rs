@@ -73,10 +73,46 @@ impl Embedded {
     /// Writes an object through to the disk: its bytes, what the store keeps
     /// beside it, and the folders that name them.
     pub(super) async fn sync(&self, key: &str) -> Result<()> {
-        let (folder, key) = (self.folder.clone(), key.to_owned());
-        let synced = tokio::task::spawn_blocking(move || sync_files(&folder.join(OBJECTS_FOLDER), &key)).await;
+        let key = key.to_owned();
+        self.in_objects(move |objects| sync_files(&objects, &key)).await
+    }
+
+    /// Works on the folder of the objects, on a thread that may block.
+    async fn in_objects<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(PathBuf) -> std::io::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let objects = self.folder.join(OBJECTS_FOLDER);
+        let done = tokio::task::spawn_blocking(move || work(objects)).await;
         let failed = |why: String| BucketError::Folder { folder: self.folder.display().to_string(), why };
-        synced.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))
+        done.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))
+    }
+
+    /// The multipart uploads that are open at that key. S3's own question is
+    /// not answered here; the files that the store keeps tell.
+    pub(super) async fn open_uploads(&self, key: &str) -> Result<Vec<String>> {
+        let begin = format!("{}.upload-", sidecar_name(key));
+        self.in_objects(move |objects| {
+            let upload_id = |name: &str| Some(name.strip_prefix(&begin)?.strip_suffix(".metadata.json")?.to_owned());
+            of_file_names(&objects, upload_id)
+        })
+        .await
+    }
+
+    /// Ends a multipart upload, or what is left of one whose completion was cut
+    /// off: the store itself knows that one no more, but keeps its parts.
+    pub(super) async fn abort_upload(&self, key: &str, upload_id: &str) -> Result<()> {
+        let metadata = format!("{}.upload-{upload_id}.metadata.json", sidecar_name(key));
+        let (upload, part) = (format!(".upload-{upload_id}.json"), format!(".upload_id-{upload_id}.part-"));
+        self.in_objects(move |objects| {
+            let is_of_it = |name: &str| name == metadata || name == upload || name.starts_with(&part);
+            let files = of_file_names(&objects, |name| is_of_it(name).then(|| objects.join(name)))?;
+            files.into_iter().try_for_each(|file| match std::fs::remove_file(file) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            })
+        })
+        .await
     }
 
     /// How the service reaches it.
@@ -141,8 +177,18 @@ fn sync_files(objects: &Path, key: &str) -> std::io::Result<()> {
 
 /// Where s3s-fs keeps an object's metadata and checksums.
 fn sidecars(objects: &Path, key: &str) -> [PathBuf; 2] {
-    let name = format!(".bucket-{}.object-{}", URL_SAFE_NO_PAD.encode(BUCKET), URL_SAFE_NO_PAD.encode(key));
-    ["metadata", "internal"].map(|kind| objects.join(format!("{name}.{kind}.json")))
+    ["metadata", "internal"].map(|kind| objects.join(format!("{}.{kind}.json", sidecar_name(key))))
+}
+
+/// What the names of all files begin with that s3s-fs keeps for a key.
+fn sidecar_name(key: &str) -> String {
+    format!(".bucket-{}.object-{}", URL_SAFE_NO_PAD.encode(BUCKET), URL_SAFE_NO_PAD.encode(key))
+}
+
+/// What `pick` makes of the names in a folder: there may be very many.
+fn of_file_names<T>(folder: &Path, pick: impl Fn(&str) -> Option<T>) -> std::io::Result<Vec<T>> {
+    let names = std::fs::read_dir(folder)?.map(|entry| Ok(pick(&entry?.file_name().to_string_lossy())));
+    names.filter_map(std::io::Result::transpose).collect()
 }
 
 fn read_or_make_keys(path: &Path) -> std::io::Result<Keys> {

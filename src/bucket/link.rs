@@ -214,7 +214,7 @@ impl Bucket {
     }
 }
 
-fn rusty_bucket(endpoint: &str, path_style: bool, name: &str, region: &str) -> Result<rusty_s3::Bucket> {
+pub(super) fn rusty_bucket(endpoint: &str, path_style: bool, name: &str, region: &str) -> Result<rusty_s3::Bucket> {
     let setup = |why: String| BucketError::Setup(why);
     let endpoint = Url::parse(endpoint).map_err(|error| setup(format!("{endpoint}: {error}")))?;
     let style = if path_style { UrlStyle::Path } else { UrlStyle::VirtualHost };

@@ -4,8 +4,10 @@
 //! overwriting puts and copies, never conditional: a key names its content, and
 //! the bucket is no lock. What a write means for a recording is not known here.
 
+mod clear;
 mod credentials;
 pub mod embedded;
+mod inspect;
 pub mod link;
 mod upload;
 
@@ -17,19 +19,22 @@ use futures::TryStreamExt;
 use http::HeaderMap;
 use object_store::aws::{AmazonS3, AmazonS3Builder, Checksum};
 use object_store::client::{
-    HttpClient, HttpConnector, HttpError, HttpRequest, HttpResponse, HttpService, ReqwestConnector,
+    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpService, ReqwestConnector,
 };
 use object_store::path::Path;
 use object_store::{Certificate, ClientOptions, ObjectStore, ObjectStoreExt, RetryConfig};
 
+pub use clear::DELETE_WITHIN;
 pub use credentials::CredentialError;
 pub use embedded::Embedded;
+pub use inspect::Described;
 pub use link::{Disposition, Link, LinkBase, LinkMethod};
 pub use upload::{NewObject, SINGLE_PUT_MAX_BYTES, Staging, UPLOAD_RESERVE_BYTES};
 
 use crate::config::{BucketConfig, Config, S3Config};
 use crate::domain::object_key::Layout;
 use crate::telemetry::{self, innermost};
+use clear::Direct;
 use credentials::Credentials;
 use link::Linker;
 
@@ -51,6 +56,23 @@ pub enum BucketError {
     /// It could not be reached, or refused.
     #[error("the bucket's store failed: {}", concise(.0))]
     Store(#[from] object_store::Error),
+    /// It gave no answer to a request of this crate's own making.
+    #[error("the bucket's store gave no answer: {}", innermost(.0))]
+    Unanswered(#[source] HttpError),
+    /// It answered such a request with another status than it should have.
+    #[error("the bucket's store answers {status} to {what}")]
+    Refused {
+        /// What it was asked for.
+        what: &'static str,
+        /// What it said.
+        status: http::StatusCode,
+    },
+    /// It answered such a request with what cannot be read.
+    #[error("the bucket's store answers what cannot be read: {0}")]
+    Unreadable(String),
+    /// The lease under which something was to be deleted was granted too long ago.
+    #[error("a delete comes too late for its lease")]
+    TooLate,
     /// There are no credentials for it.
     #[error(transparent)]
     Credentials(#[from] CredentialError),
@@ -68,10 +90,33 @@ pub enum BucketError {
 }
 
 impl BucketError {
+    /// Whether it is certain that the store did not do what it was asked, and
+    /// never will: it said no, or was never reached.
+    pub fn is_refusal(&self) -> bool {
+        use object_store::Error as Store;
+        match self {
+            Self::Store(Store::Generic { source, .. }) => is_refusal(source.as_ref()),
+            Self::Store(Store::JoinError { .. }) => false,
+            Self::Store(_) | Self::Credentials(_) | Self::TooLate => true,
+            Self::Unanswered(error) => error.kind() == HttpErrorKind::Connect,
+            Self::Refused { status, .. } => status.is_client_error(),
+            Self::Unreadable(_) | Self::Setup(_) | Self::Folder { .. } => false,
+        }
+    }
+
     /// Whether the store answered, and refused only for what this node takes for the time.
     pub fn is_about_the_time(&self) -> bool {
         matches!(self, Self::Store(error) if innermost(error).to_string().contains("<Code>RequestTimeTooSkewed<"))
     }
+}
+
+fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    if let Some(unanswered) = causes.find_map(|cause| cause.downcast_ref::<HttpError>()) {
+        return unanswered.kind() == HttpErrorKind::Connect;
+    }
+    // object_store keeps the status to itself, but begins what it says with it.
+    innermost(error).to_string().starts_with("Server returned non-2xx status code: 4")
 }
 
 /// The result of an operation on the bucket.
@@ -105,6 +150,8 @@ struct Inner {
     uploads: AmazonS3,
     /// What is short: creating and aborting uploads, deletes.
     control: AmazonS3,
+    /// What is short, and not in object_store.
+    direct: Direct,
     /// Lists, heads and bodies.
     reads: AmazonS3,
     /// A store is built for each copy, over this one client.
@@ -145,14 +192,27 @@ impl Bucket {
             ))
         };
         let (uploads, _) = build(options.clone().with_timeout(UPLOAD_TIMEOUT))?;
-        let (control, _) = build(options.clone().with_timeout(CONTROL_TIMEOUT))?;
+        let (control, (_, http)) = build(options.clone().with_timeout(CONTROL_TIMEOUT))?;
+        let endpoint = s3.endpoint.clone().unwrap_or_else(|| format!("https://s3.{region}.amazonaws.com"));
+        let direct = Direct { http, bucket: link::rusty_bucket(&endpoint, s3.path_style, &s3.bucket, &region)? };
         let (_, copies) = build(options.clone().with_timeout(COPY_TIMEOUT))?;
         let (reads, _) = build(options.with_timeout_disabled().with_read_timeout(READ_TIMEOUT))?;
         let linker = Linker::new(s3, &region, &config.links, credentials.clone(), config.public_url.as_deref())?;
         let layout = Layout::below(&s3.prefix);
         let name = s3.bucket.clone();
         Ok(Self {
-            inner: Arc::new(Inner { name, layout, credentials, uploads, control, reads, copies, linker, embedded }),
+            inner: Arc::new(Inner {
+                name,
+                layout,
+                credentials,
+                uploads,
+                control,
+                direct,
+                reads,
+                copies,
+                linker,
+                embedded,
+            }),
         })
     }
 
@@ -261,6 +321,40 @@ impl Inner {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Answers every request alike: with that status, or not at all.
+    #[derive(Debug, Clone, Copy)]
+    struct Always(std::result::Result<u16, HttpErrorKind>);
+
+    #[async_trait]
+    impl HttpService for Always {
+        async fn call(&self, _: HttpRequest) -> std::result::Result<HttpResponse, HttpError> {
+            let status = self.0.map_err(|kind| HttpError::new(kind, std::io::Error::other("scripted")))?;
+            let mut answer = HttpResponse::new("<Error><Code>Scripted</Code></Error>".to_owned().into());
+            *answer.status_mut() = http::StatusCode::from_u16(status).unwrap();
+            Ok(answer)
+        }
+    }
+
+    #[tokio::test]
+    async fn only_a_clear_no_is_a_refusal() {
+        use HttpErrorKind::{Connect, Interrupted, Request, Timeout};
+        let clear = [Ok(400), Ok(403), Ok(404), Ok(409), Ok(411), Ok(429), Err(Connect)];
+        let unclear = [Ok(500), Ok(502), Ok(503), Err(Timeout), Err(Interrupted), Err(Request)];
+        let answers = clear.map(|answer| (answer, true)).into_iter().chain(unclear.map(|answer| (answer, false)));
+        for (answer, expected) in answers {
+            let store = AmazonS3Builder::new()
+                .with_bucket_name("calls")
+                .with_access_key_id("id")
+                .with_secret_access_key("secret")
+                .with_retry(RetryConfig { max_retries: 0, ..RetryConfig::default() })
+                .with_http_connector(Shared(HttpClient::new(Always(answer))))
+                .build()
+                .unwrap();
+            let error = store.put(&Path::from("key"), "audio".into()).await.unwrap_err();
+            assert_eq!(BucketError::from(error).is_refusal(), expected, "{answer:?}");
+        }
+    }
 
     #[test]
     fn what_a_store_says_is_not_repeated() {

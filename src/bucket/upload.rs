@@ -71,20 +71,6 @@ impl Bucket {
         })
     }
 
-    /// Clears away what an attempt may have left at a staging key: its open
-    /// upload, or the object that it became. What is not there is fine.
-    pub async fn clear_staging(&self, key: &str, upload_id: &str) -> Result<()> {
-        let aborted = self.inner.control.abort_multipart(&path(key)?, &upload_id.to_owned()).await;
-        // An upload that was completed is an object by now.
-        self.delete(key).await?;
-        match aborted {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            // How the embedded store says that it knows no such upload.
-            Err(object_store::Error::PermissionDenied { .. }) if self.embedded().is_some() => Ok(()),
-            Err(error) => Err(error.into()),
-        }
-    }
-
     /// Makes an object survive a power cut. Real stores do that before they answer.
     async fn sync(&self, key: &str) -> Result<()> {
         match self.embedded() {

@@ -10,7 +10,7 @@ use sqlx::AssertSqlSafe;
 
 use super::lease::{Lease, Settled, settle_failure};
 use super::sql::{Row, Session, args, now, place_each};
-use super::{Catalog, CatalogError, Result, accounts, rows};
+use super::{Catalog, CatalogError, Result, accounts, recheck, rows};
 use crate::domain::recording::{ErrorCode, Recording, State};
 use crate::domain::retry::{self, Failure};
 use crate::domain::sid::AccountSid;
@@ -24,6 +24,8 @@ pub struct Claimant {
     pub lease: Duration,
     /// When the recording of a lease that ran out is due again.
     pub retry: retry::Policy,
+    /// When what it may have left in the bucket is looked at.
+    pub recheck_after: Duration,
 }
 
 /// An account of which something is pending or fetching, and that is not paused.
@@ -55,6 +57,14 @@ pub struct Leftover {
     pub upload_id: String,
 }
 
+impl Leftover {
+    pub(super) fn read(row: &Row) -> Result<Option<Self>> {
+        let epoch: Option<i64> = row.get("upload_epoch")?;
+        let upload_id: Option<String> = row.get("upload_id")?;
+        Ok(epoch.zip(upload_id).map(|(epoch, upload_id)| Self { epoch, upload_id }))
+    }
+}
+
 /// A lease that was just granted, and all that the work needs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Claim {
@@ -74,7 +84,8 @@ pub struct Claim {
 
 const DUE_OF: &str = "SELECT *, (SELECT now_ms FROM clock) AS now_ms FROM recordings \
                       WHERE account_sid = $1 AND state IN ('pending', 'fetching') \
-                      AND due_at <= (SELECT now_ms FROM clock) ORDER BY due_at LIMIT $2";
+                      AND due_at <= (SELECT now_ms FROM clock) \
+                      AND (duty_until IS NULL OR duty_until <= (SELECT now_ms FROM clock)) ORDER BY due_at LIMIT $2";
 const GRANT: &str = concat!(
     "UPDATE recordings SET state = 'fetching', epoch = epoch + 1, lease_node = $3, due_at = ",
     now!(),
@@ -121,7 +132,7 @@ impl dyn Catalog + '_ {
             for due in due_of(&mut session, wish.account, at_most).await? {
                 changed = true;
                 if due.known.state == State::Fetching {
-                    due.lease_is_over(&mut session, &claimant.retry).await?;
+                    due.lease_is_over(&mut session, claimant).await?;
                 } else {
                     let claim = due.grant(&mut session, claimant).await?;
                     claims.push(Claim { is_limited: room.limited, ..claim });
@@ -170,14 +181,12 @@ impl Due {
     fn read(row: &Row) -> Result<Self> {
         let now = row.time("now_ms")?;
         let pending_since = row.time_opt("pending_since")?.unwrap_or(now);
-        let upload_id: Option<String> = row.get("upload_id")?;
-        let upload_epoch: Option<i64> = row.get("upload_epoch")?;
         Ok(Self {
             known: rows::recording(row)?,
             now,
             pending_for: Duration::try_from(now.duration_since(pending_since)).unwrap_or_default(),
             failed_before: u32::try_from(row.get::<i64>("failed_attempts")?).unwrap_or(u32::MAX),
-            leftover: upload_epoch.zip(upload_id).map(|(epoch, upload_id)| Leftover { epoch, upload_id }),
+            leftover: Leftover::read(row)?,
             lease_node: row.get("lease_node")?,
         })
     }
@@ -198,7 +207,7 @@ impl Due {
     }
 
     /// An attempt of which nothing more was heard is one that failed.
-    async fn lease_is_over(self, session: &mut Session, retry: &retry::Policy) -> Result<()> {
+    async fn lease_is_over(self, session: &mut Session, claimant: &Claimant) -> Result<()> {
         let lease = Lease { id: self.known.id, epoch: self.known.epoch };
         let node = self.lease_node.as_deref().unwrap_or("a node");
         let detail = format!("{node} was not heard of for the length of its lease");
@@ -210,8 +219,10 @@ impl Due {
             retry_after: None,
         };
         // No dice: whoever finds it must decide alike.
-        let settled = settle_failure(session, &lease, failure.code, &detail, retry.decide(&failure, 0.0)).await?;
+        let decision = claimant.retry.decide(&failure, 0.0);
+        let settled = settle_failure(session, &lease, failure.code, &detail, decision).await?;
         debug_assert_eq!(settled, Settled::Done, "the row is locked");
-        Ok(())
+        // It may still write, if it was only frozen.
+        recheck::owe(session, &lease, claimant.recheck_after).await
     }
 }

@@ -45,6 +45,13 @@ impl Layout {
         Some(format!("{folder}{digest}.{}", format.as_str()))
     }
 
+    /// What the name of an object says it is; None where this service did not give it.
+    pub fn content_of(key: &str) -> Option<(Digest, Format)> {
+        let name = key.rsplit('/').next()?;
+        let (digest, format) = name.split_once('.')?;
+        Some((digest.parse().ok()?, format.parse().ok()?))
+    }
+
     /// Where attempts are staged.
     pub fn staging_folder(&self) -> String {
         format!("{}.staging/", self.prefix)
@@ -116,6 +123,17 @@ mod tests {
     #[test]
     fn no_key_is_made_before_the_call_is_known() {
         assert_eq!(Layout::below("").audio(&id(), &Details::default(), &Digest::of(b""), Format::Wav), None);
+    }
+
+    #[test]
+    fn a_key_tells_its_content() {
+        let digest = Digest::of(b"abc");
+        let key = Layout::below("p").audio(&id(), &details(), &digest, Format::Wav).unwrap();
+        assert_eq!(Layout::content_of(&key), Some((digest, Format::Wav)));
+        for other in ["", "CA/RE/notes.txt", "CA/RE/abc.mp3", &format!("CA/RE/{digest}"), &format!("{digest}.mp3.bak")]
+        {
+            assert_eq!(Layout::content_of(other), None, "{other}");
+        }
     }
 
     #[test]

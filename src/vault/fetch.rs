@@ -7,18 +7,16 @@
 //!
 //! The recording is stored when, and only when, the catalog says so.
 
-use std::sync::OnceLock;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::intake::Intake;
+use super::traces::Traces;
 use super::{Reservation, Vault, source_of};
 use crate::bucket::{BucketError, NewObject, SINGLE_PUT_MAX_BYTES, Staging};
 use crate::catalog::{CatalogError, Claim, Lease, Settled};
-use crate::domain::digest::Hasher;
-use crate::domain::media::{Format, SNIFF_LEN, sniff};
 use crate::domain::object_key;
 use crate::domain::recording::{Details, ErrorCode, State, StoredObject};
 use crate::domain::retry::{Decision, Failure};
@@ -30,11 +28,6 @@ const SETTLE_AGAIN_AFTER: Duration = Duration::from_millis(250);
 /// How long an upload that was given up may take to be cleared away; the next
 /// claimer does it otherwise. Short enough for the end of a node.
 const CLEAR_AWAY_TIMEOUT: Duration = Duration::from_secs(2);
-/// Chunks below this are copied together: each that is kept costs some 100 bytes
-/// beside its own.
-const SMALL_CHUNK_BYTES: usize = 4 << 10;
-/// What small chunks are copied together into.
-const GATHERED_BYTES: usize = 64 << 10;
 
 /// How an attempt ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -53,7 +46,7 @@ pub enum Outcome {
 
 /// Why an attempt did not come to an object.
 #[derive(Debug, thiserror::Error)]
-enum AttemptError {
+pub(super) enum AttemptError {
     #[error(transparent)]
     Media(#[from] MediaError),
     #[error(transparent)]
@@ -102,10 +95,10 @@ impl Vault {
         memory: Reservation,
         stopping: &CancellationToken,
     ) -> Outcome {
-        let upload = OnceLock::new();
+        let traces = Traces::default();
         let began = Instant::now();
         let attempted = tokio::select! {
-            attempted = self.attempt(claim, memory, &upload) => Some(attempted),
+            attempted = self.attempt(claim, memory, &traces) => Some(attempted),
             () = self.keep_lease(&claim.lease, granted) => Some(Err(AttemptError::Lost)),
             () = stopping.cancelled() => None,
         };
@@ -115,28 +108,27 @@ impl Vault {
                 Outcome::Stored
             }
             Some(Err(error)) => {
-                let outcome = self.settle_failure(claim, &upload, &error, began).await;
+                let outcome = self.settle_failure(claim, &traces, &error, began).await;
                 if let AttemptError::Media(error) = &error {
                     self.heed(claim.lease.id.account, error, began).await;
                 }
                 outcome
             }
-            None => self.hand_back(claim, &upload).await,
+            None => self.hand_back(claim, &traces).await,
         };
+        if outcome == Outcome::Lost && traces.is_any() {
+            // It may be looked at already, or for the last time: what is written late is looked for once more.
+            let _ = self.owe_recheck(&claim.lease).await;
+        }
         telemetry::fetch_ended(outcome_label(outcome), began.elapsed());
         outcome
     }
 
-    async fn attempt(
-        &self,
-        claim: &Claim,
-        mut memory: Reservation,
-        upload: &OnceLock<String>,
-    ) -> Result<(), AttemptError> {
+    async fn attempt(&self, claim: &Claim, mut memory: Reservation, traces: &Traces) -> Result<(), AttemptError> {
         let lease = &claim.lease;
         if let Some(leftover) = &claim.leftover {
             let staging = self.bucket.layout().staging(&lease.id, leftover.epoch);
-            self.bucket.clear_staging(&staging, &leftover.upload_id).await?;
+            traces.write(self.bucket.clear_staging(&staging, &leftover.upload_id)).await?;
             held(self.catalog.forget_upload(lease).await?)?;
         }
         let details = self.details(claim).await?;
@@ -146,8 +138,10 @@ impl Vault {
         if let Some(announced) = media.announced_bytes {
             memory.shrink_to(announced);
         }
-        let (object, staging_is_gone) = self.transfer(lease, &details, &mut media, upload).await?;
+        let (object, staging_is_gone) = self.transfer(lease, &details, &mut media, traces).await?;
         drop(memory);
+        // Until the row names it.
+        traces.left_something();
         telemetry::stored_bytes(object.size_bytes);
         self.settle_stored(lease, &object, staging_is_gone).await
     }
@@ -178,7 +172,7 @@ impl Vault {
         lease: &Lease,
         details: &Details,
         media: &mut Media,
-        upload: &OnceLock<String>,
+        traces: &Traces,
     ) -> Result<(StoredObject, bool), AttemptError> {
         let mut intake = Intake::default();
         let format = intake.begin(media).await?;
@@ -191,7 +185,7 @@ impl Vault {
                     }
                 }
                 None if intake.held_bytes > SINGLE_PUT_MAX_BYTES => {
-                    staging = Some(self.stage(lease, upload).await?);
+                    staging = Some(self.stage(lease, traces).await?);
                     continue;
                 }
                 None => {}
@@ -211,17 +205,17 @@ impl Vault {
             metadata: object_key::metadata(&lease.id, details, &digest, stored_at),
         };
         let staging_is_gone = match staging {
-            None => self.bucket.put(&object, chunks).await.map(|()| true)?,
-            Some(mut staging) => staging.publish(&object).await?,
+            None => traces.write(self.bucket.put(&object, chunks)).await.map(|()| true)?,
+            Some(mut staging) => traces.write(staging.publish(&object)).await?,
         };
         Ok((StoredObject { digest, size_bytes, format, key: object.key }, staging_is_gone))
     }
 
-    async fn stage(&self, lease: &Lease, upload: &OnceLock<String>) -> Result<Staging, AttemptError> {
+    async fn stage(&self, lease: &Lease, traces: &Traces) -> Result<Staging, AttemptError> {
         let key = self.bucket.layout().staging(&lease.id, lease.epoch);
-        let staging = self.bucket.stage(&key).await?;
-        let upload_id = upload.get_or_init(|| staging.upload_id().to_owned());
-        held(self.catalog.note_upload(lease, upload_id).await?)?;
+        let staging = traces.write(self.bucket.stage(&key)).await?;
+        traces.began_upload(staging.upload_id());
+        held(self.catalog.note_upload(lease, staging.upload_id()).await?)?;
         Ok(staging)
     }
 
@@ -252,7 +246,7 @@ impl Vault {
         staging_is_gone: bool,
     ) -> Result<(), AttemptError> {
         loop {
-            match self.catalog.store(lease, object, staging_is_gone).await {
+            match self.store(lease, object, staging_is_gone).await {
                 Ok(Settled::Done) => return Ok(()),
                 Ok(Settled::Stale) => {
                     let row = self.catalog.recording(&lease.id).await;
@@ -269,19 +263,29 @@ impl Vault {
         }
     }
 
-    async fn settle_failure(
+    async fn store(
         &self,
-        claim: &Claim,
-        upload: &OnceLock<String>,
-        error: &AttemptError,
-        began: Instant,
-    ) -> Outcome {
+        lease: &Lease,
+        object: &StoredObject,
+        staging_is_gone: bool,
+    ) -> Result<Settled, CatalogError> {
+        if !staging_is_gone {
+            self.owe_recheck(lease).await?;
+        }
+        self.catalog.store(lease, object, staging_is_gone).await
+    }
+
+    async fn settle_failure(&self, claim: &Claim, traces: &Traces, error: &AttemptError, began: Instant) -> Outcome {
         let lease = &claim.lease;
         let Some(code) = error.code() else {
             tracing::warn!(recording = %lease.id, epoch = lease.epoch, "the lease was lost; another node may go on");
             return Outcome::Lost;
         };
-        self.clear_away(claim, upload).await;
+        self.clear_away(claim, traces).await;
+        if traces.is_unclear() && self.owe_recheck(lease).await.is_err() {
+            // The lease runs out, and whoever finds that sees to it.
+            return Outcome::Lost;
+        }
         let failure = Failure {
             code,
             failed_before: claim.failed_before,
@@ -304,8 +308,11 @@ impl Vault {
 
     /// Lets another node begin at once. What was staged is cleared away beside
     /// that, if it can be in time: the row goes on naming it for the next claimer.
-    async fn hand_back(&self, claim: &Claim, upload: &OnceLock<String>) -> Outcome {
-        let (handed_back, _) = tokio::join!(self.catalog.hand_back(&claim.lease), self.clear_staging(claim, upload));
+    async fn hand_back(&self, claim: &Claim, traces: &Traces) -> Outcome {
+        if traces.is_unclear() && self.owe_recheck(&claim.lease).await.is_err() {
+            return Outcome::Lost;
+        }
+        let (handed_back, _) = tokio::join!(self.catalog.hand_back(&claim.lease), self.clear_staging(claim, traces));
         match handed_back {
             Ok(Settled::Done) => Outcome::HandedBack,
             Ok(Settled::Stale) => Outcome::Lost,
@@ -317,19 +324,24 @@ impl Vault {
     }
 
     /// Clears away the upload that this attempt began, while the lease is ours.
-    async fn clear_away(&self, claim: &Claim, upload: &OnceLock<String>) {
-        if self.clear_staging(claim, upload).await {
-            // Otherwise the row goes on naming it, and the next claimer clears it away.
+    async fn clear_away(&self, claim: &Claim, traces: &Traces) {
+        if traces.upload_id().is_none() {
+            return;
+        }
+        if self.clear_staging(claim, traces).await {
             let _ = self.catalog.forget_upload(&claim.lease).await;
+        } else {
+            // The row goes on naming it: the next claimer clears it away, or a recheck.
+            traces.left_something();
         }
     }
 
     /// True where an upload was begun and nothing is left of it.
-    async fn clear_staging(&self, claim: &Claim, upload: &OnceLock<String>) -> bool {
-        let Some(upload_id) = upload.get() else { return false };
+    async fn clear_staging(&self, claim: &Claim, traces: &Traces) -> bool {
+        let Some(upload_id) = traces.upload_id() else { return false };
         let key = self.bucket.layout().staging(&claim.lease.id, claim.lease.epoch);
-        let cleared = tokio::time::timeout(CLEAR_AWAY_TIMEOUT, self.bucket.clear_staging(&key, upload_id)).await;
-        matches!(cleared, Ok(Ok(())))
+        let clearing = traces.write(self.bucket.clear_staging(&key, upload_id));
+        matches!(tokio::time::timeout(CLEAR_AWAY_TIMEOUT, clearing).await, Ok(Ok(())))
     }
 }
 
@@ -346,57 +358,5 @@ fn outcome_label(outcome: Outcome) -> &'static str {
         Outcome::Again(code) | Outcome::Failed(code) => code.as_str(),
         Outcome::Lost => "lost",
         Outcome::HandedBack => "handed_back",
-    }
-}
-
-/// Bytes that came and were not passed on yet, hashed and counted.
-#[derive(Default)]
-struct Intake {
-    chunks: Vec<Bytes>,
-    /// Small chunks, copied together.
-    gathered: BytesMut,
-    held_bytes: usize,
-    size_bytes: i64,
-    hasher: Hasher,
-}
-
-impl Intake {
-    /// Reads until the format can be told.
-    async fn begin(&mut self, media: &mut Media) -> Result<Format, AttemptError> {
-        while self.held_bytes < SNIFF_LEN && self.read(media).await? {}
-        let held = self.chunks.iter().flatten().chain(&self.gathered);
-        let first: Vec<u8> = held.take(SNIFF_LEN).copied().collect();
-        sniff(&first).ok_or_else(|| AttemptError::NotAudio(first[..first.len().min(16)].escape_ascii().to_string()))
-    }
-
-    /// Takes the next bytes; false at the end.
-    async fn read(&mut self, media: &mut Media) -> Result<bool, AttemptError> {
-        let Some(chunk) = media.chunk().await? else { return Ok(false) };
-        self.hasher.update(&chunk);
-        self.size_bytes += i64::try_from(chunk.len()).unwrap_or(i64::MAX);
-        self.held_bytes += chunk.len();
-        if chunk.len() < SMALL_CHUNK_BYTES {
-            self.gathered.extend_from_slice(&chunk);
-            if self.gathered.len() >= GATHERED_BYTES {
-                self.chunks.push(self.gathered.split().freeze());
-            }
-        } else {
-            self.keep_gathered();
-            self.chunks.push(chunk);
-        }
-        Ok(true)
-    }
-
-    /// What is held, in order.
-    fn take(&mut self) -> Vec<Bytes> {
-        self.keep_gathered();
-        self.held_bytes = 0;
-        std::mem::take(&mut self.chunks)
-    }
-
-    fn keep_gathered(&mut self) {
-        if !self.gathered.is_empty() {
-            self.chunks.push(self.gathered.split().freeze());
-        }
     }
 }

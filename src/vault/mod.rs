@@ -14,9 +14,12 @@ mod flight;
 pub mod health;
 mod hits;
 mod inquiry;
+mod intake;
 mod memory;
 mod pace;
+pub mod recheck;
 pub mod reconcile;
+mod traces;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -73,6 +76,7 @@ pub struct Vault {
     max_recording_bytes: u64,
     lease: Duration,
     reconcile: reconcile::Terms,
+    recheck_after: Duration,
     memory: MemoryBudget,
     dice: Dice,
     flights: Flights,
@@ -101,6 +105,7 @@ impl Vault {
             max_recording_bytes: config.max_recording_bytes,
             lease: config.lease,
             reconcile: reconcile::Terms { every: config.reconcile_every, window: config.reconcile_window },
+            recheck_after: config.recheck_after,
             memory: MemoryBudget::new(config.memory_budget_bytes),
             dice,
             flights: Flights::default(),
@@ -138,7 +143,7 @@ impl Vault {
 
     /// The terms on which a node of that name claims.
     pub fn claimant(&self, node: String) -> Claimant {
-        Claimant { node, lease: self.lease, retry: self.retry }
+        Claimant { node, lease: self.lease, retry: self.retry, recheck_after: self.recheck_after }
     }
 
     /// Notes that someone asked for a recording's audio: now and then, and never

@@ -148,7 +148,7 @@ async fn look_ups_are_by_index_on_sqlite() {
         ),
         (
             "SELECT * FROM recordings WHERE account_sid = 'AC1' AND state IN ('pending', 'fetching') \
-             AND due_at <= 1 ORDER BY due_at LIMIT 16",
+             AND due_at <= 1 AND (duty_until IS NULL OR duty_until <= 1) ORDER BY due_at LIMIT 16",
             "recordings_by_due (account_sid=? AND due_at<?)",
         ),
         (
@@ -165,6 +165,12 @@ async fn look_ups_are_by_index_on_sqlite() {
         (
             "SELECT recording_sid, state FROM recordings WHERE account_sid = 'AC1' AND recording_sid IN ('RE1', 'RE2')",
             "(account_sid=? AND recording_sid=?)",
+        ),
+        (
+            "SELECT * FROM recordings WHERE recheck_due_at <= 1 AND state <> 'fetching' \
+             AND (duty_until IS NULL OR duty_until <= 1) AND account_sid IN ('AC1', 'AC2') \
+             ORDER BY recheck_due_at LIMIT 8",
+            "recordings_by_recheck (account_sid=? AND recheck_due_at<?)",
         ),
         (
             "SELECT * FROM recordings WHERE recording_sid = 'RE1' AND account_sid IN ('AC1')",

@@ -85,6 +85,7 @@ mod feed;
 mod leases;
 mod lookups;
 mod questions;
+mod rechecks;
 mod reconcile;
 
 /// A lease that no test outlives.
@@ -124,7 +125,7 @@ pub fn accounts() -> [AccountSid; 1] {
 /// A node that claims for that long, and tries again at once.
 pub fn claimant(lease: Duration) -> Claimant {
     let retry = Policy { base: Duration::from_millis(1), cap: Duration::from_secs(1), not_ready_for: LONG };
-    Claimant { node: "node".to_owned(), lease, retry }
+    Claimant { node: "node".to_owned(), lease, retry, recheck_after: Duration::ZERO }
 }
 
 /// Claims recordings of the node's accounts, for that long.

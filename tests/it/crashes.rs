@@ -8,7 +8,7 @@ use crate::support::eventually;
 use crate::support::world::{Parts, Service, World, call_sid, debug_binary, recording_id, started_at};
 
 /// Nothing staged, no open upload: what lies in the bucket is what rows name.
-async fn nothing_is_left_over(world: &World, service: &Service, keys: &[String]) {
+pub async fn nothing_is_left_over(world: &World, service: &Service, keys: &[String]) {
     let store = world.store(service);
     assert_eq!(store.keys().await, keys);
     match world.parts {
@@ -204,7 +204,7 @@ on_all_parts! {
 }
 
 /// Whether parts of an upload lie in the store.
-async fn has_parts(world: &World, service: &Service) -> bool {
+pub async fn has_parts(world: &World, service: &Service) -> bool {
     match world.parts {
         Parts::Servers => world.store(service).open_uploads(&world.http).await.contains("<Upload>"),
         Parts::Embedded => {

@@ -30,6 +30,7 @@ macro_rules! on_all_parts {
 }
 
 mod away;
+mod bucket;
 mod callbacks;
 mod commands;
 mod crashes;
@@ -39,6 +40,7 @@ mod large;
 mod limits;
 mod pace;
 mod puts;
+mod recheck;
 mod reconcile;
 mod redirects;
 mod settings;

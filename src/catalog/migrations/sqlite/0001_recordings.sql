@@ -13,7 +13,7 @@ CREATE TABLE recordings (
     recording_sid      TEXT NOT NULL,
     state              TEXT NOT NULL,
     announced_by       TEXT NOT NULL,
-    -- Raised by every grant of a lease; an update of a fetch names it.
+    -- Raised by every grant of a lease; an update under a lease names it.
     epoch              INTEGER NOT NULL DEFAULT 0,
     lease_node         TEXT,
     -- pending: the next attempt, 0 where someone waits for it; fetching: the end of the lease.
@@ -30,6 +30,12 @@ CREATE TABLE recordings (
     -- An open multipart upload, or what it became: .staging/<account>/<recording>.<epoch>
     upload_epoch       INTEGER,
     upload_id          TEXT,
+    -- When the bucket is to be looked at again for what an attempt may have left there.
+    recheck_due_at     INTEGER,
+    -- The end of a lease other than that of a fetch; no claim is granted before it.
+    duty_until         INTEGER,
+    -- Nothing is staged by any attempt of a lower epoch.
+    swept_epoch        INTEGER NOT NULL DEFAULT 0,
 
     call_sid           TEXT,
     conference_sid     TEXT,
@@ -63,6 +69,7 @@ CREATE TABLE recordings (
 -- statistics SQLite takes the index of which it can use the most.
 CREATE INDEX recordings_by_due ON recordings (account_sid, due_at) WHERE state IN ('pending', 'fetching');
 CREATE INDEX recordings_by_asked_about ON recordings (account_sid, asked_about_at) WHERE state = 'announced';
+CREATE INDEX recordings_by_recheck ON recordings (account_sid, recheck_due_at) WHERE recheck_due_at IS NOT NULL;
 CREATE INDEX recordings_by_recording ON recordings (recording_sid);
 CREATE INDEX recordings_by_call ON recordings (call_sid, account_sid);
 CREATE INDEX recordings_by_conference ON recordings (conference_sid, account_sid);
