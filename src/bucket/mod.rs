@@ -6,6 +6,7 @@
 
 mod credentials;
 pub mod embedded;
+mod inspect;
 pub mod link;
 mod upload;
 
@@ -24,6 +25,7 @@ use object_store::{Certificate, ClientOptions, ObjectStore, ObjectStoreExt, Retr
 
 pub use credentials::CredentialError;
 pub use embedded::Embedded;
+pub use inspect::ObjectFacts;
 pub use link::{Disposition, Link, LinkBase, LinkMethod};
 pub use upload::{NewObject, SINGLE_PUT_MAX_BYTES, Staging, UPLOAD_RESERVE_BYTES};
 

@@ -10,6 +10,7 @@
 //! update of a fetch names its epoch, so that a stale holder changes nothing.
 
 mod accept;
+mod audit;
 mod claim;
 mod clock;
 mod feed;
@@ -27,6 +28,7 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 
 pub use accept::{Accepted, AnnouncedBy, Announcement, FoundBy};
+pub use audit::{FeedExtent, Told};
 pub use claim::{Claim, Claimant, Leftover};
 pub use clock::Clock;
 pub use feed::{Cursor, Event, EventFilter};

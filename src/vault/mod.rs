@@ -6,6 +6,7 @@
 //! catalog's, its dice are passed in.
 
 pub mod accept;
+pub mod audit;
 pub mod deliver;
 pub mod fetch;
 mod flight;
