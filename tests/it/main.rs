@@ -30,11 +30,13 @@ macro_rules! on_all_parts {
 }
 
 mod callbacks;
+mod cluster;
 mod commands;
 mod crashes;
 mod journey;
 mod large;
 mod limits;
+mod outages;
 mod puts;
 mod redirects;
 mod settings;
