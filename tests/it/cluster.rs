@@ -221,7 +221,7 @@ async fn a_put_that_comes_late_does_no_harm() {
     let nodes = cluster::start(&world, 3).await;
     let id = world.record(1);
     nodes[0].store.rule(Rule::on(&format!("{}/{}", call_sid(1), id.recording), Act::Hold));
-    freeze_past_the_lease(&world, &nodes, id, nodes[0].store.acts(0)).await;
+    freeze_past_the_lease(&world, &nodes, id, nodes[0].store.acts()).await;
     loses(&nodes[0], id).await;
     // Its lease is long gone, and the other's object is committed: now the put arrives.
     nodes[0].store.release();
@@ -236,7 +236,7 @@ async fn a_copy_that_comes_late_does_no_harm() {
     let nodes = cluster::start(&world, 3).await;
     let (id, digest) = add_large(&world, 1);
     nodes[0].store.rule(Rule::on("x-amz-copy-source", Act::Hold));
-    freeze_past_the_lease(&world, &nodes, id, nodes[0].store.acts(0)).await;
+    freeze_past_the_lease(&world, &nodes, id, nodes[0].store.acts()).await;
     loses(&nodes[0], id).await;
     nodes[0].store.release();
     eventually("the late copy is answered", async || (nodes[0].store.arrived_late() == 1).then_some(())).await;
@@ -250,7 +250,7 @@ async fn a_commit_that_comes_late_does_not_count() {
     let nodes = cluster::start(&world, 3).await;
     let id = world.record(1);
     nodes[0].catalog.rule(Rule::on("COMMIT", Act::Hold).after("recording.stored").then(RUN));
-    freeze_past_the_lease(&world, &nodes, id, nodes[0].catalog.acts(0)).await;
+    freeze_past_the_lease(&world, &nodes, id, nodes[0].catalog.acts()).await;
     nodes[0].catalog.release();
     loses(&nodes[0], id).await;
     is_whole(&world, id, Digest::of(&speech_mp3())).await;

@@ -33,6 +33,7 @@ mod callbacks;
 mod cluster;
 mod commands;
 mod crashes;
+mod faults;
 mod journey;
 mod large;
 mod limits;

@@ -168,17 +168,18 @@ impl Relay {
     /// Forgets all rules, and lets go of what they hold.
     pub fn release(&self) {
         self.state.rules.lock().expect("rules").clear();
+        self.state.acted.store(0, Ordering::SeqCst);
         self.state.released.send_modify(|count| *count += 1);
     }
 
-    /// How often a rule has acted.
-    pub fn acted(&self) -> usize {
-        self.state.acted.load(Ordering::SeqCst)
+    /// Whether a rule has acted since the last release.
+    pub fn has_acted(&self) -> bool {
+        self.state.acted.load(Ordering::SeqCst) > 0
     }
 
-    /// Waits until a rule has acted more often than `before`.
-    pub async fn acts(&self, before: usize) {
-        eventually("a rule of the relay acts", async || (self.acted() > before).then_some(())).await;
+    /// Waits until a rule has acted.
+    pub async fn acts(&self) {
+        eventually("a rule of the relay acts", async || self.has_acted().then_some(())).await;
     }
 
     /// How many held pieces have arrived after they were released, and were answered.

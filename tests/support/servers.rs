@@ -20,9 +20,18 @@ use sqlx::Connection;
 /// A server must be up within this time; initdb alone takes seconds on a busy machine.
 const START_PATIENCE: Duration = Duration::from_secs(90);
 
-/// A port that was free a moment ago.
+/// A port that was free a moment ago, and that no connection takes meanwhile:
+/// it lies below those that the kernel gives out (32768 and up, ip(7)).
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("an address").port()
+    const FIRST: u32 = 10_000;
+    const PORTS: u32 = 22_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // Test processes that run side by side begin at different places.
+    let begin = std::process::id().wrapping_mul(613);
+    let candidate = || begin.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % PORTS + FIRST;
+    let port = |_| u16::try_from(candidate()).expect("a port");
+    let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    (0..PORTS).map(port).find(free).expect("a free port")
 }
 
 /// A server and the pipe that keeps it alive.
