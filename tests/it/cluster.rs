@@ -5,16 +5,16 @@ use std::time::Duration;
 
 use callvault::domain::digest::Digest;
 use callvault::domain::recording::{RecordingId, State};
-use callvault::twilio::simulator::{Audio, Fault, SimulatedRecording, speech_mp3};
+use callvault::twilio::simulator::{Fault, speech_mp3};
 use futures::future::join_all;
 use futures::stream::{self, StreamExt};
 use reqwest::StatusCode;
 
 use crate::support::audit::{self, Audit, content};
-use crate::support::cluster::{self, Dice, Node};
+use crate::support::cluster::{self, Dice, Node, add_large, send_until_taken};
 use crate::support::eventually;
 use crate::support::relay::{Act, Rule};
-use crate::support::world::{Parts, World, call_sid, recording_id, started_at};
+use crate::support::world::{Parts, World, call_sid};
 
 /// The rest of a statement's answer, for rules: prepared first, then run.
 const RUN: usize = 1;
@@ -23,20 +23,6 @@ async fn world() -> World {
     let mut world = World::new(Parts::Servers).await;
     world.set("CALLVAULT_LEASE", "1s");
     world
-}
-
-/// A callback is sent again, to another node, until one has acknowledged it: as
-/// a balancer in front of the nodes would have it.
-async fn send_until_taken(world: &World, ports: &[u16], first: usize, id: RecordingId) {
-    let callback = world.callback(id.recording);
-    let at = AtomicUsize::new(first);
-    eventually("a node takes the callback", async || {
-        let port = ports[at.fetch_add(1, Ordering::Relaxed) % ports.len()];
-        let url = format!("http://127.0.0.1:{port}/webhooks/twilio/recording");
-        let answer = callback.send(&world.http, &url).await.ok()?;
-        (answer.status() == StatusCode::NO_CONTENT).then_some(())
-    })
-    .await;
 }
 
 /// The bytes behind a path. A node whose catalog is overrun says 503, and is
@@ -162,16 +148,6 @@ async fn a_thousand_recordings_survive_nodes_that_are_killed() {
     content(&world, Audit::Strict).await;
 }
 
-/// A recording that is staged: larger than what one put takes.
-fn add_large(world: &World, number: u32) -> (RecordingId, Digest) {
-    let id = recording_id(number);
-    let mut recording = SimulatedRecording::speech(id, call_sid(number), started_at());
-    recording.audio = Audio::made_up_wav(20 << 20, u64::from(number));
-    let digest = recording.audio.wav.as_ref().unwrap().digest();
-    world.simulator.add(recording);
-    (id, digest)
-}
-
 /// The first node takes the recording while the others are frozen; once it is
 /// `reached`, it is frozen in its turn, and woken when another has stored it.
 async fn freeze_past_the_lease(world: &World, nodes: &[Node], id: RecordingId, reached: impl Future<Output = ()>) {
@@ -276,5 +252,27 @@ async fn a_node_that_stops_hands_its_fetch_to_another() {
     assert_eq!(shown["attempts"], 2);
     let history = shown["history"].as_array().unwrap();
     assert!(history.iter().any(|entry| entry["type"] == "handed_back"), "{history:?}");
+    content(&world, Audit::Strict).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_wakes_while_another_fetches_leaves_it_alone() {
+    let world = world().await;
+    let nodes = cluster::start(&world, 3).await;
+    let id = world.record(1);
+    world.simulator.script(id.recording, [Fault::Held(1000), Fault::Held(1000)]);
+    join_all(nodes[1..].iter().map(Node::freeze)).await;
+    assert_eq!(nodes[0].send(&world.callback(id.recording)).await.status(), StatusCode::NO_CONTENT);
+    eventually("the fetch is under way", async || (world.simulator.fetches() == 1).then_some(())).await;
+    nodes[0].freeze().await;
+    nodes[1..].iter().for_each(Node::thaw);
+    eventually("another node fetches", async || (world.simulator.fetches() == 2).then_some(())).await;
+    // Both have half of the body now, and one of them the lease.
+    nodes[0].thaw();
+    loses(&nodes[0], id).await;
+    world.simulator.release(id.recording);
+    nodes[1].recording_in(id.recording, "stored").await;
+    assert_eq!(world.simulator.counts(id.recording).fetches, 2);
+    is_whole(&world, id, Digest::of(&speech_mp3())).await;
     content(&world, Audit::Strict).await;
 }

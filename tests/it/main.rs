@@ -41,4 +41,5 @@ mod outages;
 mod puts;
 mod redirects;
 mod settings;
+mod soak;
 mod upstream;

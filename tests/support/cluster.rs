@@ -2,11 +2,17 @@
 //! that can be broken, and each a process that can be killed or frozen.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use callvault::domain::digest::Digest;
+use callvault::domain::recording::RecordingId;
+use callvault::twilio::simulator::{Audio, SimulatedRecording};
+use reqwest::StatusCode;
 
 use super::eventually;
 use super::relay::Relay;
 use super::servers::free_port;
-use super::world::{Service, World};
+use super::world::{Service, World, call_sid, recording_id, started_at};
 
 /// A node, and its links to the parts.
 pub struct Node {
@@ -74,6 +80,30 @@ pub async fn start(world: &World, nodes: usize) -> Vec<Node> {
     futures::future::join_all((0..nodes).map(|_| Node::start(world))).await
 }
 
+/// A callback is sent again, to another node, until one has acknowledged it: as
+/// a balancer in front of the nodes would have it.
+pub async fn send_until_taken(world: &World, ports: &[u16], first: usize, id: RecordingId) {
+    let callback = world.callback(id.recording);
+    let at = AtomicUsize::new(first);
+    eventually("a node takes the callback", async || {
+        let port = ports[at.fetch_add(1, Ordering::Relaxed) % ports.len()];
+        let url = format!("http://127.0.0.1:{port}/webhooks/twilio/recording");
+        let answer = callback.send(&world.http, &url).await.ok()?;
+        (answer.status() == StatusCode::NO_CONTENT).then_some(())
+    })
+    .await;
+}
+
+/// A recording that is staged: larger than what one put takes.
+pub fn add_large(world: &World, number: u32) -> (RecordingId, Digest) {
+    let id = recording_id(number);
+    let mut recording = SimulatedRecording::speech(id, call_sid(number), started_at());
+    recording.audio = Audio::made_up_wav(20 << 20, u64::from(number));
+    let digest = recording.audio.wav.as_ref().unwrap().digest();
+    world.simulator.add(recording);
+    (id, digest)
+}
+
 /// Dice that fall alike for the same seed (Marsaglia's xorshift64).
 pub struct Dice(u64);
 
@@ -89,5 +119,13 @@ impl Dice {
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         (self.0 >> 11) % end
+    }
+}
+
+impl Dice {
+    /// One of these.
+    pub fn one_of<'a, T>(&mut self, of: &'a [T]) -> &'a T {
+        let at = self.below(of.len() as u64);
+        &of[usize::try_from(at).expect("an index")]
     }
 }
