@@ -29,6 +29,7 @@ macro_rules! on_all_parts {
     };
 }
 
+mod audits;
 mod callbacks;
 mod cluster;
 mod commands;
