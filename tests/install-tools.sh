@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the tests need and the machine lacks: PostgreSQL, an S3 store,
-# Chromium, faketime, and a Python with boto3 and playwright. What is there is left alone;
+# nginx, Chromium, faketime, and a Python with boto3 and playwright. What is there is left alone;
 # what this project builds goes to target/test-tools. Says what takes long.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -54,6 +54,19 @@ fi
 if ! compgen -G '/usr/lib/*/faketime/libfaketime.so.1' >/dev/null; then
   say "installing faketime from the distribution's packages"
   apt_install faketime
+fi
+
+if ! command -v nginx >/dev/null && [ ! -x /usr/sbin/nginx ]; then
+  say "installing nginx from the distribution's packages"
+  # The tests start one of their own; the distribution's is not wanted.
+  printf '#!/bin/sh\nexit 101\n' >"$tools/policy-rc.d"
+  if [ ! -e /usr/sbin/policy-rc.d ]; then
+    as_root install -m 755 "$tools/policy-rc.d" /usr/sbin/policy-rc.d
+    apt_install nginx-light
+    as_root rm -f /usr/sbin/policy-rc.d
+  else
+    apt_install nginx-light
+  fi
 fi
 
 wanted="$tools/python/wanted"

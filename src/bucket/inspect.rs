@@ -2,7 +2,9 @@
 //!
 //! Nothing here writes. What is read back is hashed as it comes and never held.
 
-use futures::{StreamExt, TryStreamExt};
+use std::collections::BTreeMap;
+
+use futures::stream::{BoxStream, StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use object_store::path::Path;
 use object_store::{Attribute, GetOptions, ObjectStore, ObjectStoreExt};
@@ -10,13 +12,29 @@ use object_store::{Attribute, GetOptions, ObjectStore, ObjectStoreExt};
 use super::{Bucket, BucketError, Result, path};
 use crate::domain::digest::{Digest, Hasher};
 
-/// What the store tells of an object besides its bytes.
+/// What the store says of an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Described {
-    /// Its `account-sid`; None where callvault did not write it.
-    pub account_sid: Option<String>,
-    /// Its `stored-at`.
-    pub stored_at: Option<Timestamp>,
+pub struct ObjectFacts {
+    /// Its length.
+    pub size_bytes: u64,
+    /// Its Content-Type.
+    pub content_type: Option<String>,
+    /// Its Cache-Control.
+    pub cache_control: Option<String>,
+    /// Its user metadata, by name in lower case.
+    pub metadata: BTreeMap<String, String>,
+}
+
+impl ObjectFacts {
+    /// The account it was written for; None where callvault did not write it.
+    pub fn account_sid(&self) -> Option<&str> {
+        self.metadata.get("account-sid").map(String::as_str)
+    }
+
+    /// When it was written.
+    pub fn stored_at(&self) -> Option<Timestamp> {
+        self.metadata.get("stored-at")?.parse().ok()
+    }
 }
 
 impl Bucket {
@@ -30,16 +48,36 @@ impl Bucket {
         Ok(inside.take(at_most).try_collect().await?)
     }
 
-    /// What an object says of itself; None where there is none.
-    pub async fn describe(&self, key: &str) -> Result<Option<Described>> {
+    /// Every key below the bucket's prefix, a page of the store at a time.
+    pub fn keys(&self) -> BoxStream<'static, Result<String>> {
+        let prefix = self.inner.layout.prefix();
+        let below = (!prefix.is_empty()).then(|| Path::from(prefix));
+        let listed = self.inner.reads.list(below.as_ref());
+        listed.map(|entry| entry.map(|object| object.location.into()).map_err(BucketError::from)).boxed()
+    }
+
+    /// What the store says of an object; None where there is none.
+    pub async fn facts(&self, key: &str) -> Result<Option<ObjectFacts>> {
         let options = GetOptions { head: true, ..GetOptions::default() };
         let Some(head) = found(self.inner.reads.get_opts(&path(key)?, options).await)? else { return Ok(None) };
-        let metadata = |name: &'static str| {
-            let value = head.attributes.get(&Attribute::Metadata(name.into()));
-            value.map(|value| value.to_string())
+        let mut facts = ObjectFacts {
+            size_bytes: head.meta.size,
+            content_type: None,
+            cache_control: None,
+            metadata: BTreeMap::new(),
         };
-        let stored_at = metadata("stored-at").and_then(|at| at.parse().ok());
-        Ok(Some(Described { account_sid: metadata("account-sid"), stored_at }))
+        for (attribute, value) in &head.attributes {
+            let value = value.as_ref().to_owned();
+            match attribute {
+                Attribute::ContentType => facts.content_type = Some(value),
+                Attribute::CacheControl => facts.cache_control = Some(value),
+                Attribute::Metadata(name) => {
+                    facts.metadata.insert(name.to_lowercase(), value);
+                }
+                _ => {}
+            }
+        }
+        Ok(Some(facts))
     }
 
     /// Reads an object through the hash: its digest and its length. None where

@@ -27,7 +27,7 @@ use object_store::{Certificate, ClientOptions, ObjectStore, ObjectStoreExt, Retr
 pub use clear::DELETE_WITHIN;
 pub use credentials::CredentialError;
 pub use embedded::Embedded;
-pub use inspect::Described;
+pub use inspect::ObjectFacts;
 pub use link::{Disposition, Link, LinkBase, LinkMethod};
 pub use upload::{NewObject, SINGLE_PUT_MAX_BYTES, Staging, UPLOAD_RESERVE_BYTES};
 

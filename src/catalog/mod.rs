@@ -12,6 +12,7 @@
 mod accept;
 mod accounts;
 mod announced;
+mod audit;
 mod claim;
 mod clock;
 mod feed;
@@ -34,6 +35,7 @@ use tokio::sync::watch;
 pub use accept::{Accepted, AnnouncedBy, Announcement, FoundBy};
 pub use accounts::{Paused, SlowDown};
 pub use announced::Announced;
+pub use audit::{FeedExtent, Told};
 pub use claim::{Claim, Claimant, Leftover, Standing, Wish};
 pub use clock::Clock;
 pub use feed::{Cursor, Event, EventFilter};
@@ -122,10 +124,28 @@ impl dyn Catalog + '_ {
 
     /// Reads the catalog's time.
     async fn read_clock(&self) -> Result<()> {
-        let row = self.read().await?.row("SELECT now_ms FROM clock", sql::args![]).await?;
+        self.read_clock_by(self.read().await?).await
+    }
+
+    async fn read_clock_by(&self, mut session: Session) -> Result<()> {
+        let row = session.row("SELECT now_ms FROM clock", sql::args![]).await?;
         let row = row.ok_or_else(|| CatalogError::Unreadable("the clock shows nothing".to_owned()))?;
         self.clock().set(row.time("now_ms")?);
         Ok(())
+    }
+}
+
+/// Waits until the catalog was reached for the first time. A node that has just
+/// been started has its port open: its first requests wait for as long as they
+/// would for a connection.
+async fn until_prepared(prepared: &watch::Sender<bool>) -> Result<()> {
+    if *prepared.borrow() {
+        return Ok(());
+    }
+    let mut prepared = prepared.subscribe();
+    match tokio::time::timeout(SESSION_TIMEOUT, prepared.wait_for(|prepared| *prepared)).await {
+        Ok(Ok(_)) => Ok(()),
+        _ => Err(CatalogError::not_prepared()),
     }
 }
 

@@ -110,9 +110,7 @@ impl Shared {
     /// is thrown away and the next one tried, so that a restart of the server
     /// fails no request once the server is back.
     async fn session(&self, first_statement: FirstStatement) -> Result<Session> {
-        if !*self.prepared.borrow() {
-            return Err(CatalogError::not_prepared());
-        }
+        super::until_prepared(&self.prepared).await?;
         let answered = tokio::time::timeout(SESSION_TIMEOUT, self.first_answer(first_statement)).await;
         answered.unwrap_or_else(|_| Err(CatalogError::Unavailable("no connection answers".to_owned())))
     }
@@ -218,9 +216,11 @@ impl Catalog for PostgresCatalog {
         let migrated = migrator().run(&pool).await;
         pool.close().await;
         migrated.map_err(CatalogError::Migration)?;
-        self.shared.prepared.send_replace(true);
+        // The time is known before anybody is let in.
         let catalog: &dyn Catalog = self;
-        catalog.read_clock().await
+        catalog.read_clock_by(Session::postgres(self.shared.acquire().await?)).await?;
+        self.shared.prepared.send_replace(true);
+        Ok(())
     }
 
     async fn begin(&self) -> Result<Session> {

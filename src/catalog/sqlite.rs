@@ -7,7 +7,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -27,7 +26,7 @@ pub struct SqliteCatalog {
     readers: SqlitePool,
     clock: Clock,
     changes: watch::Sender<u64>,
-    prepared: AtomicBool,
+    prepared: watch::Sender<bool>,
 }
 
 impl SqliteCatalog {
@@ -53,7 +52,7 @@ impl SqliteCatalog {
             readers: pool(max_connections - 1),
             clock: Clock::default(),
             changes: watch::Sender::new(0),
-            prepared: AtomicBool::new(false),
+            prepared: watch::Sender::new(false),
         }))
     }
 }
@@ -74,9 +73,7 @@ fn migrator() -> Migrator {
 
 impl SqliteCatalog {
     async fn session(&self, pool: &SqlitePool) -> Result<Session> {
-        if !self.prepared.load(Ordering::Acquire) {
-            return Err(CatalogError::not_prepared());
-        }
+        super::until_prepared(&self.prepared).await?;
         Ok(Session::sqlite(pool.acquire().await.map_err(sql::error)?))
     }
 }
@@ -90,9 +87,11 @@ impl Catalog for SqliteCatalog {
             migrated = migrator().run(&self.writer).await;
         }
         migrated.map_err(CatalogError::Migration)?;
-        self.prepared.store(true, Ordering::Release);
+        // The time is known before anybody is let in.
         let catalog: &dyn Catalog = self;
-        catalog.read_clock().await
+        catalog.read_clock_by(Session::sqlite(self.readers.acquire().await.map_err(sql::error)?)).await?;
+        self.prepared.send_replace(true);
+        Ok(())
     }
 
     async fn begin(&self) -> Result<Session> {

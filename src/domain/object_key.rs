@@ -28,6 +28,11 @@ impl Layout {
         Self { prefix }
     }
 
+    /// What every key begins with: empty, or ending with a slash.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
     /// Where every object of a recording lies: `<prefix>/<CallSid>/<RecordingSid>/`,
     /// or the ConferenceSid where there is no call. None while neither is known.
     pub fn recording_folder(&self, id: &RecordingId, details: &Details) -> Option<String> {

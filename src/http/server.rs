@@ -13,7 +13,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
@@ -32,6 +32,11 @@ const HEAD_MAX_BYTES: usize = 64 << 10;
 /// The wait after an accept failed, for want of file descriptors.
 const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
+/// A connection that has waited to be accepted is there at once.
+const LAST_CONNECTION_WITHIN: Duration = Duration::from_millis(10);
+/// The most that are looked for in the end: a flood must not keep a node from ending.
+const LAST_CONNECTIONS_MAX: usize = 1024;
+
 /// Serves until `stopping`, then lets what is under way end. Returns when the
 /// last connection is closed; whoever cannot wait for that drops it.
 pub async fn serve(listener: TcpListener, router: Router, stopping: CancellationToken) {
@@ -42,22 +47,25 @@ pub async fn serve(listener: TcpListener, router: Router, stopping: Cancellation
             () = stopping.cancelled() => break,
             accepted = accept(&listener, &room) => accepted,
         };
-        let Some((socket, permit)) = accepted else { continue };
-        let (router, stopping) = (router.clone(), stopping.clone());
-        connections.spawn(async move {
-            serve_connection(socket, router, stopping).await;
-            drop(permit);
-        });
+        if let Some((socket, permit)) = accepted {
+            connections.spawn(serve_connection(socket, permit, router.clone(), stopping.clone()));
+        }
+    }
+    // Whoever is connected by now, as far as it knows, would meet a reset.
+    for _ in 0..LAST_CONNECTIONS_MAX {
+        match tokio::time::timeout(LAST_CONNECTION_WITHIN, accept(&listener, &room)).await {
+            Ok(Some((socket, permit))) => {
+                connections.spawn(serve_connection(socket, permit, router.clone(), stopping.clone()));
+            }
+            Ok(None) | Err(_) => break,
+        }
     }
     drop(listener);
     connections.close();
     connections.wait().await;
 }
 
-async fn accept(
-    listener: &TcpListener,
-    room: &Arc<Semaphore>,
-) -> Option<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+async fn accept(listener: &TcpListener, room: &Arc<Semaphore>) -> Option<(TcpStream, OwnedSemaphorePermit)> {
     let permit = room.clone().acquire_owned().await.expect("the semaphore is never closed");
     match listener.accept().await {
         Ok((socket, _)) => Some((socket, permit)),
@@ -69,7 +77,12 @@ async fn accept(
     }
 }
 
-async fn serve_connection(socket: TcpStream, router: Router, stopping: CancellationToken) {
+async fn serve_connection(
+    socket: TcpStream,
+    _permit: OwnedSemaphorePermit,
+    router: Router,
+    stopping: CancellationToken,
+) {
     // Answers are small and complete: nothing is gained by waiting for more.
     let _ = socket.set_nodelay(true);
     let asked = Arc::new(AtomicBool::new(false));

@@ -7,6 +7,7 @@
 
 pub mod accept;
 mod announced;
+pub mod audit;
 pub mod deliver;
 mod discover;
 pub mod fetch;

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Vault;
-use crate::bucket::{BucketError, Described};
+use crate::bucket::{BucketError, ObjectFacts};
 use crate::catalog::{CatalogError, Duty, Finding, Lease, Settled};
 use crate::domain::object_key::Layout;
 use crate::domain::recording::{State, StoredObject};
@@ -148,7 +148,7 @@ impl Vault {
             self.bucket.abort_upload(&key, &upload_id).await?;
             telemetry::recheck_removed("upload");
         }
-        if self.bucket.describe(&key).await?.is_some() {
+        if self.bucket.facts(&key).await?.is_some() {
             self.bucket.delete_under_lease(&key, held.granted_at()).await?;
             telemetry::recheck_removed("staged");
         }
@@ -163,7 +163,7 @@ impl Vault {
     ) -> Result<Finding, BucketError> {
         // First of all: where the bucket itself is gone, this fails, and nothing counts as lost.
         let keys = self.bucket.list_folder(folder, OBJECTS_AT_ONCE).await?;
-        if self.bucket.describe(&object.key).await?.is_none() {
+        if self.bucket.facts(&object.key).await?.is_none() {
             return Ok(Finding::Lost);
         }
         self.remove_ours(held, &keys, Some(&object.key)).await
@@ -176,7 +176,7 @@ impl Vault {
         for key in &keys {
             let Some((digest, format)) = Layout::content_of(key) else { continue };
             if let Some(described) = self.describe_ours(held, key).await? {
-                candidates.push((Reverse(described.stored_at), key, digest, format));
+                candidates.push((Reverse(described.stored_at()), key, digest, format));
             }
         }
         candidates.sort_by_key(|(stored_at, ..)| *stored_at);
@@ -204,10 +204,10 @@ impl Vault {
     }
 
     /// An object that this service wrote for the row's account.
-    async fn describe_ours(&self, held: &Held<'_>, key: &str) -> Result<Option<Described>, BucketError> {
+    async fn describe_ours(&self, held: &Held<'_>, key: &str) -> Result<Option<ObjectFacts>, BucketError> {
         let account = held.duty.lease.id.account;
-        let described = self.bucket.describe(key).await?;
-        Ok(described.filter(|described| described.account_sid.as_deref() == Some(account.as_str())))
+        let described = self.bucket.facts(key).await?;
+        Ok(described.filter(|described| described.account_sid() == Some(account.as_str())))
     }
 }
 

@@ -34,9 +34,9 @@ on_all_parts! {
         let now = Timestamp::now();
         let refused = bucket.delete_under_lease(&key, now - DELETE_WITHIN - Duration::from_secs(2)).await;
         assert!(matches!(refused, Err(BucketError::Refused { status: StatusCode::FORBIDDEN, .. })), "{refused:?}");
-        assert!(bucket.describe(&key).await.unwrap().is_some(), "the object is still there");
+        assert!(bucket.facts(&key).await.unwrap().is_some(), "the object is still there");
         bucket.delete_under_lease(&key, now).await.unwrap();
-        assert_eq!(bucket.describe(&key).await.unwrap(), None);
+        assert_eq!(bucket.facts(&key).await.unwrap(), None);
         bucket.delete_under_lease(&key, now).await.expect("what is not there need not be removed");
     }
 
@@ -79,11 +79,11 @@ on_all_parts! {
         keys.sort();
         assert_eq!(keys, [ours.clone(), foreign.clone()]);
         assert_eq!(bucket.list_folder(&folder, 1).await.unwrap().len(), 1);
-        let described = bucket.describe(&ours).await.unwrap().unwrap();
-        assert_eq!(described.account_sid.as_deref(), Some(ACCOUNT));
-        assert_eq!(described.stored_at, Some("2026-11-23T14:00:00.5Z".parse().unwrap()));
-        assert_eq!(bucket.describe(&foreign).await.unwrap().unwrap().account_sid, None);
-        assert_eq!(bucket.describe(&format!("{folder}none")).await.unwrap(), None);
+        let described = bucket.facts(&ours).await.unwrap().unwrap();
+        assert_eq!(described.account_sid(), Some(ACCOUNT));
+        assert_eq!(described.stored_at(), Some("2026-11-23T14:00:00.5Z".parse().unwrap()));
+        assert_eq!(bucket.facts(&foreign).await.unwrap().unwrap().account_sid(), None);
+        assert_eq!(bucket.facts(&format!("{folder}none")).await.unwrap(), None);
         assert_eq!(bucket.read_back(&ours).await.unwrap(), Some((Digest::of(&bytes), 5 << 20)));
         assert_eq!(bucket.read_back(&foreign).await.unwrap(), Some((Digest::of(b""), 0)));
         assert_eq!(bucket.read_back(&format!("{folder}none")).await.unwrap(), None);

@@ -29,19 +29,24 @@ macro_rules! on_all_parts {
     };
 }
 
+mod audits;
 mod away;
 mod bucket;
 mod callbacks;
+mod cluster;
 mod commands;
 mod crashes;
 mod discover;
+mod faults;
 mod journey;
 mod large;
 mod limits;
+mod outages;
 mod pace;
 mod puts;
 mod recheck;
 mod reconcile;
 mod redirects;
 mod settings;
+mod soak;
 mod upstream;

@@ -2,6 +2,9 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub mod audit;
+pub mod cluster;
+pub mod relay;
 pub mod servers;
 pub mod world;
 
@@ -26,4 +29,13 @@ pub async fn eventually_within<T>(patience: Duration, what: &str, mut condition:
         assert!(tokio::time::Instant::now() < until, "waited {patience:?} in vain for: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// What random schedules are made of: `CALLVAULT_TEST_SEED`, which repeats a run,
+/// else always the same.
+pub fn seed() -> u64 {
+    let given = std::env::var("CALLVAULT_TEST_SEED").ok();
+    let seed = given.map_or(1, |seed| seed.parse().expect("CALLVAULT_TEST_SEED is a number"));
+    eprintln!("CALLVAULT_TEST_SEED={seed}");
+    seed
 }

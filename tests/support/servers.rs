@@ -20,9 +20,18 @@ use sqlx::Connection;
 /// A server must be up within this time; initdb alone takes seconds on a busy machine.
 const START_PATIENCE: Duration = Duration::from_secs(90);
 
-/// A port that was free a moment ago.
+/// A port that was free a moment ago, and that no connection takes meanwhile:
+/// it lies below those that the kernel gives out (32768 and up, ip(7)).
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("an address").port()
+    const FIRST: u32 = 10_000;
+    const PORTS: u32 = 22_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // Test processes that run side by side begin at different places.
+    let begin = std::process::id().wrapping_mul(613);
+    let candidate = || begin.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % PORTS + FIRST;
+    let port = |_| u16::try_from(candidate()).expect("a port");
+    let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    (0..PORTS).map(port).find(free).expect("a free port")
 }
 
 /// A server and the pipe that keeps it alive.
@@ -37,15 +46,25 @@ impl Kept {
         drop(self.shell.stdin.take());
         let _ = self.shell.wait();
     }
+
+    /// Tells the shell to stop its server or to start it again.
+    fn tell(&self, word: &str) {
+        use std::io::Write;
+        let mut stdin = self.shell.stdin.as_ref().expect("stdin is a pipe");
+        writeln!(stdin, "{word}").expect("the shell reads");
+    }
 }
 
-/// Runs `script` in a shell, in a temporary folder of its own. The script starts
-/// the server in the background as `$!`; it is ended when this process ends.
-fn keep(name: &str, script: &str, args: &[&str], unprivileged: bool) -> Kept {
+/// Runs `prepare` and then `start` in a shell, in a temporary folder of its own.
+/// `start` starts the server in the background as `$!`; it is ended when this
+/// process ends, and may be stopped and started again before.
+fn keep(name: &str, prepare: &str, start: &str, args: &[&str], unprivileged: bool) -> Kept {
     let folder = tempfile::Builder::new().prefix(&format!("callvault-{name}-")).tempdir().expect("a folder").keep();
     let whole = format!(
-        "set -eu; cd \"$0\"; {script} child=$!; trap '' INT TERM HUP; \
-         read -r _ || true; kill -INT $child; wait $child || true; cd /; rm -rf \"$0\""
+        "set -eu; cd \"$0\"; {prepare} {start} child=$!; trap '' INT TERM HUP; \
+         end() {{ kill -INT $child 2>/dev/null || true; wait $child || true; }}; \
+         while read -r word; do case $word in stop) end ;; start) {start} child=$! ;; esac; done; \
+         end; cd /; rm -rf \"$0\""
     );
     let log = std::fs::File::create(folder.join("log")).expect("a log file");
     let mut command = Command::new("sh");
@@ -136,10 +155,10 @@ impl Postgres {
     pub fn start() -> Self {
         let bin = postgres_bin();
         let port = free_port();
-        let script = "\"$1/initdb\" -D data -U postgres -A trust -E UTF8 --no-sync >/dev/null; \
-             \"$1/postgres\" -D data -p \"$2\" -c listen_addresses=127.0.0.1 -c unix_socket_directories='' \
+        let prepare = "\"$1/initdb\" -D data -U postgres -A trust -E UTF8 --no-sync >/dev/null;";
+        let start = "\"$1/postgres\" -D data -p \"$2\" -c listen_addresses=127.0.0.1 -c unix_socket_directories='' \
              -c max_connections=300 -c fsync=off -c log_min_messages=error &";
-        let mut kept = keep("postgres", script, &[bin.to_str().expect("a path"), &port.to_string()], true);
+        let mut kept = keep("postgres", prepare, start, &[bin.to_str().expect("a path"), &port.to_string()], true);
         wait_until(&mut kept, "PostgreSQL", || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             let url = format!("postgres://postgres@127.0.0.1:{port}/postgres");
@@ -149,6 +168,23 @@ impl Postgres {
                 .unwrap_or(false)
         });
         Self { port, kept }
+    }
+
+    /// Stops the server and keeps its data. Returns when it answers nobody any more.
+    pub async fn interrupt(&self) {
+        self.kept.tell("stop");
+        super::eventually("PostgreSQL is down", async || (!self.is_up().await).then_some(())).await;
+    }
+
+    /// Starts it again, on the same port and data.
+    pub async fn resume(&self) {
+        self.kept.tell("start");
+        super::eventually("PostgreSQL is up again", async || self.is_up().await.then_some(())).await;
+    }
+
+    async fn is_up(&self) -> bool {
+        let url = format!("postgres://postgres@127.0.0.1:{}/postgres", self.port);
+        sqlx::PgConnection::connect(&url).await.is_ok()
     }
 
     /// The URL of a database that nobody else uses.
@@ -207,8 +243,13 @@ impl ObjectStore {
         let (port, console) = (free_port(), free_port());
         let script = "MINIO_ROOT_USER=callvault-tests MINIO_ROOT_PASSWORD=callvault-tests-secret \
              \"$1\" server data --quiet --address \"127.0.0.1:$2\" --console-address \"127.0.0.1:$3\" &";
-        let mut kept =
-            keep("minio", script, &[minio.to_str().expect("a path"), &port.to_string(), &console.to_string()], false);
+        let mut kept = keep(
+            "minio",
+            "",
+            script,
+            &[minio.to_str().expect("a path"), &port.to_string(), &console.to_string()],
+            false,
+        );
         wait_until(&mut kept, "MinIO", || {
             answers(port, "GET /minio/health/ready HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n", " 200 ")
         });
@@ -226,12 +267,13 @@ impl ObjectStore {
         let (port, rpc) = (free_port(), free_port());
         let access_key_id = format!("GK{}", "c".repeat(24));
         let secret_access_key = "d".repeat(64);
-        let script = "cat >garage.toml <<EOF\nmetadata_dir = \"meta\"\ndata_dir = \"data\"\ndb_engine = \"sqlite\"\n\
+        let prepare = "cat >garage.toml <<EOF\nmetadata_dir = \"meta\"\ndata_dir = \"data\"\ndb_engine = \"sqlite\"\n\
              replication_factor = 1\nrpc_bind_addr = \"127.0.0.1:$3\"\nrpc_public_addr = \"127.0.0.1:$3\"\n\
              rpc_secret = \"$(printf 'e%.0s' $(seq 64))\"\n[s3_api]\ns3_region = \"garage\"\napi_bind_addr = \"127.0.0.1:$2\"\n\
-             root_domain = \".s3.garage\"\nEOF\n\"$1\" -c garage.toml server &";
-        let mut kept =
-            keep("garage", script, &[garage.to_str().expect("a path"), &port.to_string(), &rpc.to_string()], false);
+             root_domain = \".s3.garage\"\nEOF\n";
+        let start = "\"$1\" -c garage.toml server &";
+        let args = [garage.to_str().expect("a path"), &port.to_string(), &rpc.to_string()];
+        let mut kept = keep("garage", prepare, start, &args, false);
         wait_until(&mut kept, "Garage", || answers(port, "GET / HTTP/1.0\r\n\r\n", "HTTP/"));
         let store = Self {
             kind: "garage",
@@ -279,5 +321,41 @@ impl ObjectStore {
         })
         .await;
         name
+    }
+}
+
+/// An nginx before several nodes, as people run it. Ends when it is dropped.
+pub struct Nginx {
+    kept: Option<Kept>,
+}
+
+impl Nginx {
+    /// Balances that port over those.
+    pub fn start(port: u16, nodes: &[u16]) -> Self {
+        let nginx = program("nginx").or_else(|| Some(PathBuf::from("/usr/sbin/nginx")).filter(|file| file.is_file()));
+        let nginx = nginx.expect("nginx is not installed: run `make test`, or `tests/install-tools.sh`");
+        let servers: String = nodes.iter().map(|node| format!("server 127.0.0.1:{node} max_fails=0;\n")).collect();
+        // A callback may be repeated: the second one changes nothing.
+        let config = format!(
+            "daemon off; pid nginx.pid; error_log stderr warn; worker_processes 1; {user}\n\
+             events {{ worker_connections 1024; }}\n\
+             http {{ access_log off; client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi;\n\
+             uwsgi_temp_path uwsgi; scgi_temp_path scgi;\n\
+             upstream nodes {{ {servers} }}\n\
+             server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://nodes; proxy_set_header Host $http_host;\n\
+             proxy_next_upstream error timeout non_idempotent; }} }} }}\n",
+            user = if is_root() { "user root;" } else { "" },
+        );
+        let prepare = "cat >nginx.conf <<'EOF'\n".to_owned() + &config + "EOF\n";
+        let start = "\"$1\" -p \"$PWD\" -c nginx.conf &";
+        let mut kept = keep("nginx", &prepare, start, &[nginx.to_str().expect("a path")], false);
+        wait_until(&mut kept, "nginx", || answers(port, "GET /healthz HTTP/1.0\r\n\r\n", " 200 "));
+        Self { kept: Some(kept) }
+    }
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        self.kept.take().into_iter().for_each(Kept::stop);
     }
 }

@@ -130,7 +130,18 @@ impl World {
 
     /// The same on that port, with that binary.
     pub async fn start_on(&self, port: u16, binary: PathBuf) -> Service {
-        let service = self.start_unready(port, binary);
+        self.until_ready(self.start_unready(port, binary)).await
+    }
+
+    /// The same on that port, with settings of its own.
+    pub async fn start_with(&self, port: u16, own: &BTreeMap<String, String>) -> Service {
+        let mut settings = self.settings.clone();
+        settings.extend(own.clone());
+        let service = Service::spawn(debug_binary(), port, self.folder.path(), &settings, self.http.clone());
+        self.until_ready(service).await
+    }
+
+    async fn until_ready(&self, service: Service) -> Service {
         let ready = format!("{}/readyz", service.url);
         eventually("the service is ready", async || {
             if let Some(status) = service.exited() {
@@ -175,6 +186,17 @@ impl World {
                 (service.url.clone(), text("access_key_id"), text("secret_access_key"), "us-east-1")
             }
         };
+        self.store_at(endpoint, id, secret, region)
+    }
+
+    /// The bucket at MinIO, as others see it.
+    pub fn real_store(&self) -> Store {
+        let store = ObjectStore::shared();
+        let (id, secret) = (store.access_key_id.clone(), store.secret_access_key.clone());
+        self.store_at(store.endpoint.clone(), id, secret, store.region)
+    }
+
+    fn store_at(&self, endpoint: String, id: String, secret: String, region: &'static str) -> Store {
         let s3 = AmazonS3Builder::new()
             .with_endpoint(&endpoint)
             .with_bucket_name(&self.bucket)
