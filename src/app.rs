@@ -22,7 +22,7 @@ use crate::http;
 use crate::telemetry;
 use crate::twilio::Twilio;
 use crate::vault::Vault;
-use crate::worker::{self, ClaimLoop};
+use crate::worker::{self, ClaimLoop, ReconcileLoop};
 
 /// A running service.
 pub struct App {
@@ -40,9 +40,8 @@ pub struct App {
     /// A loop ended that never should.
     broken: CancellationToken,
     claims: Arc<ClaimLoop>,
-    claiming: Option<JoinHandle<()>>,
-    /// What ends by itself, in order, once nothing more may be claimed.
-    duties: Vec<JoinHandle<()>>,
+    /// The loops that begin work, each until nothing more is to be begun.
+    claiming: Vec<JoinHandle<()>>,
     servers: Vec<JoinHandle<()>>,
     loops: Vec<JoinHandle<()>>,
 }
@@ -64,7 +63,9 @@ impl App {
         };
         let public_url = config.public_url.clone().unwrap_or_else(|| format!("http://{address}"));
         let vault = Arc::new(vault(&config).await?);
-        let claims = Arc::new(ClaimLoop::new(vault.clone(), node_name(), config.fetch_concurrency));
+        let node = node_name();
+        let claims = Arc::new(ClaimLoop::new(vault.clone(), node.clone(), config.fetch_concurrency));
+        let reconcile = ReconcileLoop::new(vault.clone(), node);
         let mut app = Self {
             address,
             public_url,
@@ -76,12 +77,12 @@ impl App {
             stopped: CancellationToken::new(),
             broken: CancellationToken::new(),
             claims,
-            claiming: None,
-            duties: Vec::new(),
+            claiming: Vec::new(),
             servers: Vec::new(),
             loops: Vec::new(),
         };
         app.spawn(&config, listener, metrics_listener);
+        app.begin_reconciling(reconcile);
         Ok(app)
     }
 
@@ -91,15 +92,21 @@ impl App {
         self.servers.push(serve(listener, http::router(state)));
         self.servers.extend(metrics_listener.map(|listener| serve(listener, http::metrics_router())));
         let (claims, no_more_claims) = (self.claims.clone(), self.no_more_claims.clone());
-        self.claiming = Some(self.supervise(async move { claims.run(&no_more_claims).await }));
-        self.duties = vec![self.supervise(worker::recheck(self.vault.clone(), self.no_more_claims.clone()))];
+        self.claiming.push(self.supervise(async move { claims.run(&no_more_claims).await }));
+        self.claiming.push(self.supervise(worker::recheck(self.vault.clone(), self.no_more_claims.clone())));
         let vault = self.vault.clone();
         self.loops = vec![
             self.supervise(worker::watch_parts(vault.clone(), self.stopped.clone())),
             self.supervise(async move { vault.write_what_was_asked().await }),
             self.supervise(worker::probe_paused_accounts(self.vault.clone())),
+            self.supervise(self.vault.clone().follow_flights()),
             self.supervise(telemetry::keep_up()),
         ];
+    }
+
+    fn begin_reconciling(&mut self, reconcile: ReconcileLoop) {
+        let no_more_claims = self.no_more_claims.clone();
+        self.claiming.push(self.supervise(async move { reconcile.run(&no_more_claims).await }));
     }
 
     /// Runs a loop that ends with the service and not before.
@@ -128,8 +135,8 @@ impl App {
         self.no_more_claims.cancel();
         // A claim that is under way is still started: its lease would be lost otherwise.
         let claiming_ended = async {
-            for ending in self.claiming.into_iter().chain(self.duties) {
-                let _ = ending.await;
+            for claiming in self.claiming {
+                let _ = claiming.await;
             }
         };
         let _ = tokio::join!(tokio::time::sleep(self.drain), tokio::time::timeout_at(deadline, claiming_ended));

@@ -36,6 +36,9 @@ const STORE_REQUESTS: &str = "callvault_store_requests_total";
 const STORE_SECONDS: &str = "callvault_store_request_seconds";
 const ACCOUNTS_PAUSED: &str = "callvault_accounts_paused";
 const ACCOUNT_SLOWDOWNS: &str = "callvault_account_slowdowns_total";
+const RECONCILE_WALKS: &str = "callvault_reconcile_walks_total";
+const RECONCILE_FOUND: &str = "callvault_reconcile_found_total";
+const RECONCILE_LAG: &str = "callvault_reconcile_lag_seconds";
 const TROUBLE: &str = "callvault_trouble";
 const BUILD_INFO: &str = "callvault_build_info";
 
@@ -75,7 +78,13 @@ pub const TROUBLES: &[&str] = &[
     "rechecks_failing",
     "clock_off",
     "accounts_paused",
+    "reconcile_failing",
 ];
+/// How a node's part of a walk over Twilio's list ended.
+const WALK_OUTCOMES: &[&str] = &["completed", "handed_back", "failed", "lost"];
+/// What Twilio was asked for and callbacks had not told: a recording, or what
+/// became of an announced one.
+const FINDS: &[&str] = &["new", "announced"];
 
 const METRICS: &[Metric] = &[
     Metric {
@@ -138,6 +147,25 @@ const METRICS: &[Metric] = &[
         name: ACCOUNT_SLOWDOWNS,
         kind: Kind::Counter,
         help: "How often Twilio asked for fewer requests at once of an account",
+        label: None,
+    },
+    Metric {
+        name: RECONCILE_WALKS,
+        kind: Kind::Counter,
+        help: "Walks over Twilio's list by how this node's part of them ended",
+        label: Some(("outcome", WALK_OUTCOMES)),
+    },
+    Metric {
+        name: RECONCILE_FOUND,
+        kind: Kind::Counter,
+        help: "Recordings of which Twilio told only when it was asked: new ones, and announced ones that moved on",
+        label: Some(("what", FINDS)),
+    },
+    Metric {
+        name: RECONCILE_LAG,
+        kind: Kind::Gauge,
+        help: "Seconds since the last complete walk over Twilio's list began, of the account that waits longest; \
+               the same on every node with the same accounts, and 0 where walks are switched off",
         label: None,
     },
     Metric {
@@ -323,6 +351,21 @@ pub fn accounts_paused(count: usize) {
 /// An account was slowed down.
 pub fn account_slowed() {
     counter!(ACCOUNT_SLOWDOWNS).increment(1);
+}
+
+/// This node's part of a walk ended; `outcome` is one of [`WALK_OUTCOMES`].
+pub fn walk_ended(outcome: &'static str) {
+    counter!(RECONCILE_WALKS, "outcome" => outcome).increment(1);
+}
+
+/// Twilio told something that no callback had; `what` is one of [`FINDS`].
+pub fn reconcile_found(what: &'static str) {
+    counter!(RECONCILE_FOUND, "what" => what).increment(1);
+}
+
+/// The last complete walk of the account that waits longest began so long ago.
+pub fn reconcile_lag(lag: Duration) {
+    gauge!(RECONCILE_LAG).set(lag.as_secs_f64());
 }
 
 /// A part of the service got into trouble, or out of it; `code` is one of [`TROUBLES`].

@@ -73,10 +73,10 @@ const LOCK_ON_POSTGRES: &str = "SELECT * FROM recordings WHERE account_sid = $1 
 
 const CREATE: &str = "INSERT INTO recordings (account_sid, recording_sid, state, announced_by, details_confirmed, source_host, \
      call_sid, conference_sid, duration_seconds, channels, track, recording_source, recorded_at, \
-     accepted_at, ordered_at, due_at, pending_since) \
+     accepted_at, ordered_at, due_at, pending_since, asked_about_at) \
      SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, \
-     now_ms, coalesce($13, now_ms), CASE WHEN $3 = 'pending' THEN now_ms END, CASE WHEN $3 = 'pending' THEN now_ms END \
-     FROM clock WHERE 1 = 1 ON CONFLICT DO NOTHING";
+     now_ms, coalesce($13, now_ms), CASE WHEN $3 = 'pending' THEN now_ms END, CASE WHEN $3 = 'pending' THEN now_ms END, \
+     CASE WHEN $3 = 'announced' THEN now_ms END FROM clock WHERE 1 = 1 ON CONFLICT DO NOTHING";
 
 /// Details are filled in as long as no attempt may have used them.
 const LEARN: &str = "UPDATE recordings SET call_sid = $3, conference_sid = $4, duration_seconds = $5, channels = $6, \
@@ -93,7 +93,7 @@ pub(super) const TO_PENDING: &str = concat!(
 );
 const TO_ABSENT: &str =
     "UPDATE recordings SET state = 'absent', due_at = NULL WHERE account_sid = $1 AND recording_sid = $2";
-const TO_FAILED: &str = concat!(
+pub(super) const TO_FAILED: &str = concat!(
     "UPDATE recordings SET state = 'failed', due_at = NULL, error_code = $3, error_detail = $4, error_at = ",
     now!(),
     " WHERE account_sid = $1 AND recording_sid = $2"

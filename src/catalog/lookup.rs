@@ -102,6 +102,7 @@ impl FromStr for PageCursor {
 }
 
 const ONE: &str = "SELECT * FROM recordings WHERE account_sid = $1 AND recording_sid = $2";
+const SOME: &str = "SELECT * FROM recordings WHERE (account_sid, recording_sid) IN";
 const NAMED: &str = "SELECT * FROM recordings WHERE recording_sid = $1";
 
 /// By its own SID, by another name of it, or by what was PUT for it. A union
@@ -129,6 +130,24 @@ impl dyn Catalog + '_ {
     pub async fn recording(&self, id: &RecordingId) -> Result<Option<Recording>> {
         let row = self.read().await?.row(ONE, args![id.account, id.recording]).await?;
         row.as_ref().map(rows::recording).transpose()
+    }
+
+    /// Those of the recordings that are known, in no order.
+    pub async fn recordings(&self, ids: &[RecordingId]) -> Result<Vec<Recording>> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut args = args![];
+        let pairs: Vec<String> = ids
+            .iter()
+            .map(|id| {
+                args.extend(args![id.account, id.recording]);
+                format!("(${}, ${})", args.len() - 1, args.len())
+            })
+            .collect();
+        let sql = format!("{SOME} (VALUES {})", pairs.join(", "));
+        let rows = self.read().await?.rows(AssertSqlSafe(sql), args).await?;
+        rows.iter().map(rows::recording).collect()
     }
 
     /// The recording of that SID in one of the accounts. Where several claim

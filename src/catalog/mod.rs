@@ -11,6 +11,7 @@
 
 mod accept;
 mod accounts;
+mod announced;
 mod claim;
 mod clock;
 mod feed;
@@ -19,6 +20,7 @@ mod lookup;
 mod postgres;
 mod questions;
 mod recheck;
+mod reconcile;
 mod rows;
 mod sql;
 mod sqlite;
@@ -31,6 +33,7 @@ use tokio::sync::watch;
 
 pub use accept::{Accepted, AnnouncedBy, Announcement, FoundBy};
 pub use accounts::{Paused, SlowDown};
+pub use announced::Announced;
 pub use claim::{Claim, Claimant, Leftover, Standing, Wish};
 pub use clock::Clock;
 pub use feed::{Cursor, Event, EventFilter};
@@ -39,6 +42,7 @@ pub use lookup::{CallView, ListFilter, PageCursor, PutChoice};
 pub use postgres::PostgresCatalog;
 pub use questions::{Asked, Question};
 pub use recheck::{Duty, Finding};
+pub use reconcile::{Ahead, Walk, WalkLease, Walker};
 pub use rows::HistoryEntry;
 pub use sql::Session;
 pub use sqlite::SqliteCatalog;

@@ -13,7 +13,7 @@ use crate::domain::recording::{Details, ErrorCode, LastError, Recording, Recordi
 pub struct HistoryEntry {
     /// When.
     pub at: Timestamp,
-    /// An event's type, or `callback`, `put`, `attempt`, `handed_back`, `fetch_requested`.
+    /// An event's type, or `callback`, `put`, `reconcile`, `request`, `attempt`, `handed_back`, `fetch_requested`.
     pub kind: String,
     /// What belongs to it; an object, or null.
     pub detail: Json,

@@ -85,6 +85,8 @@ impl Stage {
             ("CALLVAULT_TWILIO_AUTH_TOKEN", &auth_token),
             ("CALLVAULT_TWILIO_ORIGIN", &simulator.origin()),
             ("CALLVAULT_RETRY_BASE", "300ms"),
+            // What is told here comes by callback.
+            ("CALLVAULT_RECONCILE_EVERY", "off"),
             ("CALLVAULT_DRAIN", "0s"),
             ("CALLVAULT_LOG", "error"),
         ];

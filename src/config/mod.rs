@@ -73,7 +73,7 @@ pub struct Config {
     pub retry: retry::Policy,
     /// When what may be left behind is looked at.
     pub recheck_after: Duration,
-    /// How often Twilio's list is walked.
+    /// How often Twilio's list is walked; None: never.
     pub reconcile_every: Option<Duration>,
     /// How far back.
     pub reconcile_window: Duration,

@@ -34,6 +34,9 @@ pub async fn receive(
         taken.unwrap_or(Err(Problem::Unavailable("The catalog does not answer.")))
     }
     .await;
+    if matches!(answer, Err(Problem::Unavailable(_))) {
+        state.vault.health.callbacks_may_be_lost();
+    }
     telemetry::callback(match &answer {
         Ok(true) => "accepted",
         Ok(false) => "known",

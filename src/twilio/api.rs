@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use http::StatusCode;
+use jiff::Timestamp;
 use jiff::civil::Date;
 use reqwest::Response;
 use serde::Deserialize;
@@ -35,6 +36,13 @@ pub struct Described {
     pub error_code: Option<String>,
 }
 
+impl Described {
+    /// Whether Twilio is done with it, one way or another.
+    pub fn is_final(&self) -> bool {
+        matches!(self.status.as_str(), "completed" | "absent" | "deleted" | "failed")
+    }
+}
+
 /// What of an account's recordings is listed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Listing {
@@ -54,6 +62,8 @@ pub enum Listing {
 pub struct Listed {
     /// Which recording: always of the account that was asked for.
     pub id: RecordingId,
+    /// When Twilio made it: what lists are filtered by.
+    pub created_at: Option<Timestamp>,
     /// What Twilio says of it.
     pub described: Described,
 }
@@ -92,6 +102,7 @@ struct RecordingResource {
     track: Option<String>,
     source: Option<String>,
     start_time: Option<String>,
+    date_created: Option<String>,
     status: Option<String>,
 }
 
@@ -182,8 +193,9 @@ fn query_of(uri: &str) -> Option<String> {
 fn listed(account: &AccountSid, resource: RecordingResource) -> Option<Listed> {
     let recording = resource.sid.as_deref()?.parse().ok()?;
     let owner: AccountSid = resource.account_sid.as_deref()?.parse().ok()?;
-    (owner == *account)
-        .then(|| Listed { id: RecordingId { account: owner, recording }, described: described(resource) })
+    let created_at = resource.date_created.as_deref().and_then(read_time);
+    let id = RecordingId { account: owner, recording };
+    (owner == *account).then(|| Listed { id, created_at, described: described(resource) })
 }
 
 fn described(resource: RecordingResource) -> Described {

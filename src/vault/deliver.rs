@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 use super::Vault;
 use super::flight::Waiter;
@@ -101,23 +102,27 @@ impl Vault {
     /// Answers "play this". Gives up waiting when it is dropped; what is on its
     /// way goes on, and so does a question to Twilio.
     pub async fn deliver(self: &Arc<Self>, wanted: Wanted, manner: &Manner<'_>) -> Result<Delivery, DeliveryError> {
-        let mut waiter = Waiter::new(self.catalog.changes(), manner.patience);
+        let until = Instant::now() + manner.patience;
+        let mut waiter = Waiter::new(self.catalog.changes(), until);
         let mut inquiry = Inquiry::default();
-        let mut hurried = None;
+        let mut is_noted = false;
         loop {
             waiter.look();
-            let Some(recording) = self.find(wanted, manner.visible).await? else {
+            let Some(recording) = self.find_or_recall(wanted, manner.visible).await? else {
                 match self.unknown(wanted, manner.visible, &mut inquiry, &mut waiter).await? {
                     Some(delivery) => return Ok(delivery),
                     None => continue,
                 }
             };
             let now = self.now()?;
+            if !is_noted {
+                self.note_asked(&recording, now);
+                is_noted = true;
+            }
             match (recording.state, &recording.object) {
                 (State::Stored, Some(object)) => {
-                    self.note_asked(&recording, now);
                     let object = object.clone();
-                    return self.playable(recording, object, manner, now).await;
+                    return self.playable(wanted, recording, object, manner, now).await;
                 }
                 (State::Stored, None) => {
                     let words = format!("{} is stored but has no object", recording.id);
@@ -126,18 +131,38 @@ impl Vault {
                 (state, _) if !state.is_on_its_way() => return Ok(Delivery::Gone(Box::new(recording))),
                 _ => {}
             }
-            if hurried.is_none() {
-                self.note_asked(&recording, now);
-            }
-            // Each attempt that was planned is brought forward once, and put first once it may begin.
-            let may_begin = recording.next_attempt_at.is_some_and(|next| next <= now && next != Timestamp::UNIX_EPOCH);
-            if recording.next_attempt_at > hurried || may_begin {
-                self.hurry(&recording).await;
-                hurried = recording.next_attempt_at;
-            }
-            if !waiter.wait().await {
+            if !self.flights.join(&recording).wait(until).await {
+                // Whoever waits has it brought forward; whoever does not wait asks for that, too.
+                if manner.patience.is_zero() {
+                    self.hurry(&recording).await;
+                }
                 let retry_after_seconds = retry_after_seconds(&recording, now);
                 return Ok(Delivery::NotReady { recording: Box::new(recording), retry_after_seconds });
+            }
+        }
+    }
+
+    /// The recording that is wanted; while the catalog is away, the one that was
+    /// the answer before.
+    async fn find_or_recall(
+        &self,
+        wanted: Wanted,
+        visible: Option<&[AccountSid]>,
+    ) -> Result<Option<Recording>, CatalogError> {
+        let recall = || self.hits.known(wanted, visible, self.now().ok()?);
+        if self.health.is_in_trouble("catalog_unreachable")
+            && let Some(known) = recall()
+        {
+            return Ok(Some(known));
+        }
+        match self.find(wanted, visible).await {
+            Err(error @ CatalogError::Unavailable(_)) => recall().map(Some).ok_or(error),
+            found => {
+                let is_stored = matches!(&found, Ok(Some(recording)) if recording.state == State::Stored);
+                if !is_stored {
+                    self.hits.forget(wanted, visible);
+                }
+                found
             }
         }
     }
@@ -166,13 +191,6 @@ impl Vault {
         }
     }
 
-    /// Brings the next attempt forward. Whoever waits goes on waiting if that fails.
-    async fn hurry(&self, recording: &Recording) {
-        if let Err(error) = self.catalog.hurry(&recording.id, self.retry.base).await {
-            tracing::warn!(recording = %recording.id, %error, "its next attempt was not brought forward");
-        }
-    }
-
     /// The recording that is wanted, if it is known.
     pub async fn find(
         &self,
@@ -193,6 +211,7 @@ impl Vault {
 
     async fn playable(
         &self,
+        wanted: Wanted,
         recording: Recording,
         object: StoredObject,
         manner: &Manner<'_>,
@@ -203,6 +222,9 @@ impl Vault {
             false => Disposition::Inline,
         };
         let link = self.bucket.link(&object.key, manner.method, &disposition, now, manner.base).await?;
+        if !self.health.is_in_trouble("catalog_unreachable") {
+            self.hits.keep(wanted, manner.visible, &recording, link.expires_at);
+        }
         Ok(Delivery::Redirect(Box::new(Playable { recording, object, link, now })))
     }
 }

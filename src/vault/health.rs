@@ -5,7 +5,7 @@
 //! of its balancer would help nobody.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use serde::Serialize;
 
@@ -26,6 +26,9 @@ pub struct Health {
     ready: AtomicBool,
     stopping: AtomicBool,
     troubles: Mutex<Vec<Trouble>>,
+    /// Occasions on which callbacks may have been lost, and how many of them were made up for.
+    lost_callbacks: AtomicU64,
+    made_up_for: AtomicU64,
 }
 
 impl Health {
@@ -49,6 +52,11 @@ impl Health {
         self.list().clone()
     }
 
+    /// Whether a part is in that trouble.
+    pub fn is_in_trouble(&self, code: &'static str) -> bool {
+        self.list().iter().any(|trouble| trouble.code == code)
+    }
+
     /// Notes how a part fared: an error is a trouble until it fares well again.
     pub fn note<E: std::fmt::Display>(&self, code: &'static str, fared: Result<(), E>) {
         telemetry::trouble(code, fared.is_err());
@@ -66,6 +74,23 @@ impl Health {
                 troubles.push(Trouble { code, detail: error.to_string() });
             }
         }
+    }
+
+    /// A callback was refused for want of the catalog, or one may have been.
+    pub fn callbacks_may_be_lost(&self) {
+        self.lost_callbacks.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// The occasions on which callbacks may have been lost; None where all of
+    /// them were made up for.
+    pub fn lost_callbacks(&self) -> Option<u64> {
+        let lost = self.lost_callbacks.load(Ordering::Acquire);
+        (lost > self.made_up_for.load(Ordering::Acquire)).then_some(lost)
+    }
+
+    /// So many occasions were made up for. Later ones are not among them.
+    pub fn made_up_for(&self, lost_callbacks: u64) {
+        self.made_up_for.fetch_max(lost_callbacks, Ordering::AcqRel);
     }
 
     fn list(&self) -> std::sync::MutexGuard<'_, Vec<Trouble>> {
@@ -86,6 +111,19 @@ mod tests {
         health.note("bucket_unreachable", Err("refused"));
         health.note("catalog_unreachable", Ok::<_, &str>(()));
         assert_eq!(health.troubles().len(), 1);
+    }
+
+    #[test]
+    fn what_is_lost_while_it_is_made_up_for_is_not_forgotten() {
+        let health = Health::default();
+        assert_eq!(health.lost_callbacks(), None);
+        health.callbacks_may_be_lost();
+        let lost = health.lost_callbacks().unwrap();
+        health.callbacks_may_be_lost();
+        health.made_up_for(lost);
+        let lost = health.lost_callbacks().unwrap();
+        health.made_up_for(lost);
+        assert_eq!(health.lost_callbacks(), None);
     }
 
     #[test]

@@ -6,16 +6,19 @@
 //! catalog's, its dice are passed in.
 
 pub mod accept;
+mod announced;
 pub mod deliver;
 mod discover;
 pub mod fetch;
 mod flight;
 pub mod health;
+mod hits;
 mod inquiry;
 mod intake;
 mod memory;
 mod pace;
 pub mod recheck;
+pub mod reconcile;
 mod traces;
 
 use std::sync::Arc;
@@ -32,7 +35,9 @@ use crate::domain::retry;
 use crate::domain::sid::AccountSid;
 use crate::twilio::Twilio;
 use crate::twilio::source::{Source, SourceHost};
+use flight::Flights;
 use health::Health;
+use hits::Hits;
 use inquiry::Questions;
 use memory::MemoryBudget;
 pub use memory::Reservation;
@@ -71,8 +76,11 @@ pub struct Vault {
     max_recording_bytes: u64,
     lease: Duration,
     recheck_after: Duration,
+    reconcile: reconcile::Terms,
     memory: MemoryBudget,
     dice: Dice,
+    flights: Flights,
+    hits: Hits,
     questions: Questions,
     /// Held by whoever asks Twilio whether it refuses an account.
     confirming: Mutex<()>,
@@ -97,8 +105,11 @@ impl Vault {
             max_recording_bytes: config.max_recording_bytes,
             lease: config.lease,
             recheck_after: config.recheck_after,
+            reconcile: reconcile::Terms { every: config.reconcile_every, window: config.reconcile_window },
             memory: MemoryBudget::new(config.memory_budget_bytes),
             dice,
+            flights: Flights::default(),
+            hits: Hits::default(),
             confirming: Mutex::default(),
             asked,
             asked_to_write: Mutex::new(asked_to_write),

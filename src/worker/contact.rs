@@ -1,8 +1,10 @@
 //! Reaching the catalog and the bucket for the first time, and watching them.
 
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::bucket::BucketError;
@@ -14,6 +16,8 @@ const TRY_AGAIN_AFTER: Duration = Duration::from_millis(500);
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// A part that does not answer for so long is away.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// A catalog that comes and goes is no reason to ask Twilio all the time.
+const MAKE_UP_AT_MOST_EVERY: Duration = Duration::from_secs(60);
 
 /// Migrates the catalog and finds the bucket, again and again until both are
 /// reached; then keeps looking at them until `stopping`.
@@ -37,11 +41,11 @@ async fn prepare(vault: &Vault) {
         let fared = loop {
             match tokio::time::timeout(PATIENCE, &mut preparing).await {
                 Ok(fared) => break fared,
-                Err(_) => vault.health.note("catalog_unreachable", Err("it is still being prepared")),
+                Err(_) => note_catalog(vault, Err("it is still being prepared")),
             }
         };
         let prepared = fared.is_ok();
-        vault.health.note("catalog_unreachable", fared);
+        note_catalog(vault, fared);
         if prepared {
             return;
         }
@@ -50,10 +54,30 @@ async fn prepare(vault: &Vault) {
 }
 
 async fn watch_catalog(vault: &Vault) {
+    let mut made_up_at: Option<Instant> = None;
     loop {
-        tokio::time::sleep(LOOK_EVERY).await;
-        vault.health.note("catalog_unreachable", vault.catalog.check().await);
+        // Until it is back, answers come from memory: that ends soon after.
+        let is_away = vault.health.is_in_trouble("catalog_unreachable");
+        tokio::time::sleep(if is_away { TRY_AGAIN_AFTER } else { LOOK_EVERY }).await;
+        let fared = vault.catalog.check().await;
+        let answers = fared.is_ok();
+        note_catalog(vault, fared);
+        if answers && made_up_at.is_none_or(|at| at.elapsed() >= MAKE_UP_AT_MOST_EVERY) {
+            match vault.make_up_for_lost_callbacks().await {
+                Ok(true) => made_up_at = Some(Instant::now()),
+                Ok(false) => {}
+                Err(error) => tracing::debug!(%error, "Twilio's lists are walked once the catalog answers"),
+            }
+        }
     }
+}
+
+/// A catalog that is away cannot take callbacks, and Twilio does not repeat them.
+fn note_catalog<E: Display>(vault: &Vault, fared: Result<(), E>) {
+    if fared.is_err() {
+        vault.health.callbacks_may_be_lost();
+    }
+    vault.health.note("catalog_unreachable", fared);
 }
 
 async fn watch_bucket(vault: &Vault, until_found: bool) {

@@ -8,8 +8,10 @@ mod claims;
 mod contact;
 mod probes;
 mod recheck;
+mod reconcile;
 
 pub use claims::{ClaimLoop, HAND_BACK_WITHIN};
 pub use contact::watch_parts;
 pub use probes::probe_paused_accounts;
 pub use recheck::recheck;
+pub use reconcile::ReconcileLoop;

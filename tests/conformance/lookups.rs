@@ -158,6 +158,21 @@ async fn look_ups_are_by_index_on_sqlite() {
             "recordings_by_recheck (account_sid=? AND recheck_due_at<?)",
         ),
         (
+            "SELECT account_sid FROM reconciles c WHERE c.asking_from <= 1 AND EXISTS (SELECT 1 FROM recordings r \
+             WHERE r.account_sid = c.account_sid AND r.state = 'announced' AND r.asked_about_at <= 1) \
+             AND c.account_sid IN ('AC1', 'AC2') ORDER BY c.asking_from LIMIT 1",
+            "recordings_by_asked_about (account_sid=? AND asked_about_at<?)",
+        ),
+        (
+            "SELECT min((SELECT r.asked_about_at FROM recordings r WHERE r.account_sid = c.account_sid \
+             AND r.state = 'announced' ORDER BY r.asked_about_at LIMIT 1)) FROM reconciles c WHERE account_sid IN ('AC1')",
+            "recordings_by_asked_about (account_sid=?)",
+        ),
+        (
+            "SELECT recording_sid, state FROM recordings WHERE account_sid = 'AC1' AND recording_sid IN ('RE1', 'RE2')",
+            "(account_sid=? AND recording_sid=?)",
+        ),
+        (
             "SELECT * FROM recordings WHERE recording_sid = 'RE1' AND account_sid IN ('AC1')",
             "account_sid=? AND recording_sid=?",
         ),

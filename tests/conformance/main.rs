@@ -86,6 +86,7 @@ mod leases;
 mod lookups;
 mod questions;
 mod rechecks;
+mod reconcile;
 
 /// A lease that no test outlives.
 const LONG: Duration = Duration::from_secs(3600);

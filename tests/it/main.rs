@@ -29,6 +29,7 @@ macro_rules! on_all_parts {
     };
 }
 
+mod away;
 mod bucket;
 mod callbacks;
 mod commands;
@@ -40,6 +41,7 @@ mod limits;
 mod pace;
 mod puts;
 mod recheck;
+mod reconcile;
 mod redirects;
 mod settings;
 mod upstream;

@@ -28,10 +28,16 @@ fn record_for_other(world: &World, number: u32) -> RecordingId {
 async fn announce(world: &World, nodes: &[Service], ids: impl IntoIterator<Item = RecordingId>) {
     let sent = ids.into_iter().enumerate().map(|(at, id)| {
         let callback = world.callback(id.recording);
-        async move { nodes[at % nodes.len()].send(&callback).await.status() }
+        async move {
+            let node = &nodes[at % nodes.len()];
+            // A machine that is busy with other tests may take too long for some.
+            eventually("the callback is taken", async || {
+                (node.send(&callback).await.status() == StatusCode::NO_CONTENT).then_some(())
+            })
+            .await
+        }
     });
-    let answers: Vec<StatusCode> = futures::stream::iter(sent).buffer_unordered(64).collect().await;
-    assert!(answers.iter().all(|status| *status == StatusCode::NO_CONTENT));
+    futures::stream::iter(sent).buffer_unordered(16).collect::<Vec<()>>().await;
 }
 
 async fn metric(world: &World, service: &Service, name: &str) -> f64 {

@@ -65,6 +65,8 @@ impl World {
             ("CALLVAULT_RETRY_CAP", "1s".to_owned()),
             ("CALLVAULT_LEASE", "2s".to_owned()),
             ("CALLVAULT_DRAIN", "0s".to_owned()),
+            // Otherwise every recording at Twilio would be found at once: tests that want it say so.
+            ("CALLVAULT_RECONCILE_EVERY", "off".to_owned()),
             ("CALLVAULT_LOG", "info,callvault=debug".to_owned()),
             ("CALLVAULT_LOG_FORMAT", "json".to_owned()),
         ]

@@ -10,6 +10,7 @@ mod audio;
 mod body;
 mod callbacks;
 mod faults;
+mod lists;
 mod server;
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -126,6 +127,7 @@ struct State {
     in_flight: HashMap<AccountSid, usize>,
     in_flight_max: HashMap<AccountSid, usize>,
     seen: VecDeque<Seen>,
+    lists: lists::Lists,
 }
 
 /// A running simulator; it stops when it is dropped.
@@ -167,6 +169,7 @@ impl Simulator {
             in_flight: HashMap::new(),
             in_flight_max: HashMap::new(),
             seen: VecDeque::new(),
+            lists: lists::Lists::default(),
         };
         let shared =
             Arc::new(Shared { api: api.local_addr()?, media_host: media_host.local_addr()?, state: Mutex::new(state) });

@@ -110,7 +110,7 @@ impl Exchange {
         }
         match (method, &rest[1..]) {
             (&Method::GET, []) => answer_json(json!({"sid": account, "status": "active"})),
-            (&Method::GET, ["Recordings.json"]) => self.list(account, None, query),
+            (&Method::GET, ["Recordings.json"]) => self.list_of_account(account, query).await,
             (&Method::GET, ["Calls", call, "Recordings.json"]) => match call.parse() {
                 Ok(call) => self.list(account, Some(call), query),
                 Err(_) => not_found(),
@@ -305,6 +305,17 @@ impl Exchange {
         }
     }
 
+    async fn list_of_account(&self, account: AccountSid, query: &str) -> Answer {
+        let fault = self.shared.state().lists.next_fault(account);
+        match fault {
+            None => self.list(account, None, query),
+            Some(Fault::RateLimited { retry_after }) => rate_limited(retry_after),
+            Some(Fault::Status(status)) => of_status(status),
+            Some(Fault::Silent) => std::future::pending().await,
+            Some(_) => of_status(500),
+        }
+    }
+
     /// A page of an account's recordings, newest first. Filters that are not
     /// known are ignored in silence, as Twilio does.
     fn list(&self, account: AccountSid, call: Option<CallSid>, query: &str) -> Answer {
@@ -320,6 +331,7 @@ impl Exchange {
         let page_size = parameter("PageSize").and_then(|size| size.parse::<usize>().ok()).unwrap_or(50).clamp(1, 1000);
         let start = parameter("PageToken");
         let state = self.shared.state();
+        let page_size = page_size.min(state.lists.page_size_max.unwrap_or(usize::MAX));
         let mut found: Vec<&SimulatedRecording> = state
             .recordings
             .values()
@@ -328,13 +340,14 @@ impl Exchange {
             .filter(|known| conference.is_none() || known.conference_sid.map(|sid| sid.to_string()) == conference)
             .filter(|known| {
                 let created = known.started_at.to_zoned(TimeZone::UTC).date().to_string();
-                on.as_ref().is_none_or(|day| created == *day)
+                let of_its_days = on.as_ref().is_none_or(|day| created == *day)
                     && before.as_ref().is_none_or(|day| created <= *day)
-                    && after.as_ref().is_none_or(|day| created >= *day)
+                    && after.as_ref().is_none_or(|day| created >= *day);
+                of_its_days || state.lists.ignores_days
             })
             .collect();
         found.sort_by_key(|known| std::cmp::Reverse(page_key(known)));
-        let from = start.map_or(0, |token| found.partition_point(|known| page_key(known) > token));
+        let from = start.map_or(0, |token| found.partition_point(|known| page_key(known) >= token));
         let page = &found[from..found.len().min(from + page_size)];
         let more = from + page.len() < found.len();
         let next = page.last().filter(|_| more).map(|last| {

@@ -21,6 +21,8 @@ CREATE TABLE recordings (
     -- Twilio's Retry-After: no attempt before it, whoever asks.
     not_before         BIGINT,
     pending_since      BIGINT,
+    -- announced: when Twilio was last asked what became of it, at first accepted_at.
+    asked_about_at     BIGINT,
     last_attempt_at    BIGINT,
     attempts           BIGINT NOT NULL DEFAULT 0,
     -- Attempts that failed since pending_since.
@@ -67,6 +69,7 @@ CREATE TABLE recordings (
 -- statistics SQLite takes the index of which it can use the most.
 CREATE INDEX recordings_by_due ON recordings (account_sid, due_at) WHERE state IN ('pending', 'fetching');
 CREATE INDEX recordings_by_recheck ON recordings (account_sid, recheck_due_at) WHERE recheck_due_at IS NOT NULL;
+CREATE INDEX recordings_by_asked_about ON recordings (account_sid, asked_about_at) WHERE state = 'announced';
 CREATE INDEX recordings_by_recording ON recordings (recording_sid);
 CREATE INDEX recordings_by_call ON recordings (call_sid, account_sid);
 CREATE INDEX recordings_by_conference ON recordings (conference_sid, account_sid);
@@ -132,6 +135,38 @@ CREATE TABLE choices (
 );
 CREATE INDEX choices_by_call ON choices (call_sid);
 CREATE INDEX choices_by_recording ON choices (account_sid, recording_sid);
+
+-- Asking Twilio what callbacks did not tell, one row an account.
+CREATE TABLE reconciles (
+    account_sid    TEXT PRIMARY KEY,
+    enrolled_at    BIGINT NOT NULL,
+    -- Raised by every grant of a walk; what saves or ends one names it.
+    epoch          BIGINT NOT NULL DEFAULT 0,
+    -- The node that walks; NULL while none does.
+    lease_node     TEXT,
+    -- While a node walks: the end of its lease; else when the next one may.
+    due_at         BIGINT NOT NULL,
+    -- Twilio's Retry-After: no walk before it, whoever wants one.
+    not_before     BIGINT,
+    -- 1 while another walk is wanted as soon as this one is over.
+    wanted         BIGINT NOT NULL DEFAULT 0,
+    -- The walk under way: its beginning, how far back it looks, and Twilio's
+    -- query for the page that is next; NULL is the first.
+    begun_at       BIGINT,
+    window_from    BIGINT,
+    next_page      TEXT,
+    -- Its pages that are done, and the recordings that it found; or the last one's.
+    pages          BIGINT NOT NULL DEFAULT 0,
+    found          BIGINT NOT NULL DEFAULT 0,
+    failed_rounds  BIGINT NOT NULL DEFAULT 0,
+    -- The last walk that came to its end: when it did, and when it had begun.
+    completed_at   BIGINT,
+    covered_until  BIGINT,
+    -- Announced recordings: none is asked about before. A node is asking, or Twilio
+    -- wants to be left alone.
+    asking_from    BIGINT NOT NULL
+);
+CREATE INDEX reconciles_by_due ON reconciles (due_at);
 
 -- Calls that Twilio is being asked for, and those that it knew nothing of.
 CREATE TABLE questions (
