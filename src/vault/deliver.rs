@@ -24,6 +24,9 @@ const RETRY_AFTER_MAX_SECONDS: u64 = 60;
 /// When to ask again for a call that Twilio is asked for: it answers within that, or not soon.
 const ASKING_RETRY_AFTER_SECONDS: u64 = 2;
 
+/// A look-up that has waited so long for its turn will not be answered soon.
+const LOOK_UP_WITHIN: Duration = Duration::from_secs(2);
+
 /// What someone wants to play.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Wanted {
@@ -197,6 +200,8 @@ impl Vault {
         wanted: Wanted,
         visible: Option<&[AccountSid]>,
     ) -> Result<Option<Recording>, CatalogError> {
+        let in_time = tokio::time::timeout(LOOK_UP_WITHIN, self.look_ups.acquire()).await;
+        let _place = in_time.map_err(|_| CatalogError::Unavailable("too many look-ups wait".to_owned()))?;
         match wanted {
             Wanted::Recording(sid) => self.catalog.recording_named(sid, visible).await,
             Wanted::Call(sid) => Ok(self.call(sid, visible).await?.and_then(|view| view.answer().cloned())),

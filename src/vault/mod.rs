@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, Semaphore, mpsc};
 
 use crate::bucket::{Bucket, UPLOAD_RESERVE_BYTES};
 use crate::catalog::{Catalog, CatalogError, Claimant};
@@ -50,6 +50,10 @@ pub type Dice = Box<dyn Fn() -> f64 + Send + Sync>;
 const ASKED_AGAIN_AFTER: SignedDuration = SignedDuration::from_hours(1);
 /// Those that wait to be written; more of them are forgotten.
 const ASKED_WAITING_MAX: usize = 1000;
+
+/// Connections that requests to play leave to callbacks, claims and the renewal
+/// of leases.
+const CONNECTIONS_LEFT: u32 = 3;
 
 /// How far a node's clock may be from the catalog's.
 const CLOCK_OFF_MAX: Duration = Duration::from_secs(5 * 60);
@@ -80,6 +84,8 @@ pub struct Vault {
     recheck_after: Duration,
     memory: MemoryBudget,
     dice: Dice,
+    /// Look-ups for requests that may be under way at once.
+    look_ups: Semaphore,
     flights: Flights,
     hits: Hits,
     questions: Questions,
@@ -95,6 +101,7 @@ impl Vault {
         let mut accounts: Vec<AccountSid> = twilio.accounts().copied().collect();
         accounts.sort();
         let (asked, asked_to_write) = mpsc::channel(ASKED_WAITING_MAX);
+        let look_ups = config.database_max_connections.saturating_sub(CONNECTIONS_LEFT).max(1);
         Self {
             catalog,
             bucket,
@@ -109,6 +116,7 @@ impl Vault {
             recheck_after: config.recheck_after,
             memory: MemoryBudget::new(config.memory_budget_bytes),
             dice,
+            look_ups: Semaphore::new(look_ups as usize),
             flights: Flights::default(),
             hits: Hits::default(),
             confirming: Mutex::default(),

@@ -6,7 +6,7 @@ use object_store::path::Path;
 use object_store::{Attribute, Attributes, ObjectStoreExt as _, PutOptions};
 use sqlx::Connection;
 
-use crate::support::audit::{self, Audit, content};
+use crate::support::audit::{self, content};
 use crate::support::world::{Parts, Store, World, call_sid};
 
 const THOROUGH: Scope = Scope { read_back: true, strict: true };
@@ -41,7 +41,7 @@ async fn put(store: &Store, key: &Path, bytes: Vec<u8>, attributes: Attributes) 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_wrong_in_the_bucket_is_found() {
     let (world, store, keys) = stored().await;
-    content(&world, Audit::Strict).await;
+    content(&world).await;
     let [(id, key), ..] = &keys[..] else { unreachable!("three were stored") };
     let about = id.recording.to_string();
     let (bytes, right) = store.object(key.as_ref()).await;
@@ -93,7 +93,7 @@ async fn what_is_wrong_in_the_bucket_is_found() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_wrong_in_the_feed_is_found() {
     let (world, _, keys) = stored().await;
-    content(&world, Audit::Strict).await;
+    content(&world).await;
     let mut database = sqlx::PgConnection::connect(&world.settings["CALLVAULT_DATABASE_URL"]).await.unwrap();
     let about = keys[1].0.recording.to_string();
     let mut run = async |statement: &str| {
@@ -109,7 +109,7 @@ async fn what_is_wrong_in_the_feed_is_found() {
     .await;
     finds(&world, THOROUGH, &about, "stored again").await;
     run(&format!("DELETE FROM events WHERE seq = 7 AND {of}")).await;
-    content(&world, Audit::Strict).await;
+    content(&world).await;
 
     run(&format!("UPDATE events SET seq = 8 WHERE {of}")).await;
     finds(&world, THOROUGH, "the feed", "numbered from 1 to 8").await;

@@ -7,6 +7,7 @@
 //! need a second node, or a catalog behind a link, run on PostgreSQL with three
 //! nodes; the others on SQLite. `target/fault-matrix.md` tells which ran where.
 
+mod clock;
 mod lane;
 
 use std::fmt::Write as _;
@@ -66,10 +67,11 @@ enum Fault {
     Truncation,
     RateLimits,
     Html,
+    ClockOff,
 }
 use Fault::*;
 
-const FAULTS: [(Fault, &str); 11] = [
+const FAULTS: [(Fault, &str); 12] = [
     (Kill, "kill -9"),
     (Freeze, "SIGSTOP past the lease"),
     (CatalogGone, "catalog gone"),
@@ -81,6 +83,7 @@ const FAULTS: [(Fault, &str); 11] = [
     (Truncation, "truncation"),
     (RateLimits, "429 storm"),
     (Html, "200 with HTML"),
+    (ClockOff, "clock off by 20 min"),
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,12 +104,17 @@ fn stage(step: Step, fault: Fault) -> Option<Stage> {
         OriginReset => matches!(step, Connect | Headers | MidBody),
         Truncation | Html => step == MidBody,
         RateLimits => step == Headers,
+        ClockOff => CLOCK_STEPS.contains(&step),
     };
     // A step of SQLite's own cannot be stopped at: it is a call within the process.
     let in_catalog = matches!(step, Verify | Commit | Acknowledge | Claim | CommitStored | Release | Redirect);
-    let stage = if in_catalog || matches!(fault, Freeze | CatalogGone) { Stage::Postgres } else { Stage::Sqlite };
+    let stage =
+        if in_catalog || matches!(fault, Freeze | CatalogGone | ClockOff) { Stage::Postgres } else { Stage::Sqlite };
     occurs.then_some(stage)
 }
+
+/// Where a node with a wrong clock still goes, or stops: one world has all of them.
+const CLOCK_STEPS: [Step; 6] = [Receive, Verify, Commit, Acknowledge, Claim, Redirect];
 
 /// What ran, for the table.
 static RAN: Mutex<Vec<(Step, Fault, Stage)>> = Mutex::new(Vec::new());
@@ -119,16 +127,21 @@ async fn run_lane(stage: Stage, pairs: Vec<(Step, Fault)>) {
     }
 }
 
+async fn run_clock() {
+    clock::is_off().await;
+    RAN.lock().unwrap().extend(CLOCK_STEPS.map(|step| (step, ClockOff, Stage::Postgres)));
+}
+
 fn pairs(on: Stage) -> Vec<(Step, Fault)> {
     let all = STEPS.iter().flat_map(|(step, _)| FAULTS.iter().map(|(fault, _)| (*step, *fault)));
-    all.filter(|(step, fault)| stage(*step, *fault) == Some(on)).collect()
+    all.filter(|(step, fault)| *fault != ClockOff && stage(*step, *fault) == Some(on)).collect()
 }
 
 fn table() -> String {
     let ran = RAN.lock().unwrap();
     let mut text = "# The fault matrix of the last run\n\nA pair is a step at which a fault happened; after each the \
                     auditor found catalog, bucket, feed and origin in agreement. S: one node on SQLite, P: three nodes \
-                    on PostgreSQL, –: cannot occur.\n\nClocks that are off are not among these faults.\n\n| |"
+                    on PostgreSQL, –: cannot occur.\n\n| |"
         .to_owned();
     FAULTS.iter().for_each(|(_, name)| write!(text, " {name} |").unwrap());
     write!(text, "\n|---|{}\n", "---|".repeat(FAULTS.len())).unwrap();
@@ -161,7 +174,12 @@ async fn every_fault_at_every_step_leaves_what_always_holds() {
     lanes.push(run_lane(Stage::Sqlite, of_sqlite));
     // Written whatever happens: it tells how far the run came.
     let _table = Table;
-    join_all(lanes).await;
+    let clock = async {
+        if "ClockOff".contains(&only) {
+            run_clock().await;
+        }
+    };
+    tokio::join!(join_all(lanes), clock);
 }
 
 struct Table;

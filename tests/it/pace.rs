@@ -1,5 +1,4 @@
-//! Behaving towards Twilio: storms, refusals, accounts beside each other, and a
-//! node whose clock is wrong.
+//! Behaving towards Twilio: storms, refusals, accounts beside each other.
 
 use std::time::Duration;
 
@@ -8,7 +7,6 @@ use callvault::domain::sid::AccountSid;
 use callvault::twilio::simulator::{Fault, SimulatedRecording};
 use futures::StreamExt;
 use reqwest::StatusCode;
-use serde_json::Value;
 
 use crate::support::eventually;
 use crate::support::world::{Parts, Service, World, account, call_sid, recording_id, started_at};
@@ -45,13 +43,6 @@ async fn metric(world: &World, service: &Service, name: &str) -> f64 {
     let text = request.send().await.unwrap().text().await.unwrap();
     let line = text.lines().find(|line| line.starts_with(&format!("{name} "))).unwrap_or_else(|| panic!("{text}"));
     line.rsplit(' ').next().unwrap().parse().unwrap()
-}
-
-async fn trouble(world: &World, service: &Service, code: &str) -> Option<()> {
-    let answer = world.http.get(format!("{}/readyz", service.url)).send().await.unwrap();
-    assert_eq!(answer.status(), StatusCode::OK);
-    let body: Value = answer.json().await.unwrap();
-    body["problems"].as_array()?.iter().any(|problem| problem["code"] == code).then_some(())
 }
 
 fn media_requests(world: &World, ids: &[RecordingId]) -> u64 {
@@ -99,7 +90,7 @@ on_all_parts! {
         let ids: Vec<_> = (1..=5).map(|number| world.record(number)).collect();
         announce(&world, &nodes, ids.iter().copied()).await;
         for node in &nodes {
-            eventually("the account is paused", async || trouble(&world, node, "accounts_paused").await).await;
+            eventually("the account is paused", async || node.trouble("accounts_paused").await).await;
         }
         let probes = || {
             let seen = world.simulator.seen();
@@ -128,7 +119,7 @@ on_all_parts! {
             nodes[0].recording_in(id.recording, "stored").await;
         }
         for node in &nodes {
-            eventually("all is well again", async || match trouble(&world, node, "accounts_paused").await {
+            eventually("all is well again", async || match node.trouble("accounts_paused").await {
                 None => Some(()),
                 Some(()) => None,
             })
@@ -151,45 +142,4 @@ on_all_parts! {
         }
         assert_eq!(world.simulator.fetches(), 10);
     }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_whose_clock_is_off_takes_callbacks_and_fetches_nothing() {
-    let mut world = World::new(Parts::Servers).await;
-    let library = glob("/usr/lib", "libfaketime.so.1").expect("tests/install-tools.sh installs faketime");
-    world.set("LD_PRELOAD", library.to_str().unwrap());
-    world.set("FAKETIME", "+20m");
-    world.set("FAKETIME_DONT_FAKE_MONOTONIC", "1");
-    let wrong = world.start().await;
-    let ids: Vec<_> = (1..=3).map(|number| world.record(number)).collect();
-    announce(&world, std::slice::from_ref(&wrong), ids.iter().copied()).await;
-    eventually("it says so", async || trouble(&world, &wrong, "clock_off").await).await;
-    for id in &ids {
-        let (_, shown) = wrong.json(&format!("/v1/calls/{}", call_sid(1))).await;
-        assert_eq!(shown["recordings"][0]["state"], "pending", "{id}");
-    }
-    assert_eq!(media_requests(&world, &ids), 0);
-
-    for name in ["LD_PRELOAD", "FAKETIME", "FAKETIME_DONT_FAKE_MONOTONIC"] {
-        world.settings.remove(name);
-    }
-    let right = world.start().await;
-    for id in &ids {
-        right.recording_in(id.recording, "stored").await;
-    }
-    assert!(trouble(&world, &right, "clock_off").await.is_none());
-    // What another one fetched, it serves as any other does.
-    let (bytes, _) = wrong.play(&format!("/v1/calls/{}/audio", call_sid(1))).await;
-    assert!(!bytes.is_empty());
-}
-
-/// The first file of that name below a folder.
-fn glob(folder: &str, name: &str) -> Option<std::path::PathBuf> {
-    let entries = std::fs::read_dir(folder).ok()?;
-    let paths: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
-    let here = paths.iter().find(|path| path.is_file() && path.ends_with(name)).cloned();
-    here.or_else(|| {
-        let folders = paths.iter().filter(|path| path.is_dir() && !path.is_symlink());
-        folders.filter_map(|path| glob(path.to_str()?, name)).next()
-    })
 }

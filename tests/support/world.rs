@@ -333,6 +333,15 @@ impl Service {
         self.request(reqwest::Method::GET, path).send().await.expect("the service answers")
     }
 
+    /// Whether it says that it is degraded, for that reason.
+    pub async fn trouble(&self, code: &str) -> Option<()> {
+        let answer = self.get("/readyz").await;
+        assert_eq!(answer.status(), StatusCode::OK);
+        let body: Value = answer.json().await.expect("JSON");
+        let told = body["problems"].as_array()?.iter().any(|problem| problem["code"] == code);
+        (told && body["status"] == "degraded").then_some(())
+    }
+
     /// The JSON of a GET, whatever its status.
     pub async fn json(&self, path: &str) -> (StatusCode, Value) {
         let answer = self.get(path).await;
