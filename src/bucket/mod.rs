@@ -112,6 +112,10 @@ impl BucketError {
 
 fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut causes = std::iter::successors(Some(error), |error| error.source());
+    // What an earlier try did is not known: object_store tells of the last one only.
+    if causes.clone().any(|cause| cause.to_string().contains(" retries, max_retries: ")) {
+        return false;
+    }
     if let Some(unanswered) = causes.find_map(|cause| cause.downcast_ref::<HttpError>()) {
         return unanswered.kind() == HttpErrorKind::Connect;
     }
@@ -342,12 +346,14 @@ mod tests {
         let clear = [Ok(400), Ok(403), Ok(404), Ok(409), Ok(411), Ok(429), Err(Connect)];
         let unclear = [Ok(500), Ok(502), Ok(503), Err(Timeout), Err(Interrupted), Err(Request)];
         let answers = clear.map(|answer| (answer, true)).into_iter().chain(unclear.map(|answer| (answer, false)));
-        for (answer, expected) in answers {
+        let tried_again = [(Err(Connect), false), (Ok(403), true)].map(|(answer, expected)| (answer, expected, 1));
+        let answers = answers.map(|(answer, expected)| (answer, expected, 0)).chain(tried_again);
+        for (answer, expected, max_retries) in answers {
             let store = AmazonS3Builder::new()
                 .with_bucket_name("calls")
                 .with_access_key_id("id")
                 .with_secret_access_key("secret")
-                .with_retry(RetryConfig { max_retries: 0, ..RetryConfig::default() })
+                .with_retry(RetryConfig { max_retries, ..RetryConfig::default() })
                 .with_http_connector(Shared(HttpClient::new(Always(answer))))
                 .build()
                 .unwrap();

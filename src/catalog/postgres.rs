@@ -25,6 +25,9 @@ use super::{ACQUIRE_TIMEOUT, Catalog, CatalogError, Clock, Result, SESSION_TIMEO
 /// transaction must not keep its locks for longer than a lease of others.
 const SESSION_SETTINGS: &str = "SET idle_in_transaction_session_timeout = '5s'; SET statement_timeout = '10s'; \
                                 SET lock_timeout = '2s'";
+/// Answered with a row by the primary alone: one that was demoted goes on
+/// answering reads, with what it knew then.
+const PING: &str = "SELECT 1 WHERE NOT pg_is_in_recovery()";
 /// The channel on which nodes wake each other. Catalogs that share a database
 /// wake each other for nothing, which does no harm.
 const CHANNEL: &str = "callvault";
@@ -121,12 +124,20 @@ impl Shared {
             let mut session = Session::postgres(self.acquire().await?);
             let answered = match first_statement {
                 FirstStatement::Begin => session.begin("BEGIN").await,
-                FirstStatement::Ping => session.execute("SELECT 1", args![]).await.map(|_| ()),
+                FirstStatement::Ping => session.execute(PING, args![]).await.and_then(|rows| match rows {
+                    1 => Ok(()),
+                    _ => Err(CatalogError::Unavailable("the server is not the primary".to_owned())),
+                }),
             };
             match answered {
+                Ok(()) => return Ok(session),
                 Err(CatalogError::Unavailable(_)) if tries_left > 0 => tries_left -= 1,
-                answered => return answered.map(|()| session),
+                Err(error) => {
+                    session.give_up();
+                    return Err(error);
+                }
             }
+            session.give_up();
         }
     }
 
@@ -194,8 +205,13 @@ async fn listen(shared: Arc<Shared>) {
 }
 
 async fn listen_until_lost(shared: &Shared) -> std::result::Result<(), sqlx::Error> {
-    let mut listener = PgListener::connect_with(&shared.single_connection()).await?;
-    listener.listen(CHANNEL).await?;
+    let begun = async {
+        let mut listener = PgListener::connect_with(&shared.single_connection()).await?;
+        listener.listen(CHANNEL).await?;
+        Ok::<_, sqlx::Error>(listener)
+    };
+    let begun = tokio::time::timeout(SESSION_TIMEOUT, begun).await;
+    let mut listener = begun.map_err(|_| sqlx::Error::PoolTimedOut)??;
     // What was told while nobody listened.
     shared.changed();
     // A connection on which nothing comes may be one on which nothing can come.
@@ -213,6 +229,9 @@ impl Catalog for PostgresCatalog {
     async fn prepare(&self) -> Result<()> {
         // A connection without time limits: a migration may take long.
         let pool = self.shared.single_connection();
+        // Whether anybody is there is found out within a limit; a migration has none.
+        let reached = tokio::time::timeout(SESSION_TIMEOUT, sqlx::query("SELECT 1").execute(&pool)).await;
+        reached.map_err(|_| CatalogError::Unavailable("no connection answers".to_owned()))?.map_err(sql::error)?;
         let migrated = migrator().run(&pool).await;
         pool.close().await;
         migrated.map_err(CatalogError::Migration)?;

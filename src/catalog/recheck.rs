@@ -16,7 +16,7 @@ use sqlx::AssertSqlSafe;
 use super::accept::lock;
 use super::claim::Leftover;
 use super::lease::{Lease, Settled};
-use super::sql::{Row, Session, Value, args, now, one_of};
+use super::sql::{Row, Session, Value, args, now, place_each};
 use super::{Catalog, Result, feed, rows};
 use crate::domain::recording::{ErrorCode, Recording, State, StoredObject};
 use crate::domain::sid::AccountSid;
@@ -56,19 +56,23 @@ const OWE: &str = concat!(
     " + $4, swept_epoch = CASE WHEN swept_epoch > $3 THEN $3 ELSE swept_epoch END \
      WHERE account_sid = $1 AND recording_sid = $2"
 );
+/// What is due of the account `$1`, or of the one that a statement calls `a`.
 macro_rules! due {
-    () => {
+    ($account:literal) => {
         concat!(
-            " FROM recordings WHERE recheck_due_at <= ",
+            " FROM recordings WHERE account_sid = ",
+            $account,
+            " AND recheck_due_at <= ",
             now!(),
             " AND state <> 'fetching' AND (duty_until IS NULL OR duty_until <= ",
             now!(),
-            ")"
+            ") ORDER BY recheck_due_at LIMIT "
         )
     };
 }
-const ANY_DUE: &str = concat!("SELECT 1 AS due", due!());
-const DUE: &str = concat!("SELECT *, ", now!(), " AS now_ms", due!());
+const OLDEST: &str =
+    concat!("SELECT a.column1 AS account_sid, (SELECT recheck_due_at", due!("a.column1"), "1) AS due_at FROM");
+const DUE: &str = concat!("SELECT *, ", now!(), " AS now_ms", due!("$1"), "$2");
 const GRANT: &str = concat!(
     "UPDATE recordings SET epoch = epoch + 1, duty_until = ",
     now!(),
@@ -157,28 +161,31 @@ impl dyn Catalog + '_ {
         session.commit().await
     }
 
-    /// Grants leases of that length for at most `at_most` rechecks that are due.
+    /// Grants leases of that length for at most `at_most` rechecks that are due,
+    /// shared evenly by the accounts that have some.
     pub async fn grant_rechecks(
         &self,
         accounts: &[AccountSid],
         at_most: usize,
         duration: Duration,
     ) -> Result<Vec<Duty>> {
-        let mut args = args![];
-        let filter = one_of("account_sid", accounts.iter().copied(), &mut args);
-        let any = format!("{ANY_DUE}{filter} LIMIT 1");
-        if self.read().await?.row(AssertSqlSafe(any), args.clone()).await?.is_none() {
+        let ready = self.accounts_to_recheck(accounts).await?;
+        if ready.is_empty() {
             return Ok(Vec::new());
         }
+        let share = at_most.div_ceil(ready.len());
         let mut session = self.begin().await?;
         let locking = if session.is_postgres() { " FOR UPDATE SKIP LOCKED" } else { "" };
-        let due = format!("{DUE}{filter} ORDER BY recheck_due_at LIMIT {at_most}{locking}");
-        let mut duties = Vec::new();
-        for row in session.rows(AssertSqlSafe(due), args).await? {
-            match Duty::read(&row) {
-                Ok(duty) => duties.push(duty),
-                // One row that a newer node wrote must not keep all others from being looked at.
-                Err(error) => tracing::error!(%error, "a recording cannot be rechecked"),
+        let mut duties: Vec<Duty> = Vec::new();
+        for account in ready {
+            let room = share.min(at_most - duties.len());
+            let args = args![account, i64::try_from(room).unwrap_or(i64::MAX)];
+            for row in session.rows(AssertSqlSafe(format!("{DUE}{locking}")), args).await? {
+                match Duty::read(&row) {
+                    Ok(duty) => duties.push(duty),
+                    // One row that a newer node wrote must not keep all others from being looked at.
+                    Err(error) => tracing::error!(%error, "a recording cannot be rechecked"),
+                }
             }
         }
         for duty in &duties {
@@ -187,6 +194,24 @@ impl dyn Catalog + '_ {
         }
         session.commit().await?;
         Ok(duties)
+    }
+
+    /// Those of the accounts that have a recheck due, the longest overdue first.
+    async fn accounts_to_recheck(&self, accounts: &[AccountSid]) -> Result<Vec<AccountSid>> {
+        if accounts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut args = args![];
+        let places = place_each(accounts.iter().copied(), &mut args);
+        let sql = format!("{OLDEST} (VALUES ({})) AS a ORDER BY due_at", places.join("), ("));
+        let rows = self.read().await?.rows(AssertSqlSafe(sql), args).await?;
+        let mut ready = Vec::new();
+        for row in &rows {
+            if row.time_opt("due_at")?.is_some() {
+                ready.push(row.parse("account_sid")?);
+            }
+        }
+        Ok(ready)
     }
 
     /// Prolongs the lease of a recheck; gives the time as of which it is granted

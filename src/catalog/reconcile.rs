@@ -147,7 +147,8 @@ const FAIL: &str = concat!(
     now!(),
     " + $3, not_before = ",
     now!(),
-    " + $4, next_page = CASE WHEN $5 = 1 THEN NULL ELSE next_page END",
+    " + $4, next_page = CASE WHEN $5 = 1 THEN NULL ELSE next_page END, \
+     pages = CASE WHEN $5 = 1 THEN 0 ELSE pages END",
     held!()
 );
 /// A walk under way is left alone: another one follows it.

@@ -223,6 +223,11 @@ impl Session {
         .await
     }
 
+    /// The connection is not to be used again.
+    pub(super) fn give_up(mut self) {
+        self.unsettled = true;
+    }
+
     async fn limited<T>(
         &mut self,
         run: impl AsyncFnOnce(&mut Connection) -> std::result::Result<T, sqlx::Error>,
@@ -294,12 +299,12 @@ pub(super) fn error(error: sqlx::Error) -> CatalogError {
     if unreachable { CatalogError::Unavailable(error.to_string()) } else { CatalogError::Refused(error) }
 }
 
-/// Codes of a server that is starting, stopping, full, or gave up on a lock
-/// (PostgreSQL, appendix A), and of a SQLite file that another process holds.
+/// Codes of a server that is starting, stopping, full, not the primary any more,
+/// or gave up on a lock (PostgreSQL, appendix A), and of a SQLite file that another process holds.
 fn is_passing(code: &str) -> bool {
     const SQLITE_BUSY: [&str; 3] = ["5", "261", "517"];
     ["08", "53", "57P", "40", "55P03"].iter().any(|class| code.len() == 5 && code.starts_with(class))
-        || code == "25P03"
+        || ["25P03", "25006"].contains(&code)
         || SQLITE_BUSY.contains(&code)
 }
 

@@ -109,6 +109,12 @@ impl MediaError {
         }
     }
 
+    /// Whether Twilio answered, and has no reason to be asked less: there is only
+    /// nothing (yet) of that recording.
+    pub fn is_calm(&self) -> bool {
+        matches!(self, Self::NotReady(_) | Self::Empty | Self::TooLarge { .. } | Self::RefusedRedirect(_))
+    }
+
     /// How long Twilio asks to be left alone.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {

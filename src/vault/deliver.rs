@@ -111,7 +111,7 @@ impl Vault {
         let mut is_noted = false;
         loop {
             waiter.look();
-            let Some(recording) = self.find_or_recall(wanted, manner.visible).await? else {
+            let Some((recording, is_fresh)) = self.find_or_recall(wanted, manner.visible).await? else {
                 match self.unknown(wanted, manner.visible, &mut inquiry, &mut waiter).await? {
                     Some(delivery) => return Ok(delivery),
                     None => continue,
@@ -125,7 +125,11 @@ impl Vault {
             match (recording.state, &recording.object) {
                 (State::Stored, Some(object)) => {
                     let object = object.clone();
-                    return self.playable(wanted, recording, object, manner, now).await;
+                    let playable = self.playable(recording, object, manner, now).await?;
+                    if is_fresh {
+                        self.hits.keep(wanted, manner.visible, &playable.recording, playable.link.expires_at);
+                    }
+                    return Ok(Delivery::Redirect(Box::new(playable)));
                 }
                 (State::Stored, None) => {
                     let words = format!("{} is stored but has no object", recording.id);
@@ -137,7 +141,7 @@ impl Vault {
             if !self.flights.join(&recording).wait(until).await {
                 // Whoever waits has it brought forward; whoever does not wait asks for that, too.
                 if manner.patience.is_zero() {
-                    self.hurry(&recording).await;
+                    self.hurry_once(&recording, now).await;
                 }
                 let retry_after_seconds = retry_after_seconds(&recording, now);
                 return Ok(Delivery::NotReady { recording: Box::new(recording), retry_after_seconds });
@@ -145,28 +149,26 @@ impl Vault {
         }
     }
 
-    /// The recording that is wanted; while the catalog is away, the one that was
-    /// the answer before.
+    /// The recording that is wanted, and whether the catalog says so: while it is
+    /// away, it is the one that was the answer before.
     async fn find_or_recall(
         &self,
         wanted: Wanted,
         visible: Option<&[AccountSid]>,
-    ) -> Result<Option<Recording>, CatalogError> {
-        let recall = || self.hits.known(wanted, visible, self.now().ok()?);
-        if self.health.is_in_trouble("catalog_unreachable")
-            && let Some(known) = recall()
-        {
+    ) -> Result<Option<(Recording, bool)>, CatalogError> {
+        let is_away = self.health.is_in_trouble("catalog_unreachable");
+        let recall = || Some((self.hits.known(wanted, visible, self.now().ok()?, is_away)?, false));
+        if is_away && let Some(known) = recall() {
             return Ok(Some(known));
         }
         match self.find(wanted, visible).await {
-            Err(error @ CatalogError::Unavailable(_)) => recall().map(Some).ok_or(error),
-            found => {
-                let is_stored = matches!(&found, Ok(Some(recording)) if recording.state == State::Stored);
-                if !is_stored {
-                    self.hits.forget(wanted, visible);
-                }
-                found
+            Ok(Some(recording)) if recording.state == State::Stored => Ok(Some((recording, true))),
+            Ok(found) => {
+                self.hits.forget(wanted, visible);
+                Ok(found.map(|recording| (recording, true)))
             }
+            Err(error @ CatalogError::Unavailable(_)) => recall().map(Some).ok_or(error),
+            Err(error) => Err(error),
         }
     }
 
@@ -216,21 +218,17 @@ impl Vault {
 
     async fn playable(
         &self,
-        wanted: Wanted,
         recording: Recording,
         object: StoredObject,
         manner: &Manner<'_>,
         now: Timestamp,
-    ) -> Result<Delivery, DeliveryError> {
+    ) -> Result<Playable, DeliveryError> {
         let disposition = match manner.attachment {
             true => Disposition::Attachment(download_name(&recording, &object)),
             false => Disposition::Inline,
         };
         let link = self.bucket.link(&object.key, manner.method, &disposition, now, manner.base).await?;
-        if !self.health.is_in_trouble("catalog_unreachable") {
-            self.hits.keep(wanted, manner.visible, &recording, link.expires_at);
-        }
-        Ok(Delivery::Redirect(Box::new(Playable { recording, object, link, now })))
+        Ok(Playable { recording, object, link, now })
     }
 }
 

@@ -99,7 +99,7 @@ impl Vault {
         let began = Instant::now();
         let attempted = tokio::select! {
             attempted = self.attempt(claim, memory, &traces) => Some(attempted),
-            () = self.keep_lease(&claim.lease, granted) => Some(Err(AttemptError::Lost)),
+            () = self.keep(granted, || self.catalog.renew(&claim.lease, self.lease)) => Some(Err(AttemptError::Lost)),
             () = stopping.cancelled() => None,
         };
         let outcome = match attempted {
@@ -109,8 +109,15 @@ impl Vault {
             }
             Some(Err(error)) => {
                 let outcome = self.settle_failure(claim, &traces, &error, began).await;
-                if let AttemptError::Media(error) = &error {
-                    self.heed(claim.lease.id.account, error, began).await;
+                match &error {
+                    AttemptError::Media(error) => {
+                        self.heed(claim.lease.id.account, error, began).await;
+                        if error.is_calm() {
+                            self.note_success(claim).await;
+                        }
+                    }
+                    AttemptError::NotAudio(_) | AttemptError::Twilio(_) => self.note_success(claim).await,
+                    _ => {}
                 }
                 outcome
             }
@@ -219,24 +226,6 @@ impl Vault {
         Ok(staging)
     }
 
-    /// Renews the lease for as long as that works; returns when it is lost, or
-    /// may be by the time another node looks.
-    async fn keep_lease(&self, lease: &Lease, granted: Instant) {
-        let mut renewed = granted;
-        loop {
-            let next = renewed + self.lease / 3;
-            tokio::time::sleep_until(next.max(Instant::now() + self.lease / 10)).await;
-            // The lease runs from when the catalog grants it, which is later than this.
-            let asked = Instant::now();
-            let end = renewed + self.lease;
-            match tokio::time::timeout_at(end, self.catalog.renew(lease, self.lease)).await {
-                Ok(Ok(Settled::Done)) => renewed = asked,
-                Ok(Err(_)) if Instant::now() < end => {}
-                Ok(Ok(Settled::Stale) | Err(_)) | Err(_) => return,
-            }
-        }
-    }
-
     /// Tells the catalog that the object is there. Where its answer is lost,
     /// the row tells whether it took it.
     async fn settle_stored(
@@ -256,7 +245,7 @@ impl Vault {
                     }
                 }
                 Err(error @ (CatalogError::Refused(_) | CatalogError::Unreadable(_))) => return Err(error.into()),
-                // For as long as the lease is ours: `keep_lease` ends it.
+                // For as long as the lease is ours: `keep` ends it.
                 Err(_) => {}
             }
             tokio::time::sleep(SETTLE_AGAIN_AFTER).await;

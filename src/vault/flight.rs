@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use futures::StreamExt;
+use jiff::Timestamp;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
@@ -21,6 +22,8 @@ use crate::domain::recording::{Recording, RecordingId};
 const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// A busy catalog changes all the time: it is looked at no more often than this.
 const LOOKS_APART: Duration = Duration::from_millis(25);
+/// Whoever waits for a question of another node looks for its end no more often than this.
+const QUESTIONS_APART: Duration = Duration::from_millis(500);
 /// Whoever waits looks for themselves after so long: what is wanted may be another recording by then.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(5);
 /// Recordings that are looked at with one statement.
@@ -53,7 +56,7 @@ impl Waiter {
         let again = self.until.min(now + LOOK_AGAIN_AFTER);
         // A catalog that is gone wakes nobody: the time does.
         let _ = tokio::time::timeout_at(again, self.changes.changed()).await;
-        tokio::time::sleep_until(again.min(now + LOOKS_APART)).await;
+        tokio::time::sleep_until(again.min(now + QUESTIONS_APART)).await;
         true
     }
 }
@@ -129,18 +132,43 @@ impl Waiting {
     }
 }
 
+/// Attempts that this node has brought forward lately; more are forgotten.
+const HURRIED_MAX: usize = 10_000;
+
+/// Which attempts were brought forward, and when.
+#[derive(Default)]
+pub(super) struct Hurried(Mutex<HashMap<RecordingId, (Timestamp, Instant)>>);
+
+impl Hurried {
+    /// Whether the next attempt is to be brought forward: once when it was
+    /// planned, and again once it may begin at the latest.
+    fn is_due(&self, recording: &Recording, now: Timestamp, base: Duration) -> bool {
+        let Some(next) = recording.next_attempt_at.filter(|next| *next != Timestamp::UNIX_EPOCH) else { return false };
+        let mut hurried = self.0.lock().expect("nothing panics while it holds this");
+        if let Some((planned, at)) = hurried.get(&recording.id)
+            && *planned == next
+            && (next > now || at.elapsed() < base)
+        {
+            return false;
+        }
+        if hurried.len() >= HURRIED_MAX {
+            hurried.clear();
+        }
+        hurried.insert(recording.id, (next, Instant::now()));
+        true
+    }
+}
+
 impl Vault {
     /// Follows what is waited for, for as long as the service runs.
     pub async fn follow_flights(self: Arc<Self>) {
         let mut changes = self.catalog.changes();
-        let mut seen: HashMap<RecordingId, Recording> = HashMap::new();
         loop {
             changes.mark_unchanged();
             let ids = self.flights.all();
-            seen.retain(|id, _| self.flights.waited_for().contains_key(id));
             for some in ids.chunks(LOOKED_AT_ONCE) {
                 match self.catalog.recordings(some).await {
-                    Ok(recordings) => self.pass_on(recordings, &mut seen).await,
+                    Ok(recordings) => self.pass_on(&recordings).await,
                     // Whoever waits learns it when they look for themselves.
                     Err(error) => tracing::debug!(%error, "what is waited for cannot be looked at"),
                 }
@@ -159,33 +187,23 @@ impl Vault {
         }
     }
 
-    async fn pass_on(&self, recordings: Vec<Recording>, seen: &mut HashMap<RecordingId, Recording>) {
+    async fn pass_on(&self, recordings: &[Recording]) {
+        recordings.iter().for_each(|recording| self.flights.tell(recording));
         let Ok(now) = self.now() else { return };
-        let mut to_hurry = Vec::new();
-        for recording in recordings {
-            self.flights.tell(&recording);
-            let before = seen.get(&recording.id).and_then(|before| before.next_attempt_at);
-            if may_be_hurried(&recording, before, now) {
-                to_hurry.push(recording.clone());
-            }
-            seen.insert(recording.id, recording);
-        }
-        futures::stream::iter(&to_hurry).for_each_concurrent(HURRIED_AT_ONCE, |recording| self.hurry(recording)).await;
+        futures::stream::iter(recordings)
+            .for_each_concurrent(HURRIED_AT_ONCE, |recording| self.hurry_once(recording, now))
+            .await;
     }
 
-    /// Brings the next attempt forward. Whoever waits goes on waiting if that fails.
-    pub(super) async fn hurry(&self, recording: &Recording) {
-        if let Err(error) = self.catalog.hurry(&recording.id, self.retry.base).await {
+    /// Brings the next attempt forward, if this node has not just done so.
+    /// Whoever waits goes on waiting if that fails.
+    pub(super) async fn hurry_once(&self, recording: &Recording, now: Timestamp) {
+        if self.hurried.is_due(recording, now, self.retry.base)
+            && let Err(error) = self.catalog.hurry(&recording.id, self.retry.base).await
+        {
             tracing::warn!(recording = %recording.id, %error, "its next attempt was not brought forward");
         }
     }
-}
-
-/// Each attempt that was planned is brought forward once, and put first once it may begin.
-fn may_be_hurried(recording: &Recording, before: Option<jiff::Timestamp>, now: jiff::Timestamp) -> bool {
-    let next = recording.next_attempt_at;
-    let may_begin = next.is_some_and(|next| next <= now && next != jiff::Timestamp::UNIX_EPOCH);
-    next > before || may_begin
 }
 
 #[cfg(test)]
@@ -202,7 +220,7 @@ mod tests {
         sender.send_modify(|count| *count += 1);
         let before = Instant::now();
         assert!(waiter.wait().await);
-        assert_eq!(before.elapsed(), LOOKS_APART);
+        assert_eq!(before.elapsed(), QUESTIONS_APART);
     }
 
     #[tokio::test(start_paused = true)]
@@ -217,6 +235,21 @@ mod tests {
         let mut waiting = Flights::default().join(&recording(1, State::Fetching, 1));
         assert!(!waiting.wait(until).await);
         assert_eq!(before.elapsed(), Duration::from_millis(2500));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_attempt_is_brought_forward_when_planned_and_when_it_may_begin() {
+        let at = |second| Timestamp::from_second(second).expect("a time");
+        let planned = |next| Recording { next_attempt_at: next, ..recording(1, State::Pending, 1) };
+        let (hurried, base) = (Hurried::default(), Duration::from_secs(2));
+        assert!(hurried.is_due(&planned(Some(at(100))), at(50), base));
+        assert!(!hurried.is_due(&planned(Some(at(100))), at(99), base), "once");
+        assert!(hurried.is_due(&planned(Some(at(90))), at(50), base), "another plan");
+        assert!(!hurried.is_due(&planned(Some(at(90))), at(91), base), "it has just been tried");
+        tokio::time::advance(base).await;
+        assert!(hurried.is_due(&planned(Some(at(90))), at(93), base), "it may begin by now");
+        assert!(!hurried.is_due(&planned(Some(Timestamp::UNIX_EPOCH)), at(93), base), "it is first already");
+        assert!(!hurried.is_due(&planned(None), at(93), base), "nothing is planned");
     }
 
     #[tokio::test(start_paused = true)]

@@ -21,6 +21,7 @@ pub(super) struct MemoryBudget {
 pub struct Reservation {
     units: Option<OwnedSemaphorePermit>,
     freed: Arc<Notify>,
+    is_used: bool,
 }
 
 impl MemoryBudget {
@@ -33,7 +34,7 @@ impl MemoryBudget {
     pub(super) fn reserve(&self, bytes: u64) -> Option<Reservation> {
         let units = u32::try_from(bytes.div_ceil(UNIT_BYTES)).ok()?;
         let units = self.units.clone().try_acquire_many_owned(units).ok()?;
-        Some(Reservation { units: Some(units), freed: self.freed.clone() })
+        Some(Reservation { units: Some(units), freed: self.freed.clone(), is_used: false })
     }
 
     pub(super) async fn freed(&self) {
@@ -42,6 +43,12 @@ impl MemoryBudget {
 }
 
 impl Reservation {
+    /// From now on it is in use: when it is given back, that is told. What was
+    /// never used was missing to nobody but whoever reserved it.
+    pub fn begin(&mut self) {
+        self.is_used = true;
+    }
+
     /// Gives back what so many bytes do not need.
     pub(super) fn shrink_to(&mut self, bytes: u64) {
         let needed = usize::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(usize::MAX);
@@ -56,7 +63,9 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         drop(self.units.take());
-        self.freed.notify_one();
+        if self.is_used {
+            self.freed.notify_one();
+        }
     }
 }
 
@@ -68,6 +77,7 @@ mod tests {
     async fn what_is_given_back_can_be_reserved_again() {
         let budget = MemoryBudget::new(10 << 10);
         let mut first = budget.reserve(8 << 10).expect("there is enough");
+        first.begin();
         assert!(budget.reserve(8 << 10).is_none());
         first.shrink_to(1);
         budget.freed().await;
@@ -76,5 +86,13 @@ mod tests {
         drop((first, second));
         budget.freed().await;
         assert!(budget.reserve(10 << 10).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_never_used_wakes_nobody() {
+        let budget = MemoryBudget::new(10 << 10);
+        drop(budget.reserve(8 << 10).expect("there is enough"));
+        let woken = tokio::time::timeout(std::time::Duration::from_secs(60), budget.freed()).await;
+        assert!(woken.is_err());
     }
 }

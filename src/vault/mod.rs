@@ -16,12 +16,14 @@ pub mod health;
 mod hits;
 mod inquiry;
 mod intake;
+mod lease;
 mod memory;
 mod pace;
 pub mod recheck;
 pub mod reconcile;
 mod traces;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,7 +38,7 @@ use crate::domain::retry;
 use crate::domain::sid::AccountSid;
 use crate::twilio::Twilio;
 use crate::twilio::source::{Source, SourceHost};
-use flight::Flights;
+use flight::{Flights, Hurried};
 use health::Health;
 use hits::Hits;
 use inquiry::Questions;
@@ -87,10 +89,11 @@ pub struct Vault {
     /// Look-ups for requests that may be under way at once.
     look_ups: Semaphore,
     flights: Flights,
+    hurried: Hurried,
     hits: Hits,
     questions: Questions,
-    /// Held by whoever asks Twilio whether it refuses an account.
-    confirming: Mutex<()>,
+    /// The accounts of which Twilio is being asked whether it refuses them.
+    confirming: std::sync::Mutex<HashSet<AccountSid>>,
     asked: mpsc::Sender<RecordingId>,
     asked_to_write: Mutex<mpsc::Receiver<RecordingId>>,
 }
@@ -118,8 +121,9 @@ impl Vault {
             dice,
             look_ups: Semaphore::new(look_ups as usize),
             flights: Flights::default(),
+            hurried: Hurried::default(),
             hits: Hits::default(),
-            confirming: Mutex::default(),
+            confirming: std::sync::Mutex::default(),
             asked,
             asked_to_write: Mutex::new(asked_to_write),
         }

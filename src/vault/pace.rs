@@ -4,6 +4,9 @@
 //! all nodes; others never notice. A paused account is probed until Twilio
 //! accepts its credentials again.
 
+use std::collections::HashSet;
+use std::sync::Mutex;
+
 use tokio::time::Instant;
 
 use super::Vault;
@@ -30,7 +33,7 @@ impl Vault {
         }
     }
 
-    /// A fetch went well: a limited account may have one more at once.
+    /// Twilio answered a fetch calmly: a limited account may have one more at once.
     pub(super) async fn note_success(&self, claim: &Claim) {
         if claim.is_limited
             && let Err(error) = self.catalog.speed_up(claim.lease.id.account, self.retry.base).await
@@ -59,7 +62,7 @@ impl Vault {
     /// A refusal may be one recording's: the account is paused when a question
     /// that every key may ask is refused too.
     async fn pause_if_refused(&self, account: AccountSid) -> Result<(), CatalogError> {
-        let _one_at_a_time = self.confirming.lock().await;
+        let Some(_one_at_a_time) = Confirming::begin(&self.confirming, account) else { return Ok(()) };
         if !self.catalog.paused(&[account]).await?.is_empty() {
             return Ok(());
         }
@@ -102,5 +105,25 @@ impl Vault {
             },
             Err(error) => tracing::debug!(%account, %error, "the account stays paused"),
         }
+    }
+}
+
+/// That an account's refusal is being confirmed, while this lives.
+struct Confirming<'a> {
+    all: &'a Mutex<HashSet<AccountSid>>,
+    account: AccountSid,
+}
+
+impl<'a> Confirming<'a> {
+    /// None where somebody is at it.
+    fn begin(all: &'a Mutex<HashSet<AccountSid>>, account: AccountSid) -> Option<Self> {
+        let is_new = all.lock().expect("nothing panics while it holds this").insert(account);
+        is_new.then_some(Self { all, account })
+    }
+}
+
+impl Drop for Confirming<'_> {
+    fn drop(&mut self) {
+        self.all.lock().expect("nothing panics while it holds this").remove(&self.account);
     }
 }

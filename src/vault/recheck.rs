@@ -14,6 +14,7 @@
 
 use std::cmp::Reverse;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::stream::{self, StreamExt, TryStreamExt};
@@ -44,6 +45,8 @@ const OBJECTS_AT_ONCE: usize = 1000;
 struct Held<'a> {
     duty: &'a Duty,
     granted_at: Mutex<Timestamp>,
+    /// A delete was sent and not answered: it may still arrive.
+    delete_in_doubt: AtomicBool,
 }
 
 impl Held<'_> {
@@ -66,7 +69,8 @@ impl Vault {
     /// Works on a recheck that was granted after `granted` until it is settled,
     /// its lease is lost, or `stopping` gives it back for another node.
     pub async fn recheck(&self, duty: &Duty, granted: Instant, stopping: &CancellationToken) {
-        let held = Held { duty, granted_at: Mutex::new(duty.granted_at) };
+        let granted_at = Mutex::new(duty.granted_at);
+        let held = Held { duty, granted_at, delete_in_doubt: AtomicBool::new(false) };
         let recording = duty.lease.id;
         let (finding, again) = tokio::select! {
             looked = self.look_again(&held) => match looked {
@@ -82,6 +86,11 @@ impl Vault {
             }
             () = stopping.cancelled() => (Finding::Unfinished, Duration::ZERO),
         };
+        if held.delete_in_doubt.load(Ordering::Acquire) {
+            // No claim before it has arrived, or the store refuses it: the lease lasts longer.
+            tracing::warn!(%recording, "a delete is not answered; the lease of its recheck is left to run out");
+            return telemetry::recheck_ended("unfinished");
+        }
         match self.catalog.settle_recheck(duty, &finding, again).await {
             Ok(Settled::Done) => {
                 tracing::info!(%recording, ?finding, "a recheck ended");
@@ -149,7 +158,7 @@ impl Vault {
             telemetry::recheck_removed("upload");
         }
         if self.bucket.facts(&key).await?.is_some() {
-            self.bucket.delete_under_lease(&key, held.granted_at()).await?;
+            self.delete(held, &key).await?;
             telemetry::recheck_removed("staged");
         }
         Ok(())
@@ -195,12 +204,22 @@ impl Vault {
     async fn remove_ours(&self, held: &Held<'_>, keys: &[String], named: Option<&str>) -> Result<Finding, BucketError> {
         for key in keys.iter().filter(|key| Some(key.as_str()) != named) {
             if self.describe_ours(held, key).await?.is_some() {
-                self.bucket.delete_under_lease(key, held.granted_at()).await?;
+                self.delete(held, key).await?;
                 tracing::info!(recording = %held.duty.lease.id, key, "an object that no row names was removed");
                 telemetry::recheck_removed("object");
             }
         }
         Ok(if keys.len() < OBJECTS_AT_ONCE { Finding::InOrder } else { Finding::Unfinished })
+    }
+
+    /// Cancelled or not answered, it stays in doubt.
+    async fn delete(&self, held: &Held<'_>, key: &str) -> Result<(), BucketError> {
+        held.delete_in_doubt.store(true, Ordering::Release);
+        let deleted = self.bucket.delete_under_lease(key, held.granted_at()).await;
+        let is_clear = deleted.as_ref().map_or_else(BucketError::is_refusal, |()| true);
+        // One that was in doubt before would have ended the recheck.
+        held.delete_in_doubt.store(!is_clear, Ordering::Release);
+        deleted
     }
 
     /// An object that this service wrote for the row's account.

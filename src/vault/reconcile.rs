@@ -163,7 +163,7 @@ impl Vault {
     pub async fn walk(&self, walk: &Walk, granted: Instant, stopping: &CancellationToken) -> WalkOutcome {
         let walked = tokio::select! {
             walked = self.walk_pages(walk) => walked,
-            () = self.keep_walk(walk, granted) => Err(WalkError::Lost),
+            () = self.keep(granted, || self.catalog.renew_walk(&walk.lease, self.lease)) => Err(WalkError::Lost),
             () = stopping.cancelled() => {
                 // Where it fails the lease runs out.
                 let _ = tokio::time::timeout(HAND_BACK_TIMEOUT, self.catalog.hand_back_walk(&walk.lease)).await;
@@ -277,24 +277,6 @@ impl Vault {
             Decision::Again { after, not_before } => (after, not_before),
             // That is the end of one recording's patience, not of an account's.
             Decision::GiveUp => (self.retry.cap, Duration::ZERO),
-        }
-    }
-
-    /// Renews the lease for as long as that works; returns when it is lost, or
-    /// may be by the time another node looks.
-    async fn keep_walk(&self, walk: &Walk, granted: Instant) {
-        let mut renewed = granted;
-        loop {
-            let next = renewed + self.lease / 3;
-            tokio::time::sleep_until(next.max(Instant::now() + self.lease / 10)).await;
-            // The lease runs from when the catalog grants it, which is later than this.
-            let asked = Instant::now();
-            let end = renewed + self.lease;
-            match tokio::time::timeout_at(end, self.catalog.renew_walk(&walk.lease, self.lease)).await {
-                Ok(Ok(Settled::Done)) => renewed = asked,
-                Ok(Err(_)) if Instant::now() < end => {}
-                Ok(Ok(Settled::Stale) | Err(_)) | Err(_) => return,
-            }
         }
     }
 }

@@ -135,7 +135,8 @@ impl ClaimLoop {
         wishes.filter(|wish| wish.at_most > 0).collect()
     }
 
-    fn start(&self, claim: Claim, granted: Instant, place: Place) {
+    fn start(&self, claim: Claim, granted: Instant, mut place: Place) {
+        place.memory.begin();
         let (vault, cut_short, ended) = (self.vault.clone(), self.cut_short.clone(), self.ended.clone());
         let counted = Counted::begin(self.running_of.clone(), claim.lease.id.account);
         self.running.spawn(async move {

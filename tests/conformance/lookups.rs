@@ -167,9 +167,9 @@ async fn look_ups_are_by_index_on_sqlite() {
             "(account_sid=? AND recording_sid=?)",
         ),
         (
-            "SELECT * FROM recordings WHERE recheck_due_at <= 1 AND state <> 'fetching' \
-             AND (duty_until IS NULL OR duty_until <= 1) AND account_sid IN ('AC1', 'AC2') \
-             ORDER BY recheck_due_at LIMIT 8",
+            "SELECT a.column1, (SELECT recheck_due_at FROM recordings WHERE account_sid = a.column1 \
+             AND recheck_due_at <= 1 AND state <> 'fetching' AND (duty_until IS NULL OR duty_until <= 1) \
+             ORDER BY recheck_due_at LIMIT 1) AS due_at FROM (VALUES ('AC1'), ('AC2')) AS a ORDER BY due_at",
             "recordings_by_recheck (account_sid=? AND recheck_due_at<?)",
         ),
         (

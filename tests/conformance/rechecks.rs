@@ -1,6 +1,6 @@
 //! Rechecks: owed, granted to one holder on a row at rest, and settled once.
 
-use callvault::catalog::{Duty, Finding, Settled};
+use callvault::catalog::{Duty, Finding, Lease, Settled};
 use callvault::domain::recording::{ErrorCode, State};
 use futures::future::join_all;
 
@@ -53,6 +53,21 @@ on_every_catalog! {
         let catalog = database.node().await;
         stored(&catalog).await;
         assert_eq!(grant(&catalog, LONG).await, []);
+    }
+
+    async fn one_accounts_rechecks_do_not_keep_anothers_waiting(database: Database) {
+        let catalog = database.node().await;
+        let other: AccountSid = format!("AC{}", "9".repeat(32)).parse().unwrap();
+        for number in 1..=20 {
+            let id = RecordingId { account: other, ..recording_id(number) };
+            catalog.accept(&Announcement { id, ..callback(number, "completed") }).await.unwrap();
+            catalog.owe_recheck(&Lease { id, epoch: 0 }, ZERO).await.unwrap();
+        }
+        accept(&catalog, [30]).await;
+        catalog.owe_recheck(&Lease { id: recording_id(30), epoch: 0 }, ZERO).await.unwrap();
+        let duties = catalog.grant_rechecks(&[account(), other], 8, LONG).await.unwrap();
+        assert_eq!(duties.iter().filter(|duty| duty.lease.id.account == account()).count(), 1);
+        assert_eq!(duties.len(), 5, "an even share each, and the rest next time");
     }
 
     async fn a_lease_that_ran_out_owes_a_recheck(database: Database) {

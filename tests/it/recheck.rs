@@ -15,7 +15,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::crashes::{has_parts, nothing_is_left_over};
+use crate::support::cluster::Node;
 use crate::support::eventually;
+use crate::support::relay::{Act, Rule};
 use crate::support::servers::free_port;
 use crate::support::world::{ACCOUNT, Parts, Service, Store, World, call_sid, debug_binary, recording_id, started_at};
 
@@ -303,4 +305,32 @@ async fn a_put_without_an_answer_is_looked_at_again() {
     let shown = service.recording_in(id.recording, "stored").await;
     nothing_is_owed(&world, &id).await;
     assert_eq!(world.store(&service).keys().await, [shown["key"].as_str().unwrap()]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_delete_that_is_not_answered_keeps_the_recording_at_rest() {
+    let mut world = World::new(Parts::Servers).await;
+    world.set("CALLVAULT_NOT_READY_FOR", "1ms");
+    let node = Node::start(&world).await;
+    let id = failed(&world, &node, 1).await;
+    let key = format!("{}/{}.mp3", folder(1), Digest::of(b"what it is not"));
+    plant(&world.real_store(), &key, Some(ACCOUNT), b"rotten".to_vec()).await;
+    node.store.rule(Rule::on("DELETE /", Act::Hold));
+    owe(&world, &id).await;
+    node.store.acts().await;
+    node.signal("TERM");
+    assert_eq!(node.end().await.code(), Some(0));
+
+    // The delete is on its way: until the store refuses it, nobody may write there.
+    assert_eq!(count(&world, &id, "duty_until > (SELECT now_ms FROM clock) + 60000").await, 1);
+    let other = world.start().await;
+    world.simulator.always(id.recording, None);
+    let again = other.request(reqwest::Method::POST, &format!("/v1/recordings/{}/fetch", id.recording));
+    assert_eq!(again.send().await.unwrap().status(), reqwest::StatusCode::ACCEPTED);
+    // Another one, which is asked for later, comes first.
+    stored(&world, &other, 2).await;
+    assert_eq!(count(&world, &id, "state = 'pending' AND attempts = 1").await, 1);
+    // Nobody has to wait for two minutes here.
+    sql(&world, format!("UPDATE recordings SET duty_until = 1 WHERE recording_sid = '{}'", id.recording)).await;
+    other.recording_in(id.recording, "stored").await;
 }
