@@ -1,3 +1,5 @@
+//! Settings as people write them, and what they are told of wrong ones.
+
 use super::*;
 
 const SID: &str = "AC0123456789abcdef0123456789abcdef";

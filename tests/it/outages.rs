@@ -53,6 +53,17 @@ impl Load {
     }
 }
 
+impl Load {
+    /// Plays what that node has played before, until the load is over.
+    async fn plays_on(&self, node: &Node, played: RecordingId) {
+        while !self.over.load(Ordering::SeqCst) {
+            let answer = node.get(&format!("/v1/recordings/{}/audio", played.recording)).await;
+            assert_eq!(answer.status(), StatusCode::TEMPORARY_REDIRECT, "a hit is answered throughout");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
 async fn acknowledges_again(world: &World, node: &Node, number: u32) {
     let id = world.record(number);
     eventually("callbacks are taken again", async || {
@@ -71,15 +82,19 @@ async fn is(world: &World, node: &Node, status: &str) {
     .await;
 }
 
-/// Nothing that was acknowledged is lost, whatever `outage` does to the catalog.
+/// Nothing that was acknowledged is lost, and what was played before is played on, whatever `outage` does to the catalog.
 async fn survives(outage: impl AsyncFnOnce(&World, &Postgres, &[Node])) {
     let postgres = Postgres::start();
     let mut world = World::new(Parts::Servers).await;
     world.set("CALLVAULT_LEASE", "1s");
     world.set("CALLVAULT_DATABASE_URL", postgres.new_database().await);
     let nodes = cluster::start(&world, 3).await;
+    let played = world.record(9100);
+    assert_eq!(nodes[0].send(&world.callback(played.recording)).await.status(), StatusCode::NO_CONTENT);
+    nodes[0].recording_in(played.recording, "stored").await;
     let load = Load::default();
     let loaded = join_all(nodes.iter().map(|node| load.on(&world, node)));
+    let heard = join_all(nodes.iter().map(|node| load.plays_on(node, played)));
     let course = async {
         eventually("all is in motion", async || (load.acknowledged.lock().unwrap().len() > 20).then_some(())).await;
         outage(&world, &postgres, &nodes).await;
@@ -87,7 +102,7 @@ async fn survives(outage: impl AsyncFnOnce(&World, &Postgres, &[Node])) {
         join_all(nodes.iter().map(|node| is(&world, node, "ok"))).await;
         load.over.store(true, Ordering::SeqCst);
     };
-    tokio::join!(loaded, course);
+    tokio::join!(loaded, heard, course);
     assert!(load.refused.load(Ordering::SeqCst) > 0, "the outage was felt");
 
     let vault = audit::vault(&world).await;

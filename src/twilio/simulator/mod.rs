@@ -11,6 +11,7 @@ mod body;
 mod callbacks;
 mod faults;
 mod lists;
+mod rest;
 mod server;
 
 use std::collections::{HashMap, HashSet, VecDeque};

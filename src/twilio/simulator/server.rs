@@ -15,8 +15,6 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use jiff::fmt::rfc2822;
-use jiff::tz::TimeZone;
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::AbortOnDropHandle;
@@ -25,7 +23,7 @@ use super::body::{Framing, Media};
 use super::faults::{Fault, RestFault};
 use super::{Seen, Shared, SimulatedRecording};
 use crate::domain::media::Format;
-use crate::domain::sid::{AccountSid, CallSid, RecordingSid};
+use crate::domain::sid::{AccountSid, RecordingSid};
 
 pub(super) type Answer = Response<UnsyncBoxBody<Bytes, io::Error>>;
 
@@ -69,8 +67,8 @@ fn duplicate(socket: TcpStream) -> io::Result<(TcpStream, std::net::TcpStream)> 
 }
 
 /// One request and all that its answer needs.
-struct Exchange {
-    shared: Arc<Shared>,
+pub(super) struct Exchange {
+    pub(super) shared: Arc<Shared>,
     socket: Arc<std::net::TcpStream>,
     role: Role,
 }
@@ -265,128 +263,6 @@ impl Exchange {
         let api = self.shared.api;
         redirect(&format!("http://{api}/2010-04-01/Accounts/{}/Recordings/{}.mp3", id.account, id.recording))
     }
-
-    fn description(&self, account: AccountSid, sid: &str) -> Answer {
-        let Ok(sid) = sid.parse::<RecordingSid>() else { return not_found() };
-        let mut state = self.shared.state();
-        state.counts.entry(sid).or_default().descriptions += 1;
-        match state.recordings.get(&sid).filter(|known| known.id.account == account) {
-            Some(recording) => answer_json(resource(recording)),
-            None => not_found(),
-        }
-    }
-
-    fn call(&self, account: AccountSid, file: &str) -> Answer {
-        let Some(call) = file.strip_suffix(".json").and_then(|sid| sid.parse::<CallSid>().ok()) else {
-            return not_found();
-        };
-        let state = self.shared.state();
-        let parent = state.parents.get(&call).copied();
-        let legs = [Some(call), parent];
-        let recorded = |known: &SimulatedRecording| {
-            known.id.account == account && known.call_sid.is_some() && legs.contains(&known.call_sid)
-        };
-        match state.calls.contains(&(account, call)) || state.recordings.values().any(recorded) {
-            true => answer_json(json!({"sid": call, "account_sid": account, "parent_call_sid": parent})),
-            false => not_found(),
-        }
-    }
-
-    fn delete(&self, account: AccountSid, file: &str) -> Answer {
-        let sid = file.trim_end_matches(".json").parse::<RecordingSid>();
-        let mut state = self.shared.state();
-        let known = sid.ok().and_then(|sid| state.recordings.get_mut(&sid));
-        match known.filter(|known| known.id.account == account && known.status != "deleted") {
-            Some(recording) => {
-                recording.status = "deleted".to_owned();
-                whole(StatusCode::NO_CONTENT, "application/json", "")
-            }
-            None => not_found(),
-        }
-    }
-
-    async fn list_of_account(&self, account: AccountSid, query: &str) -> Answer {
-        let fault = self.shared.state().lists.next_fault(account);
-        match fault {
-            None => self.list(account, None, query),
-            Some(Fault::RateLimited { retry_after }) => rate_limited(retry_after),
-            Some(Fault::Status(status)) => of_status(status),
-            Some(Fault::Silent) => std::future::pending().await,
-            Some(_) => of_status(500),
-        }
-    }
-
-    /// A page of an account's recordings, newest first. Filters that are not
-    /// known are ignored in silence, as Twilio does.
-    fn list(&self, account: AccountSid, call: Option<CallSid>, query: &str) -> Answer {
-        let parameter = |name: &str| {
-            url::form_urlencoded::parse(query.as_bytes())
-                .find(|(key, _)| key == name)
-                .map(|(_, value)| value.into_owned())
-        };
-        let call = call.or_else(|| parameter("CallSid").and_then(|sid| sid.parse().ok()));
-        let conference = parameter("ConferenceSid");
-        let day = |name| parameter(name);
-        let (on, before, after) = (day("DateCreated"), day("DateCreated<"), day("DateCreated>"));
-        let page_size = parameter("PageSize").and_then(|size| size.parse::<usize>().ok()).unwrap_or(50).clamp(1, 1000);
-        let start = parameter("PageToken");
-        let state = self.shared.state();
-        let page_size = page_size.min(state.lists.page_size_max.unwrap_or(usize::MAX));
-        let mut found: Vec<&SimulatedRecording> = state
-            .recordings
-            .values()
-            .filter(|known| known.id.account == account && known.status != "deleted")
-            .filter(|known| call.is_none() || known.call_sid == call)
-            .filter(|known| conference.is_none() || known.conference_sid.map(|sid| sid.to_string()) == conference)
-            .filter(|known| {
-                let created = known.started_at.to_zoned(TimeZone::UTC).date().to_string();
-                let of_its_days = on.as_ref().is_none_or(|day| created == *day)
-                    && before.as_ref().is_none_or(|day| created <= *day)
-                    && after.as_ref().is_none_or(|day| created >= *day);
-                of_its_days || state.lists.ignores_days
-            })
-            .collect();
-        found.sort_by_key(|known| std::cmp::Reverse(page_key(known)));
-        let from = start.map_or(0, |token| found.partition_point(|known| page_key(known) >= token));
-        let page = &found[from..found.len().min(from + page_size)];
-        let more = from + page.len() < found.len();
-        let next = page.last().filter(|_| more).map(|last| {
-            let kept = url::form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name != "PageToken");
-            let mut next = url::form_urlencoded::Serializer::new(String::new());
-            next.extend_pairs(kept).append_pair("PageToken", &page_key(last));
-            format!("/2010-04-01/Accounts/{account}/Recordings.json?{}", next.finish())
-        });
-        let recordings: Vec<Value> = page.iter().map(|known| resource(known)).collect();
-        answer_json(json!({"recordings": recordings, "next_page_uri": next, "page_size": page_size}))
-    }
-}
-
-/// What pages are ordered by: a position that stays while newer recordings arrive.
-fn page_key(recording: &SimulatedRecording) -> String {
-    format!("{:020}-{}", recording.started_at.as_millisecond(), recording.id.recording)
-}
-
-/// `Recordings/{RE}.json`.
-fn resource(recording: &SimulatedRecording) -> Value {
-    let created = rfc2822::to_string(&recording.started_at.to_zoned(TimeZone::UTC)).ok();
-    let id = recording.id;
-    json!({
-        "account_sid": id.account,
-        "sid": id.recording,
-        "call_sid": recording.call_sid,
-        "conference_sid": recording.conference_sid,
-        "duration": recording.duration,
-        "channels": recording.channels,
-        "track": "both",
-        "source": "DialVerb",
-        "status": recording.status,
-        "start_time": created,
-        "date_created": created,
-        "date_updated": created,
-        "error_code": null,
-        "encryption_details": null,
-        "uri": format!("/2010-04-01/Accounts/{}/Recordings/{}.json", id.account, id.recording),
-    })
 }
 
 /// A media request that counts as under way while this lives.
@@ -420,7 +296,7 @@ impl Drop for InFlight {
 const NOT_FOUND_XML: &str = "<?xml version='1.0' encoding='UTF-8'?>\n<TwilioResponse><RestException><Code>20404</Code>\
     <Message>The requested resource was not found</Message><Status>404</Status></RestException></TwilioResponse>";
 
-fn whole(status: StatusCode, content_type: &'static str, body: &'static str) -> Answer {
+pub(super) fn whole(status: StatusCode, content_type: &'static str, body: &'static str) -> Answer {
     answer(status, content_type, Bytes::from_static(body.as_bytes()))
 }
 
@@ -432,7 +308,7 @@ fn answer(status: StatusCode, content_type: &'static str, body: Bytes) -> Answer
     answer
 }
 
-fn answer_json(value: Value) -> Answer {
+pub(super) fn answer_json(value: Value) -> Answer {
     answer(StatusCode::OK, "application/json", value.to_string().into())
 }
 
@@ -441,19 +317,19 @@ fn error(status: StatusCode, code: u32, message: &str) -> Answer {
     answer(status, "application/json", body.to_string().into())
 }
 
-fn of_status(status: u16) -> Answer {
+pub(super) fn of_status(status: u16) -> Answer {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     error(status, u32::from(status.as_u16()), "Fault")
 }
 
-fn rate_limited(retry_after: Option<String>) -> Answer {
+pub(super) fn rate_limited(retry_after: Option<String>) -> Answer {
     let mut answer = error(StatusCode::TOO_MANY_REQUESTS, 20429, "Too Many Requests");
     let value = retry_after.and_then(|value| value.parse().ok());
     answer.headers_mut().extend(value.map(|value| (header::RETRY_AFTER, value)));
     answer
 }
 
-fn not_found() -> Answer {
+pub(super) fn not_found() -> Answer {
     whole(StatusCode::NOT_FOUND, "application/xml", NOT_FOUND_XML)
 }
 
