@@ -1,5 +1,8 @@
-//! What is answered while the catalog is away.
+//! Many who wait for one recording, and what is answered while the catalog is away.
 
+use std::time::Duration;
+
+use callvault::twilio::simulator::Fault;
 use reqwest::StatusCode;
 
 use crate::support::eventually;
@@ -40,8 +43,26 @@ async fn what_was_played_before_is_played_on_until_its_link_ends() {
 }
 
 on_all_parts! {
+    async fn failing_attempts_are_not_repeated_by_each_who_waits_and_their_end_answers_all(world: World) {
+        let base = Duration::from_millis(500);
+        world.set("CALLVAULT_RETRY_BASE", "500ms");
+        world.set("CALLVAULT_RETRY_CAP", "500ms");
+        world.set("CALLVAULT_NOT_READY_FOR", "2s");
+        let service = world.start().await;
+        let id = world.record(1);
+        world.simulator.always(id.recording, Some(Fault::NotReady));
+        let began = std::time::Instant::now();
+        service.send(&world.callback(id.recording)).await;
+        let path = format!("/v1/recordings/{}/audio?wait=30", id.recording);
+        let answers = futures::future::join_all((0..50).map(|_| service.get(&path))).await;
+        assert!(answers.iter().all(|answer| answer.status() == StatusCode::FAILED_DEPENDENCY));
+        let shown = service.recording_in(id.recording, "failed").await;
+        let attempts = shown["attempts"].as_u64().unwrap();
+        let schedule = began.elapsed().as_millis() / base.as_millis() + 2;
+        assert!(u128::from(attempts) <= schedule, "{attempts} attempts, where {schedule} were planned at most");
+    }
+
     async fn three_hundred_who_wait_share_one_fetch(world: World) {
-        use callvault::twilio::simulator::Fault;
         world.set("CALLVAULT_LEASE", "30s");
         let service = world.start().await;
         let id = world.record(1);

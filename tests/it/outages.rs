@@ -24,6 +24,9 @@ fn outage() -> Duration {
     Duration::from_secs(seconds.map_or(15, |seconds| seconds.parse().expect("a number of seconds")))
 }
 
+/// What a restart of PostgreSQL may take.
+const RESTART: Duration = Duration::from_secs(10);
+
 /// Callbacks of one new recording after the other, and what was answered.
 #[derive(Default)]
 struct Load {
@@ -125,7 +128,8 @@ async fn survives(outage: impl AsyncFnOnce(&World, &Postgres, &[Node])) {
 async fn nothing_is_lost_when_postgres_stops_and_starts_again() {
     survives(async |world, postgres, nodes| {
         postgres.interrupt().await;
-        join_all(nodes.iter().map(|node| is(world, node, "degraded"))).await;
+        let degraded = join_all(nodes.iter().map(|node| is(world, node, "degraded")));
+        tokio::join!(degraded, tokio::time::sleep(RESTART));
         postgres.resume().await;
     })
     .await;
