@@ -185,7 +185,8 @@ impl Vault {
         match self.inquire(call, visible, inquiry).await? {
             Inquired::Nothing => Ok(Some(Delivery::Unknown)),
             Inquired::Unavailable => Err(DeliveryError::Twilio),
-            Inquired::Busy => Ok(Some(asking)),
+            // There may be room for the question in time.
+            Inquired::Busy => Ok(if waiter.wait().await { None } else { Some(asking) }),
             Inquired::Open => {
                 let goes_on = tokio::select! {
                     goes_on = waiter.wait() => goes_on,

@@ -58,6 +58,8 @@ pub(super) struct Questions {
 #[derive(Debug, Default)]
 pub(super) struct Inquiry {
     joined: HashMap<AccountSid, Joined>,
+    /// Too much was being asked when it came, which is counted once.
+    found_no_room: bool,
 }
 
 #[derive(Debug)]
@@ -142,7 +144,7 @@ impl Vault {
         visible: Option<&[AccountSid]>,
         inquiry: &mut Inquiry,
     ) -> Result<Inquired, CatalogError> {
-        let joined = &mut inquiry.joined;
+        let Inquiry { joined, found_no_room } = inquiry;
         joined.retain(|_, joined| joined.look() != Some(Answer::Elsewhere));
         let asked = self.accounts.iter().filter(|account| visible.is_none_or(|visible| visible.contains(account)));
         let others: Vec<AccountSid> = asked.filter(|account| !joined.contains_key(*account)).copied().collect();
@@ -166,7 +168,9 @@ impl Vault {
         Ok(match seen.contains(&Some(Answer::Unavailable)) {
             _ if open => Inquired::Open,
             _ if busy => {
-                telemetry::question("refused");
+                if !std::mem::replace(found_no_room, true) {
+                    telemetry::question("refused");
+                }
                 Inquired::Busy
             }
             true => Inquired::Unavailable,
