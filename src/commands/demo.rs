@@ -219,7 +219,8 @@ impl Stage {
         say("\nOpen the link in a browser: it plays. Then try:\n");
         say(format!("  curl -sL {bearer} {url}/v1/calls/{}/audio -o call.mp3\n", self.call));
         say(format!("  curl -s {bearer} {url}/v1/recordings/{}\n", self.id.recording));
-        say(format!("  CALLVAULT_URL={url} CALLVAULT_API_KEY={key} callvault get {}\n", self.call));
+        let this = std::env::current_exe().map_or_else(|_| "callvault".to_owned(), |path| path.display().to_string());
+        say(format!("  CALLVAULT_URL={url} CALLVAULT_API_KEY={key} {this} get {}\n", self.call));
         say(format!("{}", style("Ctrl-C ends the service and removes its folder.").dim()));
     }
 

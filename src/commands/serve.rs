@@ -31,6 +31,9 @@ pub async fn run() -> anyhow::Result<()> {
     if config.accounts.is_empty() {
         tracing::warn!("no Twilio account is configured: callbacks are refused, and nothing is fetched");
     }
+    if config.admin_key.is_none() {
+        tracing::warn!("CALLVAULT_ADMIN_KEY is not set: callbacks are taken, but nobody can ask for a recording");
+    }
     for name in config.without_effect() {
         tracing::warn!("{name} is set, but has no effect in this version");
     }
