@@ -18,6 +18,7 @@ mod clock;
 mod feed;
 mod lease;
 mod lookup;
+mod migrations;
 mod postgres;
 mod questions;
 mod recheck;

@@ -11,13 +11,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use secrecy::{ExposeSecret, SecretString};
-use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions};
-use sqlx::{Executor, Postgres, SqlSafeStr};
+use sqlx::{Executor, Postgres};
 use tokio::sync::{Notify, watch};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::migrations::{Step, migrator};
 use super::sql::args;
 use super::{ACQUIRE_TIMEOUT, Catalog, CatalogError, Clock, Result, SESSION_TIMEOUT, Session, sql};
 
@@ -90,19 +90,8 @@ impl PostgresCatalog {
     }
 }
 
-fn migrator() -> Migrator {
-    let migration = |version, name: &'static str, text: &'static str| {
-        Migration::new(version, name.into(), MigrationType::Simple, text.into_sql_str(), false)
-    };
-    let mut migrator = Migrator::with_migrations(vec![migration(
-        1,
-        "recordings",
-        include_str!("migrations/postgres/0001_recordings.sql"),
-    )]);
-    // A newer node may have been here: its changes only add.
-    migrator.set_ignore_missing(true);
-    migrator
-}
+/// The schema, a step after the other.
+const MIGRATIONS: &[Step] = &[Step(1, "recordings", include_str!("migrations/postgres/0001_recordings.sql"))];
 
 impl Shared {
     async fn acquire(&self) -> Result<PoolConnection<Postgres>> {
@@ -232,7 +221,7 @@ impl Catalog for PostgresCatalog {
         // Whether anybody is there is found out within a limit; a migration has none.
         let reached = tokio::time::timeout(SESSION_TIMEOUT, sqlx::query("SELECT 1").execute(&pool)).await;
         reached.map_err(|_| CatalogError::Unavailable("no connection answers".to_owned()))?.map_err(sql::error)?;
-        let migrated = migrator().run(&pool).await;
+        let migrated = migrator(MIGRATIONS).run(&pool).await;
         pool.close().await;
         migrated.map_err(CatalogError::Migration)?;
         // The time is known before anybody is let in.

@@ -10,11 +10,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sqlx::SqlSafeStr;
-use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use tokio::sync::watch;
 
+use super::migrations::{Step, migrator};
 use super::{ACQUIRE_TIMEOUT, Catalog, CatalogError, Clock, Result, STATEMENT_TIMEOUT, Session, sql};
 
 /// How long another process's transaction is waited for.
@@ -57,19 +56,8 @@ impl SqliteCatalog {
     }
 }
 
-fn migrator() -> Migrator {
-    let migration = |version, name: &'static str, text: &'static str| {
-        Migration::new(version, name.into(), MigrationType::Simple, text.into_sql_str(), false)
-    };
-    let mut migrator = Migrator::with_migrations(vec![migration(
-        1,
-        "recordings",
-        include_str!("migrations/sqlite/0001_recordings.sql"),
-    )]);
-    // A newer binary may have been here: its changes only add.
-    migrator.set_ignore_missing(true);
-    migrator
-}
+/// The schema, a step after the other.
+const MIGRATIONS: &[Step] = &[Step(1, "recordings", include_str!("migrations/sqlite/0001_recordings.sql"))];
 
 impl SqliteCatalog {
     async fn session(&self, pool: &SqlitePool) -> Result<Session> {
@@ -81,10 +69,10 @@ impl SqliteCatalog {
 #[async_trait]
 impl Catalog for SqliteCatalog {
     async fn prepare(&self) -> Result<()> {
-        let mut migrated = migrator().run(&self.writer).await;
+        let mut migrated = migrator(MIGRATIONS).run(&self.writer).await;
         if migrated.is_err() {
             // SQLite takes no migration lock: another process may have been quicker.
-            migrated = migrator().run(&self.writer).await;
+            migrated = migrator(MIGRATIONS).run(&self.writer).await;
         }
         migrated.map_err(CatalogError::Migration)?;
         // The time is known before anybody is let in.

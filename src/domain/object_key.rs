@@ -13,6 +13,25 @@ use super::recording::{Details, RecordingId};
 /// What browsers and caches are told of every object: its content never changes.
 pub const CACHE_CONTROL: &str = "private, max-age=31536000, immutable";
 
+/// What an empty object beside the audio says of a recording, so that the bucket
+/// alone is enough to know it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Marker {
+    /// It was erased, and never comes back.
+    Erased,
+    /// A hold forbids its removal.
+    Held,
+}
+
+impl Marker {
+    fn folder(self) -> &'static str {
+        match self {
+            Self::Erased => ".erased/",
+            Self::Held => ".held/",
+        }
+    }
+}
+
 /// The bucket's layout below one prefix.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
@@ -66,6 +85,22 @@ impl Layout {
     pub fn staging(&self, id: &RecordingId, epoch: i64) -> String {
         format!("{}{}/{}.{epoch}", self.staging_folder(), id.account, id.recording)
     }
+
+    /// Where all markers of a kind lie.
+    pub fn marker_folder(&self, marker: Marker) -> String {
+        format!("{}{}", self.prefix, marker.folder())
+    }
+
+    /// The key of a recording's marker.
+    pub fn marker(&self, marker: Marker, id: &RecordingId) -> String {
+        format!("{}{}/{}", self.marker_folder(marker), id.account, id.recording)
+    }
+
+    /// The recording that a marker's key names; None where it is no such key.
+    pub fn marked(&self, marker: Marker, key: &str) -> Option<RecordingId> {
+        let (account, recording) = key.strip_prefix(&self.marker_folder(marker))?.split_once('/')?;
+        Some(RecordingId { account: account.parse().ok()?, recording: recording.parse().ok()? })
+    }
 }
 
 /// The user metadata of one object, as names and values.
@@ -114,6 +149,18 @@ mod tests {
         let key = Layout::below("").audio(&id(), &details(), &digest, Format::Mp3);
         let expected = format!("CA{}/RE{}/{digest}.mp3", "c".repeat(32), "b".repeat(32));
         assert_eq!(key, Some(expected));
+    }
+
+    #[test]
+    fn a_marker_names_its_recording_and_nothing_else_does() {
+        let layout = Layout::below("calls");
+        let key = layout.marker(Marker::Erased, &id());
+        assert_eq!(key, format!("calls/.erased/AC{}/RE{}", "a".repeat(32), "b".repeat(32)));
+        assert_eq!(layout.marked(Marker::Erased, &key), Some(id()));
+        assert_eq!(layout.marked(Marker::Held, &key), None);
+        for wrong in [format!("{key}/x"), format!("x{key}"), "calls/.erased/".to_owned(), key.to_lowercase()] {
+            assert_eq!(layout.marked(Marker::Erased, &wrong), None, "{wrong}");
+        }
     }
 
     #[test]

@@ -12,20 +12,21 @@ use http::uri::Authority;
 use http::{HeaderValue, Method, StatusCode, header};
 
 use super::State;
-use super::auth::{Caller, Reader};
+use super::auth::Reader;
 use super::problem::Problem;
 use super::request::{self, Named, Query};
 use super::view::{self, LinkAnswer, PendingAnswer};
 use crate::bucket::{LinkBase, LinkMethod};
-use crate::domain::sid::CallSid;
+use crate::domain::sid::{AccountSid, CallSid};
 use crate::telemetry;
 use crate::vault::deliver::{Delivery, Manner, Wanted};
 
 /// Who asks for what, and how: of a call or of a recording, as the path says.
 #[derive(Debug)]
 pub struct Asked {
-    caller: Caller,
-    wanted: Wanted,
+    /// What.
+    pub wanted: Wanted,
+    visible: Option<Vec<AccountSid>>,
     patience: Duration,
     attachment: bool,
     method: LinkMethod,
@@ -37,14 +38,21 @@ impl FromRequestParts<State> for Asked {
 
     async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Problem> {
         let Reader(caller) = Reader::from_request_parts(parts, state).await?;
-        let query = Query::of(parts);
         let wanted = match Named::<CallSid>::of(parts, "call_sid").await {
             Ok(Named(call)) => Wanted::Call(call),
             Err(_) => Wanted::Recording(Named::of(parts, "recording_sid").await?.0),
         };
+        Self::of(parts, wanted, caller.visible())
+    }
+}
+
+impl Asked {
+    /// The request for that, by someone who may see these accounts (None is all).
+    pub fn of(parts: &Parts, wanted: Wanted, visible: Option<&[AccountSid]>) -> Result<Self, Problem> {
+        let query = Query::of(parts);
         Ok(Self {
-            caller,
             wanted,
+            visible: visible.map(<[AccountSid]>::to_vec),
             patience: query.wait()?,
             attachment: query.attachment()?,
             method: if parts.method == Method::HEAD { LinkMethod::Head } else { LinkMethod::Get },
@@ -55,14 +63,17 @@ impl FromRequestParts<State> for Asked {
 
 /// `GET` or `HEAD …/audio`: a redirect to a link.
 pub async fn audio(Shared(state): Shared<State>, asked: Asked) -> Result<Response, Problem> {
-    match deliver(&state, &asked).await? {
+    // What a call answers for may change; a recording's link does not.
+    let is_lasting = !matches!(asked.wanted, Wanted::Call(_));
+    redirect(&state, &asked, is_lasting).await
+}
+
+/// The redirect to a link, which a browser may keep where it is lasting.
+pub async fn redirect(state: &State, asked: &Asked, is_lasting: bool) -> Result<Response, Problem> {
+    match deliver(state, asked).await? {
         Delivery::Redirect(playable) => {
             let seconds = view::seconds_left(&playable);
-            let cache = match asked.wanted {
-                // What a call answers for may change; a recording's link does not.
-                Wanted::Call(_) => "no-store".to_owned(),
-                Wanted::Recording(_) => format!("private, max-age={seconds}"),
-            };
+            let cache = if is_lasting { format!("private, max-age={seconds}") } else { "no-store".to_owned() };
             let headers = [(header::LOCATION, String::from(playable.link.url)), (header::CACHE_CONTROL, cache)];
             Ok((StatusCode::TEMPORARY_REDIRECT, headers).into_response())
         }
@@ -96,7 +107,7 @@ pub async fn link(Shared(state): Shared<State>, asked: Asked) -> Result<Response
 
 async fn deliver(state: &State, asked: &Asked) -> Result<Delivery, Problem> {
     let manner = Manner {
-        visible: asked.caller.visible(),
+        visible: asked.visible.as_deref(),
         patience: asked.patience,
         method: asked.method,
         attachment: asked.attachment,

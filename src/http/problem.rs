@@ -43,8 +43,14 @@ pub enum Problem {
     RecordingAbsent,
     /// The path is right, the method is not.
     MethodNotAllowed,
+    /// Another request stands against it; says which.
+    Conflict(String),
+    /// A hold forbids it.
+    Held,
     /// It was erased.
     Erased,
+    /// A share whose time is over, or whose key was revoked.
+    Expired,
     /// The body is too long.
     PayloadTooLarge {
         /// The most that is read.
@@ -52,8 +58,18 @@ pub enum Problem {
     },
     /// The body is not what it should be.
     UnsupportedMediaType(&'static str),
+    /// The range lies behind the end.
+    RangeNotSatisfiable {
+        /// The length of the whole.
+        size_bytes: i64,
+    },
     /// The recording was given up.
     RecordingFailed(String),
+    /// The key asks too often.
+    TooManyRequests {
+        /// When to ask again.
+        retry_after_seconds: u64,
+    },
     /// A part of the service is away.
     Unavailable(&'static str),
 }
@@ -72,12 +88,21 @@ impl Problem {
             }
             Self::RecordingAbsent => (StatusCode::NOT_FOUND, "recording_absent", "Twilio recorded nothing"),
             Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "Not with that method"),
+            Self::Conflict(_) => (StatusCode::CONFLICT, "conflict", "Something stands against it"),
+            Self::Held => (StatusCode::CONFLICT, "held", "A hold forbids it"),
+            Self::Expired => (StatusCode::GONE, "expired", "The share is over"),
             Self::Erased => (StatusCode::GONE, "erased", "The recording was erased"),
             Self::PayloadTooLarge { .. } => {
                 (StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", "The body is too long")
             }
             Self::UnsupportedMediaType(_) => {
                 (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "The body is of another kind")
+            }
+            Self::RangeNotSatisfiable { .. } => {
+                (StatusCode::RANGE_NOT_SATISFIABLE, "range_not_satisfiable", "There are no such bytes")
+            }
+            Self::TooManyRequests { .. } => {
+                (StatusCode::TOO_MANY_REQUESTS, "too_many_requests", "The API key asks too often")
             }
             Self::RecordingFailed(_) => {
                 (StatusCode::FAILED_DEPENDENCY, "recording_failed", "The recording could not be fetched")
@@ -88,7 +113,10 @@ impl Problem {
 
     fn detail(&self) -> String {
         match self {
-            Self::InvalidRequest(detail) | Self::BadSignature(detail) | Self::RecordingFailed(detail) => detail.clone(),
+            Self::InvalidRequest(detail)
+            | Self::BadSignature(detail)
+            | Self::Conflict(detail)
+            | Self::RecordingFailed(detail) => detail.clone(),
             Self::Unauthorized => "Send a known API key as \"Authorization: Bearer <key>\".".to_owned(),
             Self::Forbidden(scope) => format!("The key needs the scope {scope}."),
             Self::NotFound => "Nothing that this key may see has that name.".to_owned(),
@@ -103,6 +131,10 @@ impl Problem {
             Self::RecordingAbsent => "The call was too short, or silent.".to_owned(),
             Self::MethodNotAllowed => "The header Allow names the methods of this path.".to_owned(),
             Self::Erased => "It was removed on request, and will not come back.".to_owned(),
+            Self::Held => "A legal hold is on it. Release it first: DELETE /v1/recordings/{RE}/hold.".to_owned(),
+            Self::Expired => "Ask whoever gave you this URL for a new one.".to_owned(),
+            Self::RangeNotSatisfiable { size_bytes } => format!("It has {size_bytes} bytes."),
+            Self::TooManyRequests { retry_after_seconds } => format!("Ask again in {retry_after_seconds} s."),
             Self::PayloadTooLarge { max_bytes } => format!("At most {max_bytes} bytes are read."),
             Self::UnsupportedMediaType(expected) => format!("{expected} is expected."),
             Self::Unavailable(what) => format!("{what} Nothing was lost; try again."),
@@ -111,9 +143,9 @@ impl Problem {
 
     fn retry_after_seconds(&self) -> Option<u64> {
         match self {
-            Self::NotReady { retry_after_seconds, .. } | Self::Asking { retry_after_seconds } => {
-                Some(*retry_after_seconds)
-            }
+            Self::NotReady { retry_after_seconds, .. }
+            | Self::Asking { retry_after_seconds }
+            | Self::TooManyRequests { retry_after_seconds } => Some(*retry_after_seconds),
             Self::Unavailable(_) => Some(1),
             _ => None,
         }

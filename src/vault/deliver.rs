@@ -16,7 +16,7 @@ use super::flight::Waiter;
 use super::inquiry::{Inquired, Inquiry};
 use crate::bucket::{BucketError, Disposition, Link, LinkBase, LinkMethod};
 use crate::catalog::{CallView, CatalogError};
-use crate::domain::recording::{Recording, State, StoredObject};
+use crate::domain::recording::{Recording, RecordingId, State, StoredObject};
 use crate::domain::sid::{AccountSid, CallSid, RecordingSid};
 
 /// What a client is told to wait at most; it may be hurried by then.
@@ -34,6 +34,8 @@ pub enum Wanted {
     Call(CallSid),
     /// That recording.
     Recording(RecordingSid),
+    /// That recording of that account.
+    Exact(RecordingId),
 }
 
 /// How it is to be given.
@@ -207,6 +209,10 @@ impl Vault {
         let _place = in_time.map_err(|_| CatalogError::Unavailable("too many look-ups wait".to_owned()))?;
         match wanted {
             Wanted::Recording(sid) => self.catalog.recording_named(sid, visible).await,
+            Wanted::Exact(id) => {
+                let is_visible = visible.is_none_or(|accounts| accounts.contains(&id.account));
+                if is_visible { self.catalog.recording(&id).await } else { Ok(None) }
+            }
             Wanted::Call(sid) => Ok(self.call(sid, visible).await?.and_then(|view| view.answer().cloned())),
         }
     }

@@ -1,0 +1,21 @@
+//! The steps of the schema, a folder a database.
+//!
+//! A step only adds, so that nodes of the version before go on beside newer
+//! ones; one that has landed is never changed again.
+
+use sqlx::SqlSafeStr;
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+
+/// One step: its number, its name, its statements.
+pub(super) struct Step(pub(super) i64, pub(super) &'static str, pub(super) &'static str);
+
+/// What runs those steps that a database has not had yet.
+pub(super) fn migrator(steps: &[Step]) -> Migrator {
+    let migration = |Step(number, name, statements): &Step| {
+        Migration::new(*number, (*name).into(), MigrationType::Simple, (*statements).into_sql_str(), false)
+    };
+    let mut migrator = Migrator::with_migrations(steps.iter().map(migration).collect());
+    // A newer node may have been here: its changes only add.
+    migrator.set_ignore_missing(true);
+    migrator
+}
