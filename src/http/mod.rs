@@ -8,6 +8,7 @@ mod audio;
 mod auth;
 mod callback;
 mod calls;
+mod limits;
 mod ops;
 mod problem;
 mod recordings;
@@ -25,12 +26,12 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post, put};
 use http::HeaderValue;
-use secrecy::SecretString;
 
 pub use problem::Problem;
 pub use server::serve;
 
 use crate::bucket::{Embedded, embedded};
+use crate::config::Config;
 use crate::telemetry;
 use crate::vault::Vault;
 
@@ -38,15 +39,15 @@ use crate::vault::Vault;
 #[derive(Clone)]
 pub struct State {
     vault: Arc<Vault>,
-    keys: Arc<auth::Keys>,
+    limits: Arc<limits::Limits>,
     /// What Twilio's signatures are over: scheme, host and perhaps a path.
     public_url: Arc<str>,
 }
 
 impl State {
     /// The state of a service that is called `public_url`.
-    pub fn new(vault: Arc<Vault>, admin_key: Option<&SecretString>, public_url: &str) -> Self {
-        Self { vault, keys: Arc::new(auth::Keys::new(admin_key)), public_url: public_url.into() }
+    pub fn new(vault: Arc<Vault>, _config: &Config, public_url: &str) -> Self {
+        Self { vault, limits: Arc::default(), public_url: public_url.into() }
     }
 }
 
@@ -76,7 +77,8 @@ pub fn router(state: State) -> Router {
         telemetry::http_route(path);
         router = router.route(path, methods);
     }
-    router = router.layer(middleware::from_fn(in_time));
+    router =
+        router.layer(middleware::from_fn_with_state(state.clone(), auth::guard)).layer(middleware::from_fn(in_time));
     if let Some(store) = state.vault.bucket.embedded() {
         router = with_embedded_store(router, store.clone(), &state);
     }

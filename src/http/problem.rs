@@ -4,6 +4,8 @@
 //! and say what happened and what to do. What belongs to another account is
 //! the same `not_found`, byte for byte, as what does not exist.
 
+use std::time::Duration;
+
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
@@ -149,6 +151,11 @@ impl Problem {
             Self::Unavailable(_) => Some(1),
             _ => None,
         }
+    }
+
+    /// What is said to a key that may ask again after that time.
+    pub fn too_many_requests(again_after: Duration) -> Self {
+        Self::TooManyRequests { retry_after_seconds: again_after.as_secs() + 1 }
     }
 
     /// What is said of a recording that has no audio and will get none by waiting.
