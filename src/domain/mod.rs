@@ -11,4 +11,5 @@ pub mod media;
 pub mod object_key;
 pub mod recording;
 pub mod retry;
+pub mod share;
 pub mod sid;

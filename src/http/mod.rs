@@ -14,6 +14,7 @@ mod problem;
 mod recordings;
 mod request;
 mod server;
+mod shares;
 mod view;
 
 use std::sync::Arc;
@@ -42,12 +43,15 @@ pub struct State {
     limits: Arc<limits::Limits>,
     /// What Twilio's signatures are over: scheme, host and perhaps a path.
     public_url: Arc<str>,
+    /// What shares begin with.
+    share_url: Arc<str>,
 }
 
 impl State {
     /// The state of a service that is called `public_url`.
-    pub fn new(vault: Arc<Vault>, _config: &Config, public_url: &str) -> Self {
-        Self { vault, limits: Arc::default(), public_url: public_url.into() }
+    pub fn new(vault: Arc<Vault>, config: &Config, public_url: &str) -> Self {
+        let share_url = config.share_url.as_deref().unwrap_or(public_url).into();
+        Self { vault, limits: Arc::default(), public_url: public_url.into(), share_url }
     }
 }
 
@@ -59,11 +63,14 @@ fn routes() -> Vec<(&'static str, MethodRouter<State>)> {
         ("/v1/calls/{call_sid}/recording", put(calls::put_recording)),
         ("/v1/calls/{call_sid}/audio", get(audio::audio)),
         ("/v1/calls/{call_sid}/link", get(audio::link)),
+        ("/v1/calls/{call_sid}/share", post(shares::share)),
         ("/v1/recordings", get(recordings::list)),
         ("/v1/recordings/{recording_sid}", get(recordings::recording)),
         ("/v1/recordings/{recording_sid}/audio", get(audio::audio)),
         ("/v1/recordings/{recording_sid}/link", get(audio::link)),
+        ("/v1/recordings/{recording_sid}/share", post(shares::share)),
         ("/v1/recordings/{recording_sid}/fetch", post(recordings::fetch_again)),
+        ("/s/{token}", get(shares::play)),
         ("/healthz", get(ops::healthz)),
         ("/readyz", get(ops::readyz)),
         ("/metrics", get(ops::metrics)),

@@ -22,6 +22,7 @@ mod memory;
 mod pace;
 pub mod recheck;
 pub mod reconcile;
+pub mod share;
 mod traces;
 
 use std::collections::HashSet;
@@ -89,6 +90,7 @@ pub struct Vault {
     reconcile: reconcile::Terms,
     recheck_after: Duration,
     memory: MemoryBudget,
+    share_max: Duration,
     dice: Dice,
     entropy: Entropy,
     /// Look-ups for requests that may be under way at once.
@@ -130,6 +132,7 @@ impl Vault {
             reconcile: reconcile::Terms { every: config.reconcile_every, window: config.reconcile_window },
             recheck_after: config.recheck_after,
             memory: MemoryBudget::new(config.memory_budget_bytes),
+            share_max: config.share_max,
             dice,
             entropy,
             look_ups: Semaphore::new(look_ups as usize),
