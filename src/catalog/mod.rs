@@ -26,6 +26,7 @@ mod reconcile;
 mod rows;
 mod sql;
 mod sqlite;
+mod turns;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,6 +50,7 @@ pub use reconcile::{Ahead, Walk, WalkLease, Walker};
 pub use rows::HistoryEntry;
 pub use sql::Session;
 pub use sqlite::SqliteCatalog;
+pub use turns::Turn;
 
 use crate::config::{Config, Database};
 use crate::telemetry::innermost;

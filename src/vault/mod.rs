@@ -22,6 +22,7 @@ mod pace;
 pub mod recheck;
 pub mod reconcile;
 mod traces;
+mod turns;
 
 use std::collections::HashSet;
 use std::sync::Arc;
