@@ -23,10 +23,8 @@ pub enum Turn {
     Waiting(i64),
 }
 
-const TAKE: &str = concat!(
-    "INSERT INTO turns (account_sid, is_granted, until_at) SELECT $1, $2, now_ms + $3 FROM clock WHERE 1 = 1 \
-     RETURNING turn_id"
-);
+const TAKE: &str = "INSERT INTO turns (account_sid, is_granted, until_at) \
+                    SELECT $1, $2, now_ms + $3 FROM clock WHERE 1 = 1 RETURNING turn_id";
 const MOVE_UP: &str =
     concat!("UPDATE turns SET is_granted = $2, until_at = ", now!(), " + $3 WHERE turn_id = $1 RETURNING turn_id");
 const GIVE_BACK: &str = "DELETE FROM turns WHERE turn_id = $1";
