@@ -39,6 +39,7 @@ mod crashes;
 mod discover;
 mod faults;
 mod journey;
+mod keys;
 mod large;
 mod limits;
 mod outages;
