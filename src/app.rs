@@ -101,6 +101,7 @@ impl App {
             self.supervise(async move { vault.write_what_was_asked().await }),
             self.supervise(worker::probe_paused_accounts(self.vault.clone())),
             self.supervise(self.vault.clone().follow_flights()),
+            self.supervise(self.vault.clone().follow_feed()),
             self.supervise(telemetry::keep_up()),
         ];
     }

@@ -39,6 +39,7 @@ const ACCOUNT_SLOWDOWNS: &str = "callvault_account_slowdowns_total";
 const RECONCILE_WALKS: &str = "callvault_reconcile_walks_total";
 const RECONCILE_FOUND: &str = "callvault_reconcile_found_total";
 const RECONCILE_LAG: &str = "callvault_reconcile_lag_seconds";
+const FEED_LAG: &str = "callvault_feed_lag_seconds";
 const TROUBLE: &str = "callvault_trouble";
 const BUILD_INFO: &str = "callvault_build_info";
 
@@ -166,6 +167,12 @@ const METRICS: &[Metric] = &[
         kind: Kind::Gauge,
         help: "Seconds since the last complete walk over Twilio's list began, of the account that waits longest; \
                the same on every node with the same accounts, and 0 where walks are switched off",
+        label: None,
+    },
+    Metric {
+        name: FEED_LAG,
+        kind: Kind::Gauge,
+        help: "Seconds since this node last knew all of the feed; near 0 unless the catalog is away or too slow",
         label: None,
     },
     Metric {
@@ -366,6 +373,11 @@ pub fn reconcile_found(what: &'static str) {
 /// The last complete walk of the account that waits longest began so long ago.
 pub fn reconcile_lag(lag: Duration) {
     gauge!(RECONCILE_LAG).set(lag.as_secs_f64());
+}
+
+/// This node last knew all of the feed so long ago.
+pub fn feed_lag(lag: Duration) {
+    gauge!(FEED_LAG).set(lag.as_secs_f64());
 }
 
 /// A part of the service got into trouble, or out of it; `code` is one of [`TROUBLES`].

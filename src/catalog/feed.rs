@@ -32,6 +32,28 @@ pub struct Cursor {
     seq: i64,
 }
 
+impl Cursor {
+    /// The event's number.
+    pub(super) fn seq(self) -> i64 {
+        self.seq
+    }
+
+    /// The cursor of the same catalog with that number.
+    pub(super) fn at(self, seq: i64) -> Self {
+        Self { seq, ..self }
+    }
+
+    /// So many events further on.
+    pub(super) fn advanced(self, events: i64) -> Self {
+        self.at(self.seq.saturating_add(events))
+    }
+
+    /// Whether it is of the same catalog as `end`, and not behind it.
+    pub(super) fn is_before_or_at(self, end: Self) -> bool {
+        self.catalog_created_ms == end.catalog_created_ms && self.seq <= end.seq
+    }
+}
+
 impl fmt::Display for Cursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:013}-{:015}", self.catalog_created_ms, self.seq)
@@ -193,9 +215,7 @@ impl dyn Catalog + '_ {
 
     /// The cursor behind the last event: from there on, only what is new is read.
     pub async fn latest_event(&self) -> Result<Cursor> {
-        let row = self.read().await?.row(LATEST, args![]).await?;
-        let row = row.ok_or_else(|| CatalogError::Unreadable("the catalog's own row is missing".to_owned()))?;
-        Ok(Cursor { catalog_created_ms: row.get("created_at")?, seq: row.get("last_seq")? })
+        latest(&mut self.read().await?).await
     }
 
     /// At most `limit` events behind `after` that pass the filter, in order,
@@ -221,6 +241,13 @@ impl dyn Catalog + '_ {
         let next = events.last().filter(|_| full).map_or(latest.max(after), |last| last.cursor);
         Ok((events, next))
     }
+}
+
+/// The cursor behind the last event.
+pub(super) async fn latest(session: &mut Session) -> Result<Cursor> {
+    let row = session.row(LATEST, args![]).await?;
+    let row = row.ok_or_else(|| CatalogError::Unreadable("the catalog's own row is missing".to_owned()))?;
+    Ok(Cursor { catalog_created_ms: row.get("created_at")?, seq: row.get("last_seq")? })
 }
 
 fn event(row: &Row, catalog_created_ms: i64) -> Result<Event> {
