@@ -143,6 +143,7 @@ impl App {
         };
         let _ = tokio::join!(tokio::time::sleep(self.drain), tokio::time::timeout_at(deadline, claiming_ended));
         self.no_more_connections.cancel();
+        self.vault.follower.end_readers();
         let left = (deadline - worker::HAND_BACK_WITHIN).saturating_duration_since(Instant::now());
         let served = async {
             for server in self.servers {

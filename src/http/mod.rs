@@ -8,6 +8,7 @@ mod audio;
 mod auth;
 mod callback;
 mod calls;
+mod events;
 mod ops;
 mod problem;
 mod recordings;
@@ -29,6 +30,7 @@ use secrecy::SecretString;
 
 pub use problem::Problem;
 pub use server::serve;
+pub use view::event_json;
 
 use crate::bucket::{Embedded, embedded};
 use crate::telemetry;
@@ -63,6 +65,7 @@ fn routes() -> Vec<(&'static str, MethodRouter<State>)> {
         ("/v1/recordings/{recording_sid}/audio", get(audio::audio)),
         ("/v1/recordings/{recording_sid}/link", get(audio::link)),
         ("/v1/recordings/{recording_sid}/fetch", post(recordings::fetch_again)),
+        ("/v1/events", get(events::events)),
         ("/healthz", get(ops::healthz)),
         ("/readyz", get(ops::readyz)),
         ("/metrics", get(ops::metrics)),

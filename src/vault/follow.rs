@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Vault;
 use crate::catalog::{Catalog, CatalogError, Cursor, News, NewsPage};
-use crate::telemetry;
+use crate::telemetry::{self, Running};
 
 /// How late a node may learn of what it was not woken for.
 pub const POLL_EVERY: Duration = Duration::from_secs(1);
@@ -44,6 +44,12 @@ pub enum Found {
     NothingUpTo(Cursor),
     /// That cannot be said without the catalog.
     NotKnown,
+}
+
+/// Someone who reads the feed, for as long as this lives.
+pub struct ReaderPlace {
+    _permit: OwnedSemaphorePermit,
+    _counted: Running,
 }
 
 /// The newest events, and where the feed ends as far as this node knows.
@@ -184,8 +190,9 @@ impl Follower {
     }
 
     /// A place among the readers; None where there are too many.
-    pub fn join(&self) -> Option<OwnedSemaphorePermit> {
-        self.readers.clone().try_acquire_owned().ok()
+    pub fn join(&self) -> Option<ReaderPlace> {
+        let permit = self.readers.clone().try_acquire_owned().ok()?;
+        Some(ReaderPlace { _permit: permit, _counted: Running::feed_reader() })
     }
 
     /// Readers are to end: the service does.

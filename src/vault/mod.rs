@@ -10,6 +10,7 @@ mod announced;
 pub mod audit;
 pub mod deliver;
 mod discover;
+pub mod feed;
 pub mod fetch;
 mod flight;
 pub mod follow;
