@@ -8,6 +8,7 @@ mod audio;
 mod auth;
 mod callback;
 mod calls;
+mod events;
 mod limits;
 mod ops;
 mod problem;
@@ -30,6 +31,7 @@ use http::HeaderValue;
 
 pub use problem::Problem;
 pub use server::serve;
+pub use view::event_json;
 
 use crate::bucket::{Embedded, embedded};
 use crate::config::Config;
@@ -71,6 +73,7 @@ fn routes() -> Vec<(&'static str, MethodRouter<State>)> {
         ("/v1/recordings/{recording_sid}/share", post(shares::share)),
         ("/v1/recordings/{recording_sid}/fetch", post(recordings::fetch_again)),
         ("/s/{token}", get(shares::play)),
+        ("/v1/events", get(events::events)),
         ("/healthz", get(ops::healthz)),
         ("/readyz", get(ops::readyz)),
         ("/metrics", get(ops::metrics)),
