@@ -102,6 +102,7 @@ impl App {
             self.supervise(worker::probe_paused_accounts(self.vault.clone())),
             self.supervise(self.vault.clone().follow_flights()),
             self.supervise(async move { keys.follow_keys().await }),
+            self.supervise(self.vault.clone().follow_feed()),
             self.supervise(telemetry::keep_up()),
         ];
     }
@@ -143,6 +144,7 @@ impl App {
         };
         let _ = tokio::join!(tokio::time::sleep(self.drain), tokio::time::timeout_at(deadline, claiming_ended));
         self.no_more_connections.cancel();
+        self.vault.follower.end_readers();
         let left = (deadline - worker::HAND_BACK_WITHIN).saturating_duration_since(Instant::now());
         let served = async {
             for server in self.servers {

@@ -9,6 +9,7 @@ mod auth;
 mod callback;
 mod calls;
 mod cors;
+mod events;
 mod limits;
 mod ops;
 mod problem;
@@ -31,6 +32,7 @@ use http::HeaderValue;
 
 pub use problem::Problem;
 pub use server::serve;
+pub use view::event_json;
 
 use crate::bucket::{Embedded, embedded};
 use crate::config::Config;
@@ -74,6 +76,7 @@ fn routes() -> Vec<(&'static str, MethodRouter<State>)> {
         ("/v1/recordings/{recording_sid}/share", post(shares::share)),
         ("/v1/recordings/{recording_sid}/fetch", post(recordings::fetch_again)),
         ("/s/{token}", get(shares::play)),
+        ("/v1/events", get(events::events)),
         ("/healthz", get(ops::healthz)),
         ("/readyz", get(ops::readyz)),
         ("/metrics", get(ops::metrics)),

@@ -23,6 +23,9 @@ use crate::vault::deliver::Wanted;
 const WAIT_MAX_SECONDS: u64 = 30;
 const WAIT_DEFAULT: Duration = Duration::from_secs(10);
 
+const LIMIT_DEFAULT: usize = 50;
+const LIMIT_MAX: usize = 1000;
+
 /// A body of some kilobytes takes milliseconds.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -137,6 +140,16 @@ impl Query {
             None => Ok(WAIT_DEFAULT),
             Some(seconds) if seconds <= WAIT_MAX_SECONDS => Ok(Duration::from_secs(seconds)),
             Some(seconds) => Err(wrong("wait", &seconds.to_string(), expected)),
+        }
+    }
+
+    /// `limit`: how many at once.
+    pub fn limit(&self) -> Result<usize, Problem> {
+        let expected = "a whole number from 1 to 1000";
+        match self.one::<usize>("limit", expected)? {
+            None => Ok(LIMIT_DEFAULT),
+            Some(limit @ 1..=LIMIT_MAX) => Ok(limit),
+            Some(limit) => Err(wrong("limit", &limit.to_string(), expected)),
         }
     }
 

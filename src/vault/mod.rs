@@ -10,8 +10,10 @@ mod announced;
 pub mod audit;
 pub mod deliver;
 mod discover;
+pub mod feed;
 pub mod fetch;
 mod flight;
+pub mod follow;
 pub mod health;
 mod hits;
 mod inquiry;
@@ -24,6 +26,7 @@ pub mod recheck;
 pub mod reconcile;
 pub mod share;
 mod traces;
+mod turns;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -41,6 +44,7 @@ use crate::domain::sid::AccountSid;
 use crate::twilio::Twilio;
 use crate::twilio::source::{Source, SourceHost};
 use flight::{Flights, Hurried};
+use follow::Follower;
 use health::Health;
 use hits::Hits;
 use inquiry::Questions;
@@ -83,6 +87,8 @@ pub struct Vault {
     pub health: Health,
     /// Who holds a key.
     pub keys: KeyRing,
+    /// What is new in the feed.
+    pub follower: Follower,
     accounts: Vec<AccountSid>,
     retry: retry::Policy,
     max_recording_bytes: u64,
@@ -119,6 +125,7 @@ impl Vault {
         let (asked, asked_to_write) = mpsc::channel(ASKED_WAITING_MAX);
         let look_ups = config.database_max_connections.saturating_sub(CONNECTIONS_LEFT).max(1);
         Self {
+            follower: Follower::new(catalog.clone(), follow::POLL_EVERY),
             catalog,
             bucket,
             twilio,

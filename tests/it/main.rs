@@ -37,6 +37,7 @@ mod cluster;
 mod commands;
 mod crashes;
 mod discover;
+mod events;
 mod faults;
 mod journey;
 mod keys;
