@@ -25,6 +25,9 @@ const HTTP_REQUESTS: &str = "callvault_http_requests_total";
 const HTTP_SECONDS: &str = "callvault_http_request_seconds";
 const CALLBACKS: &str = "callvault_callbacks_total";
 const DELIVERIES: &str = "callvault_deliveries_total";
+const STREAMS_OPEN: &str = "callvault_streams_open";
+const STREAMS: &str = "callvault_streams_total";
+const STREAMED_BYTES: &str = "callvault_streamed_bytes_total";
 const QUESTIONS: &str = "callvault_questions_total";
 const FETCHES: &str = "callvault_fetches_total";
 const FETCH_SECONDS: &str = "callvault_fetch_seconds";
@@ -62,7 +65,10 @@ const METHODS: &[&str] = &["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "o
 pub const CALLBACK_OUTCOMES: &[&str] =
     &["accepted", "known", "bad_signature", "malformed", "unsupported_media_type", "unavailable"];
 /// What was answered to "play this".
-pub const DELIVERY_KINDS: &[&str] = &["redirect", "not_ready", "gone", "unknown", "unavailable"];
+pub const DELIVERY_KINDS: &[&str] = &["redirect", "stream", "not_ready", "gone", "unknown", "unavailable"];
+/// How a stream of audio ended. `left`: whoever listened went away, or read nothing
+/// for too long; `broken_off`: the bytes did not come, or were not the right ones.
+pub const STREAM_ENDS: &[&str] = &["complete", "left", "broken_off"];
 /// What became of asking Twilio for a call that was not known. `overtaken`: news of
 /// it came first, or the right to ask was lost; `refused`: too many were asked for.
 pub const QUESTION_OUTCOMES: &[&str] = &["found", "nothing", "unavailable", "overtaken", "handed_back", "refused"];
@@ -99,6 +105,14 @@ const METRICS: &[Metric] = &[
         help: "Requests to play a recording by what was answered",
         label: Some(("kind", DELIVERY_KINDS)),
     },
+    Metric { name: STREAMS_OPEN, kind: Kind::Gauge, help: "Streams of audio that flow through this node", label: None },
+    Metric {
+        name: STREAMS,
+        kind: Kind::Counter,
+        help: "Streams of audio through this node by how they ended",
+        label: Some(("end", STREAM_ENDS)),
+    },
+    Metric { name: STREAMED_BYTES, kind: Kind::Counter, help: "Bytes of audio given through this node", label: None },
     Metric {
         name: QUESTIONS,
         kind: Kind::Counter,
@@ -297,6 +311,22 @@ pub fn callback(outcome: &'static str) {
 /// Someone wanted to play a recording; `kind` is one of [`DELIVERY_KINDS`].
 pub fn delivery(kind: &'static str) {
     counter!(DELIVERIES, "kind" => kind).increment(1);
+}
+
+/// A stream of audio began.
+pub fn stream_opened() {
+    gauge!(STREAMS_OPEN).increment(1.0);
+}
+
+/// A stream of audio is over; `end` is one of [`STREAM_ENDS`].
+pub fn stream_ended(end: &'static str) {
+    gauge!(STREAMS_OPEN).decrement(1.0);
+    counter!(STREAMS, "end" => end).increment(1);
+}
+
+/// So many bytes of audio were given.
+pub fn streamed_bytes(bytes: usize) {
+    counter!(STREAMED_BYTES).increment(bytes as u64);
 }
 
 /// Twilio was asked for a call that was not known, or should have been; `outcome`

@@ -6,8 +6,11 @@
 
 mod audio;
 mod auth;
+mod blobs;
 mod callback;
 mod calls;
+mod conditions;
+mod content;
 mod ops;
 mod problem;
 mod recordings;
@@ -58,10 +61,14 @@ fn routes() -> Vec<(&'static str, MethodRouter<State>)> {
         ("/v1/calls/{call_sid}/recording", put(calls::put_recording)),
         ("/v1/calls/{call_sid}/audio", get(audio::audio)),
         ("/v1/calls/{call_sid}/link", get(audio::link)),
+        ("/v1/calls/{call_sid}/content", get(content::content)),
+        ("/api/calls/{call_sid}/download", get(content::content)),
         ("/v1/recordings", get(recordings::list)),
         ("/v1/recordings/{recording_sid}", get(recordings::recording)),
         ("/v1/recordings/{recording_sid}/audio", get(audio::audio)),
         ("/v1/recordings/{recording_sid}/link", get(audio::link)),
+        ("/v1/recordings/{recording_sid}/content", get(content::content)),
+        ("/v1/blobs/{blob}", get(blobs::blob)),
         ("/v1/recordings/{recording_sid}/fetch", post(recordings::fetch_again)),
         ("/healthz", get(ops::healthz)),
         ("/readyz", get(ops::readyz)),

@@ -8,6 +8,7 @@
 pub mod accept;
 mod announced;
 pub mod audit;
+pub mod content;
 pub mod deliver;
 mod discover;
 pub mod fetch;
@@ -17,10 +18,13 @@ mod hits;
 mod inquiry;
 mod intake;
 mod lease;
+mod live;
 mod memory;
 mod pace;
 pub mod recheck;
 pub mod reconcile;
+mod streams;
+mod tape;
 mod traces;
 
 use std::collections::HashSet;
@@ -38,12 +42,15 @@ use crate::domain::retry;
 use crate::domain::sid::AccountSid;
 use crate::twilio::Twilio;
 use crate::twilio::source::{Source, SourceHost};
+use content::Doubts;
 use flight::{Flights, Hurried};
 use health::Health;
 use hits::Hits;
 use inquiry::Questions;
+use live::Lives;
 use memory::MemoryBudget;
 pub use memory::Reservation;
+use streams::Streams;
 
 /// A number in [0, 1), another one each time.
 pub type Dice = Box<dyn Fn() -> f64 + Send + Sync>;
@@ -91,6 +98,11 @@ pub struct Vault {
     flights: Flights,
     hurried: Hurried,
     hits: Hits,
+    lives: Arc<Lives>,
+    streams: Arc<Streams>,
+    doubts: Doubts,
+    /// The accounts that have keys to decrypt recordings with.
+    decrypting: HashSet<AccountSid>,
     questions: Questions,
     /// The accounts of which Twilio is being asked whether it refuses them.
     confirming: std::sync::Mutex<HashSet<AccountSid>>,
@@ -123,6 +135,10 @@ impl Vault {
             flights: Flights::default(),
             hurried: Hurried::default(),
             hits: Hits::default(),
+            lives: Arc::default(),
+            streams: Arc::default(),
+            doubts: Doubts::default(),
+            decrypting: accounts_that_decrypt(config),
             confirming: std::sync::Mutex::default(),
             asked,
             asked_to_write: Mutex::new(asked_to_write),
@@ -186,6 +202,11 @@ impl Vault {
     pub fn source_url(&self, recording: &Recording) -> String {
         self.twilio.hosts().source_url(&source_of(&recording.id, recording.source_host.as_deref()))
     }
+}
+
+fn accounts_that_decrypt(config: &Config) -> HashSet<AccountSid> {
+    let with_keys = config.accounts.iter().filter(|account| !account.private_keys.is_empty());
+    with_keys.map(|account| account.sid).collect()
 }
 
 fn source_of(id: &RecordingId, host: Option<&str>) -> Source {
