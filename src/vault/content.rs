@@ -373,9 +373,8 @@ mod tests {
             taken.and_then(|()| check.finish(&object(b"some audio"))).is_ok()
         };
         assert!(whole(&[b"some ", b"audio"]));
-        for wrong in [&[b"some audi".as_slice()] as &[_], &[b"some audiO"], &[b"some audio", b"x"], &[]] {
-            assert!(!whole(wrong));
-        }
+        let wrong: [&[&'static [u8]]; 4] = [&[b"some audi"], &[b"some audiO"], &[b"some audio", b"x"], &[]];
+        assert!(wrong.iter().all(|chunks| !whole(chunks)));
         let part = |chunk: &'static [u8]| {
             let mut check = Check::Part { left: 4 };
             check.take(&Bytes::from_static(chunk)).and_then(|()| check.finish(&object(b"some audio"))).is_ok()

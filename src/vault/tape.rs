@@ -349,7 +349,10 @@ mod tests {
         let all = tape.pass_on_all();
         assert_eq!(all.concat().len(), 1_000_000);
         tape.commit(object(), memory);
-        let held = tape.held().end - tape.held().begin();
+        let held = {
+            let held = tape.held();
+            held.end - held.begin()
+        };
         assert!(held <= TAIL_BYTES && held > TAIL_BYTES - 10_000, "{held}");
         assert!(budget.reserve((24 << 20) - TAIL_BYTES).is_some());
         assert!(budget.reserve(24 << 20).is_none());
