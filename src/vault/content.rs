@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt};
-use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::Vault;
@@ -22,7 +21,7 @@ use super::live::Listener;
 use super::streams::OpenStream;
 use super::tape::Heard;
 use crate::bucket::{self, BucketError};
-use crate::catalog::Lease;
+use crate::catalog::{Cursor, Lease};
 use crate::domain::digest::Hasher;
 use crate::domain::media::Format;
 use crate::domain::recording::{Recording, RecordingId, StoredObject};
@@ -64,8 +63,8 @@ pub struct Stored {
     pub recording: Recording,
     /// Its object.
     pub object: StoredObject,
-    /// The catalog's time.
-    pub now: Timestamp,
+    /// How far the feed was followed when it was looked up.
+    seen: Option<Cursor>,
 }
 
 /// A recording that flows while it is being fetched.
@@ -137,13 +136,14 @@ impl Vault {
         let hear = |id| async move {
             if request.may_listen { self.lives.listen(id).await } else { std::future::pending().await }
         };
+        let seen = self.follower.reached();
         let arrived = self.arrival(wanted, request.visible, request.patience, hear).await?;
         match arrived.ready() {
-            Ok(Arrival::Stored { recording, object, now, .. }) => {
-                Ok(Delivery::Ready(Content::Stored(Box::new(Stored { recording, object, now }))))
+            Ok(Arrival::Stored { recording, object, .. }) => {
+                Ok(Delivery::Ready(Content::Stored(Box::new(Stored { recording, object, seen }))))
             }
             Ok(Arrival::Live(recording, listener)) => {
-                let open = self.streams.open(recording.id).ok_or(DeliveryError::Busy)?;
+                let open = self.open_stream(recording.id, seen).ok_or(DeliveryError::Busy)?;
                 let (format, name) = (listener.format, download_name(&recording, listener.format));
                 let flow = self.flow(recording, Source::Live(listener), Check::of_whole(), open);
                 Ok(Delivery::Ready(Content::Live(Live { format, name, flow })))
@@ -155,7 +155,7 @@ impl Vault {
     /// The bytes of a stored recording, or a part of them.
     pub async fn read(self: &Arc<Self>, stored: &Stored, part: Option<Range<u64>>) -> Result<Flow, DeliveryError> {
         let (recording, object) = (&stored.recording, &stored.object);
-        let open = self.streams.open(recording.id).ok_or(DeliveryError::Busy)?;
+        let open = self.open_stream(recording.id, stored.seen).ok_or(DeliveryError::Busy)?;
         let check = part.as_ref().map_or_else(Check::of_whole, |part| Check::Part { left: part.end - part.start });
         let chunks = self.open_object(recording, object, part).await?;
         let source = Source::Bucket { chunks, object: object.clone(), held_back: None };
@@ -186,8 +186,7 @@ impl Vault {
             }
             Err(error) if part.is_some() && error.is_refusal() => {
                 // The part may lie behind the end of an object that is too short.
-                let stored =
-                    Stored { recording: recording.clone(), object: object.clone(), now: Timestamp::UNIX_EPOCH };
+                let stored = Stored { recording: recording.clone(), object: object.clone(), seen: None };
                 self.confirm(&stored).await?;
                 Err(DeliveryError::Read(error))
             }

@@ -252,7 +252,7 @@ impl Vault {
     }
 
     /// The answer for what is not known; None once there is a reason to look again.
-    async fn unknown<T>(
+    pub(super) async fn unknown<T>(
         self: &Arc<Self>,
         wanted: Wanted,
         visible: Option<&[AccountSid]>,

@@ -10,7 +10,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use crate::domain::recording::RecordingId;
+use super::Vault;
+use super::follow::{FellBehind, Found};
+use crate::catalog::{Cursor, News};
+use crate::domain::recording::{RecordingId, State};
 use crate::telemetry;
 
 /// Streams at once. Each may hold a megabyte, where the store is fast and the
@@ -74,6 +77,50 @@ impl Streams {
     }
 }
 
+impl Vault {
+    /// Breaks off the streams of what is erased, on whichever node, for as long
+    /// as the service runs.
+    pub async fn end_streams_of_erased(self: Arc<Self>) {
+        let mut feed = self.follower.subscribe();
+        loop {
+            match feed.next().await {
+                Ok(news) => news.iter().filter(|news| is_erasure(news)).filter_map(|news| news.id()).for_each(|id| {
+                    self.streams.end(&id);
+                }),
+                Err(FellBehind) => self.look_for_erased().await,
+            }
+        }
+    }
+
+    /// Where the feed was not followed for a while, the rows tell.
+    async fn look_for_erased(&self) {
+        let flowing = self.streams.flowing();
+        match self.catalog.recordings(&flowing).await {
+            Ok(rows) => rows.iter().filter(|row| row.state == State::Erased).for_each(|row| self.streams.end(&row.id)),
+            Err(error) => {
+                // Better ended than given to someone who may not have it.
+                tracing::warn!(%error, "whether what flows was erased cannot be asked: it is broken off");
+                flowing.iter().for_each(|id| self.streams.end(id));
+            }
+        }
+    }
+
+    /// Opens a stream of what was looked up after the feed had come to `seen`.
+    pub(super) fn open_stream(&self, id: RecordingId, seen: Option<Cursor>) -> Option<OpenStream> {
+        let open = self.streams.open(id)?;
+        // It may have been erased after it was looked up, and before it was known here.
+        let is_erasure = |news: &News| is_erasure(news) && news.id() == Some(id);
+        if seen.is_some_and(|seen| self.follower.look_for(seen, is_erasure) == Found::Something) {
+            self.streams.end(&id);
+        }
+        Some(open)
+    }
+}
+
+fn is_erasure(news: &News) -> bool {
+    news.kind == "recording.erased"
+}
+
 impl OpenStream {
     /// Is cancelled when the stream is to be broken off.
     pub(super) fn ended(&self) -> CancellationToken {
@@ -103,7 +150,6 @@ impl Drop for OpenStream {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::recording::State;
     use crate::domain::recording::tests::recording;
 
     #[test]
