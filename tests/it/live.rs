@@ -210,12 +210,16 @@ on_all_parts! {
         let (id, digest) = add_large(&world, 1);
         world.simulator.always(id.recording, Some(Fault::Held(18 << 20)));
         service.send(&world.callback(id.recording)).await;
+        eventually("it is being staged", async || {
+            let counted = service.get("/metrics").await.text().await.unwrap();
+            counted.contains("callvault_store_requests_total{method=\"POST\"} 1").then_some(())
+        })
+        .await;
         eventually("what came first is let go", async || {
             let answer = service.get(&format!("/v1/recordings/{}/content?wait=0", id.recording)).await;
             (answer.status() == StatusCode::NOT_FOUND).then_some(())
         })
         .await;
-        fetching(&world, id).await;
         world.simulator.release(id.recording);
         let answer = service.get(&content(id)).await;
         assert_eq!(answer.headers()["content-length"], (20 << 20).to_string());
@@ -252,7 +256,7 @@ async fn the_last_byte_waits_for_the_store_and_for_the_commit() {
             1 => node.store.rule(Rule::on(&format!("{}/{}", call_sid(1), id.recording), Act::Hold)),
             _ => node.catalog.rule(Rule::on("COMMIT", Act::Hold).after("recording.stored").then(1)),
         }
-        world.simulator.always(id.recording, Some(Fault::Held(1000)));
+        world.simulator.always(id.recording, Some(Fault::Held(10_000)));
         node.send(&world.callback(id.recording)).await;
         let mut listener = Listener::to(node, &content(id)).await;
         world.simulator.release(id.recording);
@@ -278,7 +282,7 @@ async fn bytes_that_the_store_did_not_take_never_end_cleanly() {
     let node = &nodes[0];
     let id = world.record(1);
     node.store.rule(Rule::on(&format!("{}/{}", call_sid(1), id.recording), Act::Answer(STORE_403)));
-    world.simulator.script(id.recording, [Fault::Held(1000)]);
+    world.simulator.script(id.recording, [Fault::Held(10_000)]);
     node.send(&world.callback(id.recording)).await;
     let listener = Listener::to(node, &content(id)).await;
     world.simulator.release(id.recording);
