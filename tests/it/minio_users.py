@@ -2,7 +2,6 @@
 a session of the latter. Says their keys as JSON."""
 import json
 import os
-import tempfile
 
 import boto3
 from minio import MinioAdmin
@@ -10,15 +9,12 @@ from minio.credentials import StaticProvider
 
 endpoint = os.environ["ENDPOINT"]
 root = StaticProvider(os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"])
-admin = MinioAdmin(endpoint.removeprefix("http://"), root, secure=False)
+admin = MinioAdmin(endpoint=endpoint.removeprefix("http://"), credentials=root, secure=False)
 
 
 def policy(name, actions):
     statement = {"Effect": "Allow", "Action": actions, "Resource": ["arn:aws:s3:::*"]}
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        json.dump({"Version": "2012-10-17", "Statement": [statement]}, file)
-        file.flush()
-        admin.policy_add(name, file.name)
+    admin.policy_add(name, policy={"Version": "2012-10-17", "Statement": [statement]})
 
 
 def user(name, of_policy):
@@ -34,7 +30,7 @@ reader = user(os.environ["NAME"] + "-reader", "only-read")
 worker = user(os.environ["NAME"] + "-worker", "all-of-s3")
 sts = boto3.client("sts", endpoint_url=endpoint, region_name="us-east-1",
                    aws_access_key_id=worker["id"], aws_secret_access_key=worker["secret"])
-session = sts.assume_role(RoleArn="arn:aws:iam::000000000000:role/x", RoleSessionName="x", DurationSeconds=900)
+session = sts.assume_role(RoleArn="arn:aws:iam::000000000000:role/x", RoleSessionName="callvault", DurationSeconds=900)
 keys = session["Credentials"]
 print(json.dumps({"reader": reader, "session": {
     "Version": 1, "AccessKeyId": keys["AccessKeyId"], "SecretAccessKey": keys["SecretAccessKey"],
