@@ -6,6 +6,8 @@
 //! warnings at most, unless the settings name them: some of them write whole
 //! requests at `debug`, signatures included.
 
+mod streams;
+
 use std::error::Error;
 use std::io::IsTerminal;
 use std::sync::OnceLock;
@@ -18,6 +20,8 @@ use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+pub use streams::{STREAM_ENDS, stream_ended, stream_opened, streamed_bytes};
+
 use crate::config::{LogConfig, LogFormat};
 use crate::domain::recording::ErrorCode;
 
@@ -25,9 +29,6 @@ const HTTP_REQUESTS: &str = "callvault_http_requests_total";
 const HTTP_SECONDS: &str = "callvault_http_request_seconds";
 const CALLBACKS: &str = "callvault_callbacks_total";
 const DELIVERIES: &str = "callvault_deliveries_total";
-const STREAMS_OPEN: &str = "callvault_streams_open";
-const STREAMS: &str = "callvault_streams_total";
-const STREAMED_BYTES: &str = "callvault_streamed_bytes_total";
 const QUESTIONS: &str = "callvault_questions_total";
 const FETCHES: &str = "callvault_fetches_total";
 const FETCH_SECONDS: &str = "callvault_fetch_seconds";
@@ -68,9 +69,6 @@ pub const CALLBACK_OUTCOMES: &[&str] =
     &["accepted", "known", "bad_signature", "malformed", "unsupported_media_type", "unavailable"];
 /// What was answered to "play this".
 pub const DELIVERY_KINDS: &[&str] = &["redirect", "stream", "not_ready", "gone", "unknown", "unavailable"];
-/// How a stream of audio ended. `left`: whoever listened went away, or read nothing
-/// for too long; `broken_off`: the bytes did not come, or were not the right ones.
-pub const STREAM_ENDS: &[&str] = &["complete", "left", "broken_off"];
 /// What became of asking Twilio for a call that was not known. `overtaken`: news of
 /// it came first, or the right to ask was lost; `refused`: too many were asked for.
 pub const QUESTION_OUTCOMES: &[&str] = &["found", "nothing", "unavailable", "overtaken", "handed_back", "refused"];
@@ -108,14 +106,6 @@ const METRICS: &[Metric] = &[
         help: "Requests to play a recording by what was answered",
         label: Some(("kind", DELIVERY_KINDS)),
     },
-    Metric { name: STREAMS_OPEN, kind: Kind::Gauge, help: "Streams of audio that flow through this node", label: None },
-    Metric {
-        name: STREAMS,
-        kind: Kind::Counter,
-        help: "Streams of audio through this node by how they ended",
-        label: Some(("end", STREAM_ENDS)),
-    },
-    Metric { name: STREAMED_BYTES, kind: Kind::Counter, help: "Bytes of audio given through this node", label: None },
     Metric {
         name: QUESTIONS,
         kind: Kind::Counter,
@@ -262,8 +252,12 @@ pub async fn keep_up() {
     }
 }
 
+fn every_metric() -> impl Iterator<Item = &'static Metric> {
+    METRICS.iter().chain(streams::METRICS)
+}
+
 fn declare() {
-    for metric in METRICS {
+    for metric in every_metric() {
         match metric.kind {
             Kind::Counter => metrics::describe_counter!(metric.name, metric.help),
             Kind::Gauge => metrics::describe_gauge!(metric.name, metric.help),
@@ -321,22 +315,6 @@ pub fn callback(outcome: &'static str) {
 /// Someone wanted to play a recording; `kind` is one of [`DELIVERY_KINDS`].
 pub fn delivery(kind: &'static str) {
     counter!(DELIVERIES, "kind" => kind).increment(1);
-}
-
-/// A stream of audio began.
-pub fn stream_opened() {
-    gauge!(STREAMS_OPEN).increment(1.0);
-}
-
-/// A stream of audio is over; `end` is one of [`STREAM_ENDS`].
-pub fn stream_ended(end: &'static str) {
-    gauge!(STREAMS_OPEN).decrement(1.0);
-    counter!(STREAMS, "end" => end).increment(1);
-}
-
-/// So many bytes of audio were given.
-pub fn streamed_bytes(bytes: usize) {
-    counter!(STREAMED_BYTES).increment(bytes as u64);
 }
 
 /// Twilio was asked for a call that was not known, or should have been; `outcome`
@@ -442,7 +420,7 @@ mod tests {
     #[test]
     fn every_metric_is_there_from_the_start_and_named_as_ours() {
         let text = metrics().render();
-        for metric in METRICS.iter().filter(|metric| !matches!(metric.kind, Kind::Histogram)) {
+        for metric in every_metric().filter(|metric| !matches!(metric.kind, Kind::Histogram)) {
             assert!(text.contains(metric.name), "{} is missing", metric.name);
         }
         assert!(text.contains(r#"callvault_fetches_total{outcome="not_ready"} 0"#), "{text}");

@@ -156,10 +156,18 @@ impl Vault {
     pub async fn read(self: &Arc<Self>, stored: &Stored, part: Option<Range<u64>>) -> Result<Flow, DeliveryError> {
         let (recording, object) = (&stored.recording, &stored.object);
         let open = self.open_stream(recording.id, stored.seen).ok_or(DeliveryError::Busy)?;
+        // As browsers ask for all of it: from the first byte on.
+        let part = part.filter(|part| *part != (0..stored.size_bytes()));
         let check = part.as_ref().map_or_else(Check::of_whole, |part| Check::Part { left: part.end - part.start });
         let chunks = self.open_object(recording, object, part).await?;
         let source = Source::Bucket { chunks, object: object.clone(), held_back: None };
-        Ok(self.flow(recording.clone(), source, check, open))
+        let mut flow = self.flow(recording.clone(), source, check, open);
+        // What is short is known to be right, or wrong, before anything is answered.
+        let first = flow.next().await.transpose().map_err(|broken_off| match broken_off {
+            BrokenOff::Bucket(error) => DeliveryError::Read(error),
+            BrokenOff::Wrong | BrokenOff::Attempt | BrokenOff::Erased => DeliveryError::Missing,
+        })?;
+        Ok(stream::iter(first.map(Ok)).chain(flow).boxed())
     }
 
     /// Makes sure that the object of a stored recording is there.

@@ -13,7 +13,9 @@ use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use reqwest::{Method, Response, StatusCode};
 use serde_json::Value;
+use sqlx::Connection as _;
 
+use super::keys;
 use crate::support::cluster::{self, Node, add_large};
 use crate::support::eventually;
 use crate::support::relay::{Act, Rule};
@@ -226,6 +228,23 @@ on_all_parts! {
         assert_eq!(Digest::of(&answer.bytes().await.unwrap()), digest);
     }
 
+    async fn a_stream_ends_with_the_key_that_asked_for_it(world: World) {
+        let service = world.start().await;
+        let id = world.record(1);
+        world.simulator.always(id.recording, Some(Fault::Held(10_000)));
+        service.send(&world.callback(id.recording)).await;
+        let (key, key_id) = keys::create(&world, &["--scope", "read"]);
+        let asked = world.http.get(format!("{}{}", service.url, content(id))).bearer_auth(&key).send();
+        let mut revoked = Listener::of(asked.await.unwrap());
+        let mut other = Listener::to(&service, &content(id)).await;
+        revoked.hears(10_000).await;
+        other.hears(10_000).await;
+        keys::keys_done(&world, &["revoke", &key_id.to_string()]);
+        tokio::time::timeout(keys::HOLDS_WITHIN, revoked.breaks_off()).await.expect("in time");
+        world.simulator.release(id.recording);
+        other.is_whole(Digest::of(&speech_mp3())).await;
+    }
+
     async fn a_node_that_stops_breaks_its_streams(world: World) {
         let service = world.start().await;
         let id = world.record(1);
@@ -271,6 +290,47 @@ async fn the_last_byte_waits_for_the_store_and_for_the_commit() {
         node.store.release();
         node.catalog.release();
         listener.is_whole(Digest::of(&speech_mp3())).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_erased_flows_no_further_on_any_node() {
+    let mut world = World::new(Parts::Servers).await;
+    // Not because a lease is lost, which takes longer.
+    world.set("CALLVAULT_LEASE", "1h");
+    let nodes = cluster::start(&world, 2).await;
+    let ids = [world.record(1), world.record(2)];
+    let mut listeners = Vec::new();
+    for id in ids {
+        world.simulator.always(id.recording, Some(Fault::Held(10_000)));
+        nodes[0].send(&world.callback(id.recording)).await;
+        // Whichever node fetches it lets it be heard.
+        let path = format!("/v1/recordings/{}/content?wait=5", id.recording);
+        let answers = join_all(nodes.iter().map(|node| node.get(&path))).await;
+        let mut heard: Vec<_> = answers.into_iter().filter(|answer| answer.status() == StatusCode::OK).collect();
+        listeners.push(Listener::of(heard.pop().expect("one of them fetches it")));
+    }
+    for listener in &mut listeners {
+        listener.hears(10_000).await;
+    }
+    erase(&world, ids[0]).await;
+    let kept = listeners.pop().expect("two");
+    let erased = listeners.pop().expect("two");
+    tokio::time::timeout(keys::HOLDS_WITHIN, erased.breaks_off()).await.expect("in time");
+    world.simulator.release(ids[1].recording);
+    kept.is_whole(Digest::of(&speech_mp3())).await;
+}
+
+/// What the first step of erasing commits, as far as nodes that serve can tell.
+async fn erase(world: &World, id: RecordingId) {
+    let url = &world.settings["CALLVAULT_DATABASE_URL"];
+    let mut database = sqlx::PgConnection::connect(url).await.unwrap();
+    let (account, recording) = (id.account.to_string(), id.recording.to_string());
+    let row = "UPDATE recordings SET state = 'erased', epoch = epoch + 1 WHERE account_sid = $1 AND recording_sid = $2";
+    let event = "INSERT INTO events (in_feed, account_sid, recording_sid, at, type) \
+         SELECT 1, $1, $2, now_ms, 'recording.erased' FROM clock";
+    for statement in [row, event] {
+        sqlx::query(statement).bind(&account).bind(&recording).execute(&mut database).await.unwrap();
     }
 }
 
