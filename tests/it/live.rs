@@ -52,7 +52,7 @@ impl Listener {
     }
 
     /// All that comes to the end; an error where it breaks off.
-    async fn to_the_end(mut self) -> (Vec<u8>, Result<(), reqwest::Error>) {
+    async fn listen_out(mut self) -> (Vec<u8>, Result<(), reqwest::Error>) {
         loop {
             match self.rest.try_next().await {
                 Ok(Some(chunk)) => self.heard.extend_from_slice(&chunk),
@@ -62,14 +62,14 @@ impl Listener {
         }
     }
 
-    async fn is_whole(self, expected: Digest) {
-        let (bytes, ended) = self.to_the_end().await;
+    async fn ends_whole(self, expected: Digest) {
+        let (bytes, ended) = self.listen_out().await;
         ended.expect("it ends cleanly");
         assert_eq!(Digest::of(&bytes), expected);
     }
 
     async fn breaks_off(self) {
-        let (bytes, ended) = self.to_the_end().await;
+        let (bytes, ended) = self.listen_out().await;
         assert!(ended.is_err(), "it ended cleanly after {} bytes", bytes.len());
     }
 }
@@ -109,7 +109,7 @@ on_all_parts! {
         let (_, shown) = service.json(&format!("/v1/recordings/{}", id.recording)).await;
         assert_eq!(shown["state"], "fetching");
         world.simulator.release(id.recording);
-        join_all(listeners.into_iter().map(|listener| listener.is_whole(Digest::of(&speech_mp3())))).await;
+        join_all(listeners.into_iter().map(|listener| listener.ends_whole(Digest::of(&speech_mp3())))).await;
         assert_eq!(world.simulator.counts(id.recording).fetches, 1);
     }
 
@@ -128,7 +128,7 @@ on_all_parts! {
         world.simulator.release(id.recording);
         join_all(listeners.into_iter().map(Listener::breaks_off)).await;
         // The next attempt is another one.
-        Listener::to(&service, &path).await.is_whole(Digest::of(&speech_mp3())).await;
+        Listener::to(&service, &path).await.ends_whole(Digest::of(&speech_mp3())).await;
         assert_eq!(world.simulator.counts(id.recording).fetches, 2);
     }
 
@@ -163,7 +163,7 @@ on_all_parts! {
         assert_eq!(head.status(), StatusCode::OK);
         assert!(!head.headers().contains_key("content-length"), "{head:?}");
         world.simulator.release(id.recording);
-        listener.is_whole(Digest::of(&speech_mp3())).await;
+        listener.ends_whole(Digest::of(&speech_mp3())).await;
     }
 
     async fn who_cannot_tell_an_end_from_a_break_gets_it_when_it_is_stored(world: World) {
@@ -199,11 +199,11 @@ on_all_parts! {
         let (mut slow, fast) = tokio::join!(Listener::to(&service, &path), Listener::to(&service, &path));
         slow.hears(100_000).await;
         world.simulator.release(id.recording);
-        fast.is_whole(digest).await;
+        fast.ends_whole(digest).await;
         service.recording_in(id.recording, "stored").await;
         // Of 20 MiB it had a tenth of one, and the sockets hold some more.
         assert!(slow.heard.len() < 1 << 20);
-        slow.is_whole(digest).await;
+        slow.ends_whole(digest).await;
         assert_eq!(world.simulator.counts(id.recording).fetches, 1);
     }
 
@@ -242,7 +242,7 @@ on_all_parts! {
         keys::keys_done(&world, &["revoke", &key_id.to_string()]);
         tokio::time::timeout(keys::HOLDS_WITHIN, revoked.breaks_off()).await.expect("in time");
         world.simulator.release(id.recording);
-        other.is_whole(Digest::of(&speech_mp3())).await;
+        other.ends_whole(Digest::of(&speech_mp3())).await;
     }
 
     async fn a_node_that_stops_breaks_its_streams(world: World) {
@@ -289,7 +289,7 @@ async fn the_last_byte_waits_for_the_store_and_for_the_commit() {
         assert_eq!(listener.heard.len(), len - 1);
         node.store.release();
         node.catalog.release();
-        listener.is_whole(Digest::of(&speech_mp3())).await;
+        listener.ends_whole(Digest::of(&speech_mp3())).await;
     }
 }
 
@@ -318,7 +318,7 @@ async fn what_is_erased_flows_no_further_on_any_node() {
     let erased = listeners.pop().expect("two");
     tokio::time::timeout(keys::HOLDS_WITHIN, erased.breaks_off()).await.expect("in time");
     world.simulator.release(ids[1].recording);
-    kept.is_whole(Digest::of(&speech_mp3())).await;
+    kept.ends_whole(Digest::of(&speech_mp3())).await;
 }
 
 /// What the first step of erasing commits, as far as nodes that serve can tell.
@@ -373,6 +373,6 @@ async fn a_listener_on_another_node_gets_it_when_it_is_stored() {
     let (far, ()) = tokio::join!(far, release);
     assert_eq!(far.headers()["content-length"], speech_mp3().len().to_string());
     assert_eq!(far.bytes().await.unwrap(), speech_mp3());
-    near.is_whole(Digest::of(&speech_mp3())).await;
+    near.ends_whole(Digest::of(&speech_mp3())).await;
     assert_eq!(world.simulator.counts(id.recording).fetches, 1);
 }
