@@ -6,12 +6,16 @@
 
 mod audio;
 mod auth;
+mod blobs;
 mod callback;
 mod calls;
 mod cors;
+mod conditions;
+mod content;
 mod events;
 mod limits;
 mod ops;
+mod patience;
 mod problem;
 mod recordings;
 mod request;
@@ -68,11 +72,15 @@ fn routes() -> Vec<(&'static str, MethodRouter<State>)> {
         ("/v1/calls/{call_sid}/recording", put(calls::put_recording)),
         ("/v1/calls/{call_sid}/audio", get(audio::audio)),
         ("/v1/calls/{call_sid}/link", get(audio::link)),
+        ("/v1/calls/{call_sid}/content", get(content::content)),
+        ("/api/calls/{call_sid}/download", get(content::content)),
         ("/v1/calls/{call_sid}/share", post(shares::share)),
         ("/v1/recordings", get(recordings::list)),
         ("/v1/recordings/{recording_sid}", get(recordings::recording)),
         ("/v1/recordings/{recording_sid}/audio", get(audio::audio)),
         ("/v1/recordings/{recording_sid}/link", get(audio::link)),
+        ("/v1/recordings/{recording_sid}/content", get(content::content)),
+        ("/v1/blobs/{blob}", get(blobs::blob)),
         ("/v1/recordings/{recording_sid}/share", post(shares::share)),
         ("/v1/recordings/{recording_sid}/fetch", post(recordings::fetch_again)),
         ("/s/{token}", get(shares::play)),

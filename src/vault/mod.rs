@@ -8,6 +8,7 @@
 pub mod accept;
 mod announced;
 pub mod audit;
+pub mod content;
 pub mod deliver;
 mod discover;
 pub mod feed;
@@ -20,11 +21,14 @@ mod inquiry;
 mod intake;
 pub mod keys;
 mod lease;
+mod live;
 mod memory;
 mod pace;
 pub mod recheck;
 pub mod reconcile;
 pub mod share;
+mod streams;
+mod tape;
 mod traces;
 mod turns;
 
@@ -43,14 +47,17 @@ use crate::domain::retry;
 use crate::domain::sid::AccountSid;
 use crate::twilio::Twilio;
 use crate::twilio::source::{Source, SourceHost};
+use content::Doubts;
 use flight::{Flights, Hurried};
 use follow::Follower;
 use health::Health;
 use hits::Hits;
 use inquiry::Questions;
 use keys::{Entropy, KeyRing};
+use live::Lives;
 use memory::MemoryBudget;
 pub use memory::Reservation;
+use streams::Streams;
 
 /// A number in [0, 1), another one each time.
 pub type Dice = Box<dyn Fn() -> f64 + Send + Sync>;
@@ -104,6 +111,11 @@ pub struct Vault {
     flights: Flights,
     hurried: Hurried,
     hits: Hits,
+    lives: Arc<Lives>,
+    streams: Arc<Streams>,
+    doubts: Doubts,
+    /// The accounts that have keys to decrypt recordings with.
+    decrypting: HashSet<AccountSid>,
     questions: Questions,
     /// The accounts of which Twilio is being asked whether it refuses them.
     confirming: std::sync::Mutex<HashSet<AccountSid>>,
@@ -146,6 +158,10 @@ impl Vault {
             flights: Flights::default(),
             hurried: Hurried::default(),
             hits: Hits::default(),
+            lives: Arc::default(),
+            streams: Arc::default(),
+            doubts: Doubts::default(),
+            decrypting: accounts_that_decrypt(config),
             confirming: std::sync::Mutex::default(),
             asked,
             asked_to_write: Mutex::new(asked_to_write),
@@ -209,6 +225,11 @@ impl Vault {
     pub fn source_url(&self, recording: &Recording) -> String {
         self.twilio.hosts().source_url(&source_of(&recording.id, recording.source_host.as_deref()))
     }
+}
+
+fn accounts_that_decrypt(config: &Config) -> HashSet<AccountSid> {
+    let with_keys = config.accounts.iter().filter(|account| !account.private_keys.is_empty());
+    with_keys.map(|account| account.sid).collect()
 }
 
 fn source_of(id: &RecordingId, host: Option<&str>) -> Source {

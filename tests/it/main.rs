@@ -31,10 +31,12 @@ macro_rules! on_all_parts {
 
 mod audits;
 mod away;
+mod blobs;
 mod bucket;
 mod callbacks;
 mod cluster;
 mod commands;
+mod content;
 mod crashes;
 mod discover;
 mod events;
@@ -43,6 +45,8 @@ mod journey;
 mod keys;
 mod large;
 mod limits;
+mod links;
+mod live;
 mod outages;
 mod pace;
 mod puts;
