@@ -27,6 +27,7 @@ mod reconcile;
 mod rows;
 mod sql;
 mod sqlite;
+mod webhooks;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,6 +52,7 @@ pub use reconcile::{Ahead, Walk, WalkLease, Walker};
 pub use rows::HistoryEntry;
 pub use sql::Session;
 pub use sqlite::SqliteCatalog;
+pub use webhooks::{Delivery, DeliveryState, Due, Posted, ReceiverLease, ReceiverStanding, Retried};
 
 use crate::config::{Config, Database};
 use crate::telemetry::innermost;

@@ -15,6 +15,7 @@ mod recordings;
 mod request;
 mod server;
 mod view;
+mod webhooks;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -66,6 +67,10 @@ fn routes() -> Vec<(&'static str, MethodRouter<State>)> {
         ("/v1/recordings/{recording_sid}/link", get(audio::link)),
         ("/v1/recordings/{recording_sid}/fetch", post(recordings::fetch_again)),
         ("/v1/events", get(events::events)),
+        ("/v1/webhooks", get(webhooks::list)),
+        ("/v1/webhooks/{receiver}/deliveries", get(webhooks::deliveries)),
+        ("/v1/webhooks/{receiver}/deliveries/{event}/retry", post(webhooks::retry)),
+        ("/v1/webhooks/{receiver}/enable", post(webhooks::enable)),
         ("/healthz", get(ops::healthz)),
         ("/readyz", get(ops::readyz)),
         ("/metrics", get(ops::metrics)),

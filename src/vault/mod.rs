@@ -24,6 +24,7 @@ mod pace;
 pub mod recheck;
 pub mod reconcile;
 mod traces;
+pub mod webhooks;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -47,6 +48,7 @@ use hits::Hits;
 use inquiry::Questions;
 use memory::MemoryBudget;
 pub use memory::Reservation;
+use webhooks::Receiver;
 
 /// A number in [0, 1), another one each time.
 pub type Dice = Box<dyn Fn() -> f64 + Send + Sync>;
@@ -84,6 +86,7 @@ pub struct Vault {
     /// What is new in the feed.
     pub follower: Follower,
     accounts: Vec<AccountSid>,
+    receivers: Vec<Receiver>,
     retry: retry::Policy,
     max_recording_bytes: u64,
     lease: Duration,
@@ -118,6 +121,7 @@ impl Vault {
             health: Health::default(),
             questions: Questions::new(&accounts),
             accounts,
+            receivers: config.webhooks.iter().map(Receiver::new).collect(),
             retry: config.retry,
             max_recording_bytes: config.max_recording_bytes,
             lease: config.lease,
