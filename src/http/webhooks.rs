@@ -5,6 +5,8 @@
 //! secret is shown, and of a URL only what cannot be one. Events of all accounts
 //! go to them, so a key that is bound to accounts sees none of this.
 
+use std::sync::Arc;
+
 use axum::extract::{FromRequestParts, State as Shared};
 use axum::response::Response;
 use http::StatusCode;
@@ -124,7 +126,7 @@ impl FromRequestParts<State> for DeliveryName {
 pub async fn list(Shared(state): Shared<State>, Admin(caller): Admin) -> Result<Response, Problem> {
     for_all_accounts(&caller)?;
     let standings = state.vault.receiver_standings().await?;
-    let view = |receiver: &Receiver| {
+    let view = |receiver: &Arc<Receiver>| {
         ReceiverView::new(receiver, standings.iter().find(|standing| standing.receiver == receiver.id))
     };
     let webhooks = state.vault.receivers().iter().map(view).collect();
@@ -191,6 +193,6 @@ fn for_all_accounts(caller: &Caller) -> Result<(), Problem> {
     }
 }
 
-fn find<'s>(state: &'s State, id: &str) -> Result<&'s Receiver, Problem> {
+fn find<'s>(state: &'s State, id: &str) -> Result<&'s Arc<Receiver>, Problem> {
     state.vault.receiver(id).ok_or(Problem::NotFound)
 }

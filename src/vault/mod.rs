@@ -86,7 +86,7 @@ pub struct Vault {
     /// What is new in the feed.
     pub follower: Follower,
     accounts: Vec<AccountSid>,
-    receivers: Vec<Receiver>,
+    receivers: Vec<Arc<Receiver>>,
     retry: retry::Policy,
     max_recording_bytes: u64,
     lease: Duration,
@@ -121,7 +121,7 @@ impl Vault {
             health: Health::default(),
             questions: Questions::new(&accounts),
             accounts,
-            receivers: config.webhooks.iter().map(Receiver::new).collect(),
+            receivers: config.webhooks.iter().map(|webhook| Arc::new(Receiver::new(webhook))).collect(),
             retry: config.retry,
             max_recording_bytes: config.max_recording_bytes,
             lease: config.lease,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
-use futures::stream::{FuturesUnordered, StreamExt};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
@@ -25,6 +25,8 @@ const POLL_EVERY: Duration = Duration::from_secs(1);
 const AT_ONCE: usize = 8;
 /// Those that are looked at beyond them, because some may be of the same recordings.
 const LOOKED_AT: usize = 4 * AT_ONCE;
+/// The wait before a catalog is asked again that did not answer.
+const TRY_AGAIN_AFTER: Duration = Duration::from_millis(250);
 /// How long what is being posted may take once the node is to stop.
 const END_WITHIN: Duration = Duration::from_secs(2);
 /// How often it is measured how receivers fare, and what is old is removed.
@@ -36,8 +38,14 @@ pub type Render = fn(&Vault, Event) -> String;
 /// Posts for one node.
 pub struct WebhookLoop {
     vault: Arc<Vault>,
-    poster: Poster,
     node: String,
+    means: Arc<Means>,
+}
+
+/// What posting one event takes.
+struct Means {
+    vault: Arc<Vault>,
+    poster: Poster,
     render: Render,
 }
 
@@ -50,7 +58,7 @@ struct Posting {
 
 /// What a holder knows of its receiver.
 struct Holding<'h> {
-    receiver: &'h Receiver,
+    receiver: &'h Arc<Receiver>,
     lease: ReceiverLease,
     /// Up to here events were turned into deliveries.
     looked_to: Option<Cursor>,
@@ -65,7 +73,7 @@ struct Holding<'h> {
 impl WebhookLoop {
     /// A loop of the node of that name.
     pub fn new(vault: Arc<Vault>, poster: Poster, node: String, render: Render) -> Self {
-        Self { vault, poster, node, render }
+        Self { vault: vault.clone(), node, means: Arc::new(Means { vault, poster, render }) }
     }
 
     /// Posts until `stopping`.
@@ -82,7 +90,7 @@ impl WebhookLoop {
     }
 
     /// Tries for the right to post to a receiver, and posts while it has it.
-    async fn serve(&self, receiver: &Receiver, stopping: &CancellationToken) {
+    async fn serve(&self, receiver: &Arc<Receiver>, stopping: &CancellationToken) {
         while !stopping.is_cancelled() {
             let granted = Instant::now();
             match self.vault.grant_receiver(&receiver.id, &self.node).await {
@@ -95,7 +103,13 @@ impl WebhookLoop {
         }
     }
 
-    async fn hold(&self, receiver: &Receiver, lease: ReceiverLease, granted: Instant, stopping: &CancellationToken) {
+    async fn hold(
+        &self,
+        receiver: &Arc<Receiver>,
+        lease: ReceiverLease,
+        granted: Instant,
+        stopping: &CancellationToken,
+    ) {
         let mut holding = Holding {
             receiver,
             lease: lease.clone(),
@@ -104,41 +118,58 @@ impl WebhookLoop {
             is_cautious: false,
             again_at: None,
         };
-        let ended = tokio::select! {
-            ended = self.post_until(&mut holding, stopping) => ended,
-            () = self.vault.keep_receiver(&lease, granted) => Ok(()),
-        };
-        if let Err(error) = ended {
-            tracing::debug!(receiver = receiver.id, %error, "events wait to be posted");
+        tokio::select! {
+            () = self.post_until(&mut holding, stopping) => {}
+            () = self.vault.keep_receiver(&lease, granted) => {}
         }
         // Where that fails, its end comes by itself.
         let _ = self.vault.catalog.release_receiver(&lease).await;
     }
 
-    /// Posts what is due until the node stops, or the right is lost.
-    async fn post_until(&self, holding: &mut Holding<'_>, stopping: &CancellationToken) -> Result<(), CatalogError> {
+    /// Posts what is due until the node stops, or the right is known to be lost.
+    async fn post_until(&self, holding: &mut Holding<'_>, stopping: &CancellationToken) {
         let mut news = self.vault.follower.watch();
-        let mut running = FuturesUnordered::new();
+        // Tasks of their own: this loop waits for the catalog, and they may hold what it waits for.
+        let mut running = JoinSet::new();
         while !stopping.is_cancelled() {
             news.mark_unchanged();
-            if !self.look_at_feed(holding).await? {
-                return Ok(());
+            match self.begin(holding, &mut running).await {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => {
+                    let receiver = &holding.receiver.id;
+                    tracing::debug!(receiver, %error, "events wait to be posted");
+                    let _ = timeout(TRY_AGAIN_AFTER, stopping.cancelled()).await;
+                }
             }
-            for due in self.due(holding).await? {
-                holding.posting.push(Posting::of(&due.event));
-                running.push(self.deliver(holding.receiver, holding.lease.clone(), due));
-            }
-            let next_look = holding.again_at.take().unwrap_or_else(|| Instant::now() + POLL_EVERY);
+            let now = Instant::now();
+            let again_at = holding.again_at.filter(|at| *at > now);
+            holding.again_at = again_at;
             tokio::select! {
-                Some((event, posted)) = running.next() => holding.ended(event, &posted),
+                Some(Ok((event, posted))) = running.join_next() => holding.ended(event, &posted),
                 _ = news.changed() => {}
-                () = sleep_until(next_look.min(Instant::now() + POLL_EVERY)) => {}
+                () = sleep_until(again_at.unwrap_or(now + POLL_EVERY).min(now + POLL_EVERY)) => {}
                 () = stopping.cancelled() => {}
             }
         }
         let end = Instant::now() + END_WITHIN;
-        while let Ok(Some(_)) = timeout_at(end, running.next()).await {}
-        Ok(())
+        while let Ok(Some(_)) = timeout_at(end, running.join_next()).await {}
+    }
+
+    /// Begins to post what there is room for; false where the right is lost.
+    async fn begin(
+        &self,
+        holding: &mut Holding<'_>,
+        running: &mut JoinSet<(Cursor, Posted)>,
+    ) -> Result<bool, CatalogError> {
+        if !self.look_at_feed(holding).await? {
+            return Ok(false);
+        }
+        for due in self.due(holding).await? {
+            holding.posting.push(Posting::of(&due.event));
+            running.spawn(self.means.clone().deliver(holding.receiver.clone(), holding.lease.clone(), due));
+        }
+        Ok(true)
     }
 
     /// Turns what is new in the feed into deliveries; false where the right is lost.
@@ -180,25 +211,6 @@ impl WebhookLoop {
         Ok(begun)
     }
 
-    /// Posts an event and notes what came of it, however long the catalog is away.
-    async fn deliver(&self, receiver: &Receiver, lease: ReceiverLease, due: Due) -> (Cursor, Posted) {
-        let event = due.event.cursor;
-        let answer = match self.vault.now() {
-            Ok(now) => {
-                let body = (self.render)(&self.vault, due.event.clone());
-                self.poster.post(&receiver.url, &receiver.key, &event.to_string(), body, now).await
-            }
-            Err(error) => Answer::Silence(error.to_string()),
-        };
-        let posted = self.vault.judge(&due, answer);
-        tell(receiver, event, &posted);
-        while let Err(error) = self.vault.catalog.settle_delivery(&lease, event, &posted).await {
-            tracing::debug!(receiver = receiver.id, %event, %error, "what came of a delivery waits to be noted");
-            sleep(POLL_EVERY).await;
-        }
-        (event, posted)
-    }
-
     /// Measures how receivers fare and removes what is old, until it is dropped.
     async fn measure(&self) {
         loop {
@@ -212,6 +224,27 @@ impl WebhookLoop {
     }
 }
 
+impl Means {
+    /// Posts an event and notes what came of it, however long the catalog is away.
+    async fn deliver(self: Arc<Self>, receiver: Arc<Receiver>, lease: ReceiverLease, due: Due) -> (Cursor, Posted) {
+        let event = due.event.cursor;
+        let answer = match self.vault.now() {
+            Ok(now) => {
+                let body = (self.render)(&self.vault, due.event.clone());
+                self.poster.post(&receiver.url, &receiver.key, &event.to_string(), body, now).await
+            }
+            Err(error) => Answer::Silence(error.to_string()),
+        };
+        let posted = self.vault.judge(&due, answer);
+        tell(&receiver, event, &posted);
+        while let Err(error) = self.vault.catalog.settle_delivery(&lease, event, &posted).await {
+            tracing::debug!(receiver = receiver.id, %event, %error, "what came of a delivery waits to be noted");
+            sleep(POLL_EVERY).await;
+        }
+        (event, posted)
+    }
+}
+
 impl Posting {
     fn of(event: &Event) -> Self {
         Self { event: event.cursor, recording: event.recording.as_ref().map(|recording| recording.id.recording) }
@@ -222,7 +255,8 @@ impl Holding<'_> {
     fn ended(&mut self, event: Cursor, posted: &Posted) {
         self.posting.retain(|posting| posting.event != event);
         if let Posted::Again { after, rest, .. } = posted {
-            self.again_at = Some(Instant::now() + rest.unwrap_or_default().max(*after));
+            let again_at = Instant::now() + rest.unwrap_or_default().max(*after);
+            self.again_at = Some(self.again_at.map_or(again_at, |known| known.min(again_at)));
         }
         match posted {
             Posted::Again { rest: Some(_), .. } => self.is_cautious = true,

@@ -51,3 +51,4 @@ mod redirects;
 mod settings;
 mod soak;
 mod upstream;
+mod webhooks;

@@ -10,6 +10,7 @@
 
 mod post;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -78,12 +79,12 @@ impl Vault {
     }
 
     /// The receivers of the settings.
-    pub fn receivers(&self) -> &[Receiver] {
+    pub fn receivers(&self) -> &[Arc<Receiver>] {
         &self.receivers
     }
 
     /// The receiver of that name.
-    pub fn receiver(&self, id: &str) -> Option<&Receiver> {
+    pub fn receiver(&self, id: &str) -> Option<&Arc<Receiver>> {
         self.receivers.iter().find(|receiver| receiver.id == id)
     }
 
