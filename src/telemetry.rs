@@ -84,6 +84,7 @@ pub const TROUBLES: &[&str] = &[
     "bucket_unreachable",
     "claims_failing",
     "rechecks_failing",
+    "keys_failing",
     "clock_off",
     "accounts_paused",
     "reconcile_failing",

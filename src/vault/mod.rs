@@ -18,12 +18,15 @@ pub mod health;
 mod hits;
 mod inquiry;
 mod intake;
+pub mod keys;
 mod lease;
 mod memory;
 mod pace;
 pub mod recheck;
 pub mod reconcile;
+pub mod share;
 mod traces;
+mod turns;
 pub mod webhooks;
 
 use std::collections::HashSet;
@@ -46,6 +49,7 @@ use follow::Follower;
 use health::Health;
 use hits::Hits;
 use inquiry::Questions;
+use keys::{Entropy, KeyRing};
 use memory::MemoryBudget;
 pub use memory::Reservation;
 use webhooks::Receiver;
@@ -83,6 +87,8 @@ pub struct Vault {
     pub twilio: Twilio,
     /// What the service knows of its own parts.
     pub health: Health,
+    /// Who holds a key.
+    pub keys: KeyRing,
     /// What is new in the feed.
     pub follower: Follower,
     accounts: Vec<AccountSid>,
@@ -93,7 +99,9 @@ pub struct Vault {
     reconcile: reconcile::Terms,
     recheck_after: Duration,
     memory: MemoryBudget,
+    share_max: Duration,
     dice: Dice,
+    entropy: Entropy,
     /// Look-ups for requests that may be under way at once.
     look_ups: Semaphore,
     flights: Flights,
@@ -108,7 +116,13 @@ pub struct Vault {
 
 impl Vault {
     /// A vault over these parts.
-    pub fn new(config: &Config, catalog: Arc<dyn Catalog>, bucket: Bucket, twilio: Twilio, dice: Dice) -> Self {
+    pub fn new(
+        config: &Config,
+        catalog: Arc<dyn Catalog>,
+        bucket: Bucket,
+        twilio: Twilio,
+        (dice, entropy): (Dice, Entropy),
+    ) -> Self {
         let mut accounts: Vec<AccountSid> = twilio.accounts().copied().collect();
         accounts.sort();
         let (asked, asked_to_write) = mpsc::channel(ASKED_WAITING_MAX);
@@ -119,6 +133,7 @@ impl Vault {
             bucket,
             twilio,
             health: Health::default(),
+            keys: KeyRing::new(config.admin_key.as_ref()),
             questions: Questions::new(&accounts),
             accounts,
             receivers: config.webhooks.iter().map(|webhook| Arc::new(Receiver::new(webhook))).collect(),
@@ -128,7 +143,9 @@ impl Vault {
             reconcile: reconcile::Terms { every: config.reconcile_every, window: config.reconcile_window },
             recheck_after: config.recheck_after,
             memory: MemoryBudget::new(config.memory_budget_bytes),
+            share_max: config.share_max,
             dice,
+            entropy,
             look_ups: Semaphore::new(look_ups as usize),
             flights: Flights::default(),
             hurried: Hurried::default(),

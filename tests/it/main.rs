@@ -40,6 +40,7 @@ mod discover;
 mod events;
 mod faults;
 mod journey;
+mod keys;
 mod large;
 mod limits;
 mod outages;
