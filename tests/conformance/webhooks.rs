@@ -25,6 +25,18 @@ async fn numbered(catalog: &Arc<dyn Catalog>, count: usize) -> Vec<Cursor> {
     .await
 }
 
+/// A receiver, its holder, and events of these recordings that it is to get.
+async fn holder(
+    catalog: &Arc<dyn Catalog>,
+    numbers: impl ExactSizeIterator<Item = u32>,
+) -> (ReceiverLease, Vec<Cursor>) {
+    enroll(catalog, RECEIVER).await;
+    let count = numbers.len();
+    accept(catalog, numbers).await;
+    let all = numbered(catalog, count).await;
+    (grant(catalog, RECEIVER).await, all)
+}
+
 /// Turns all that is new into deliveries, and gives what is due.
 async fn due(catalog: &Arc<dyn Catalog>, lease: &ReceiverLease) -> Vec<Due> {
     while !catalog.make_deliveries(lease, &[], TRIED_FOR).await.unwrap().expect("the lease is good").1 {}
@@ -110,10 +122,7 @@ on_every_catalog! {
 
     async fn what_failed_waits_for_its_time_and_others_do_not_wait_for_it(database: Database) {
         let catalog = database.node().await;
-        enroll(&catalog, RECEIVER).await;
-        accept(&catalog, 1..=2).await;
-        let all = numbered(&catalog, 2).await;
-        let lease = grant(&catalog, RECEIVER).await;
+        let (lease, all) = holder(&catalog, 1..3).await;
         due(&catalog, &lease).await;
         let _ = catalog.settle_delivery(&lease, all[0], &again(Duration::from_millis(300), None)).await.unwrap();
         assert_eq!(cursors(&due(&catalog, &lease).await), all[1..]);
@@ -134,10 +143,7 @@ on_every_catalog! {
 
     async fn where_nobody_answers_the_receiver_rests_and_one_by_hand_wakes_it(database: Database) {
         let catalog = database.node().await;
-        enroll(&catalog, RECEIVER).await;
-        accept(&catalog, 1..=3).await;
-        let all = numbered(&catalog, 3).await;
-        let lease = grant(&catalog, RECEIVER).await;
+        let (lease, all) = holder(&catalog, 1..4).await;
         due(&catalog, &lease).await;
         for event in &all[..2] {
             // Both were under way at once: they count as one.
@@ -158,10 +164,7 @@ on_every_catalog! {
 
     async fn whoever_wants_no_more_gets_nothing_until_it_is_enabled_and_then_from_there_on(database: Database) {
         let catalog = database.node().await;
-        enroll(&catalog, RECEIVER).await;
-        accept(&catalog, 1..=2).await;
-        let all = numbered(&catalog, 2).await;
-        let lease = grant(&catalog, RECEIVER).await;
+        let (lease, all) = holder(&catalog, 1..3).await;
         due(&catalog, &lease).await;
         let _ = catalog.settle_delivery(&lease, all[0], &Posted::Unwanted { status: 410 }).await.unwrap();
         assert_eq!(states(&catalog, RECEIVER).await, [DeliveryState::Failed; 2]);
@@ -179,10 +182,7 @@ on_every_catalog! {
 
     async fn deliveries_are_listed_newest_first_and_repeated_by_hand(database: Database) {
         let catalog = database.node().await;
-        enroll(&catalog, RECEIVER).await;
-        accept(&catalog, 1..=5).await;
-        let all = numbered(&catalog, 5).await;
-        let lease = grant(&catalog, RECEIVER).await;
+        let (lease, all) = holder(&catalog, 1..6).await;
         for one in due(&catalog, &lease).await {
             let _ = catalog.settle_delivery(&lease, one.event.cursor, &Posted::Taken { status: 200 }).await.unwrap();
         }
@@ -202,10 +202,7 @@ on_every_catalog! {
 
     async fn what_is_old_is_not_begun_with_and_deliveries_are_forgotten_in_time(database: Database) {
         let catalog = database.node().await;
-        enroll(&catalog, RECEIVER).await;
-        accept(&catalog, [1]).await;
-        numbered(&catalog, 1).await;
-        let lease = grant(&catalog, RECEIVER).await;
+        let (lease, _) = holder(&catalog, 1..2).await;
         let made = catalog.make_deliveries(&lease, &[], Duration::ZERO).await.unwrap();
         assert!(made.is_some_and(|(_, is_end)| is_end));
         assert_eq!(states(&catalog, RECEIVER).await, [], "it is too old");

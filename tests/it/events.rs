@@ -3,17 +3,21 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+use callvault::domain::recording::RecordingId;
+use callvault::domain::sid::AccountSid;
+use callvault::twilio::simulator::SimulatedRecording;
 use futures::future::join_all;
 use futures::stream::{self, StreamExt};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
+use crate::keys::{HOLDS_WITHIN, ask, create, keys_done};
 use crate::support::cluster::Dice;
-use crate::support::world::{ACCOUNT, Parts, Service, World, call_sid, recording_id};
+use crate::support::world::{ACCOUNT, Parts, Service, World, call_sid, recording_id, started_at};
 use crate::support::{PATIENCE, eventually, seed};
 
 /// Lets a node hear that Twilio records: one event, and nothing to fetch.
-async fn announce(world: &World, service: &Service, number: u32) {
+pub async fn announce(world: &World, service: &Service, number: u32) {
     let id = world.record(number);
     let callback = world.simulator.callback(id.recording, "in-progress").unwrap();
     assert_eq!(service.send(&callback).await.status(), StatusCode::NO_CONTENT);
@@ -270,6 +274,34 @@ on_all_parts! {
         let began = Instant::now();
         assert_eq!(stream.next().await, Some(Block::Comment));
         assert!((10..25).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    }
+
+    async fn a_key_sees_its_own_accounts_events_and_a_revoked_one_sees_no_more(world: World) {
+        let other: AccountSid = format!("AC{}", "b".repeat(32)).parse().unwrap();
+        world.add_account(other);
+        let service = world.start().await;
+        let (key, id) = create(&world, &["--scope", "read", "--account", &other.to_string()]);
+        let foreign = RecordingId { account: other, recording: format!("RE{:032x}", 7).parse().unwrap() };
+        world.simulator.add(SimulatedRecording::speech(foreign, call_sid(7), started_at()));
+        announce(&world, &service, 1).await;
+        let callback = world.simulator.callback(foreign.recording, "in-progress").unwrap();
+        assert_eq!(service.send(&callback).await.status(), StatusCode::NO_CONTENT);
+        for query in ["wait=30", &format!("wait=30&account_sid={other}"), &format!("wait=30&call_sid={}", call_sid(7))] {
+            let answer = ask(&world, &service, Method::GET, &format!("/v1/events?{query}"), &key).await;
+            let body: Value = answer.json().await.unwrap();
+            assert_eq!(numbers(body["events"].as_array().unwrap()), [7], "{query}");
+        }
+        for query in [format!("wait=0&account_sid={ACCOUNT}"), format!("wait=0&call_sid={}", call_sid(1))] {
+            let answer = ask(&world, &service, Method::GET, &format!("/v1/events?{query}"), &key).await;
+            let body: Value = answer.json().await.unwrap();
+            assert_eq!(body["events"], json!([]), "{query}");
+        }
+        let request = world.http.get(format!("{}/v1/events?after=latest", service.url)).bearer_auth(&key);
+        let mut answer = request.header("accept", "text/event-stream").send().await.unwrap();
+        assert!(answer.chunk().await.unwrap().is_some(), "the stream is open");
+        keys_done(&world, &["revoke", &id.to_string()]);
+        let ends = async { while let Ok(Some(_)) = answer.chunk().await {} };
+        tokio::time::timeout(HOLDS_WITHIN, ends).await.expect("the stream of a revoked key ends");
     }
 
     async fn a_thousand_idle_readers_cost_next_to_nothing(world: World) {

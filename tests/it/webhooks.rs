@@ -16,10 +16,12 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::events::announce;
+use crate::keys::{ask, create};
 use crate::support::cluster::{self, Node};
 use crate::support::eventually;
 use crate::support::servers::free_port;
-use crate::support::world::{Parts, Service, World};
+use crate::support::world::{ACCOUNT, Parts, Service, World};
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
@@ -136,13 +138,6 @@ fn post_to_another(world: &mut World, url: &str) {
     let path = world.folder().join("webhooks.toml");
     std::fs::write(&path, format!("[[webhooks]]\nurl = \"{url}\"\nsecret = \"{SECRET}\"\n")).unwrap();
     world.set("CALLVAULT_CONFIG", path.to_str().unwrap());
-}
-
-/// Lets a node hear that Twilio records: one event, and nothing to fetch.
-async fn announce(world: &World, service: &Service, number: u32) {
-    let id = world.record(number);
-    let callback = world.simulator.callback(id.recording, "in-progress").unwrap();
-    assert_eq!(service.send(&callback).await.status(), StatusCode::NO_CONTENT);
 }
 
 async fn feed(service: &Service) -> Vec<Value> {
@@ -339,6 +334,12 @@ on_all_parts! {
         }
         for query in ["state=lost", "after=x", "limit=0"] {
             assert_eq!(service.get(&format!("{path}?{query}")).await.status(), StatusCode::BAD_REQUEST, "{query}");
+        }
+        // Events of all accounts go to receivers: nobody who sees one of them alone sees any of this.
+        let (bound, _) = create(&world, &["--scope", "admin", "--account", ACCOUNT]);
+        for (method, path) in [(Method::GET, "/v1/webhooks"), (Method::GET, &path), (Method::POST, &format!("{path}/{event}/retry"))] {
+            let answer = ask(&world, &service, method, path, &bound).await;
+            assert_eq!(answer.status(), StatusCode::FORBIDDEN, "{path}");
         }
         let without_key = world.http.get(format!("{}/v1/webhooks", service.url)).send().await.unwrap();
         assert_eq!(without_key.status(), StatusCode::UNAUTHORIZED);

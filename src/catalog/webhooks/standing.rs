@@ -102,14 +102,28 @@ pub enum Retried {
     Unknown,
 }
 
+/// Deliveries of receiver `r` in that state: of very many, as many as can be counted in a moment.
+macro_rules! counted {
+    ($state:literal) => {
+        concat!(
+            "(SELECT count(*) FROM (SELECT 1 AS one FROM deliveries d WHERE d.receiver_id = r.receiver_id AND d.state = '",
+            $state,
+            "' LIMIT 100000) AS some_of_them) AS ",
+            $state
+        )
+    };
+}
+
 const STANDING: &str = concat!(
     "SELECT r.receiver_id, r.disabled_at, CASE WHEN r.resting_until > ",
     now!(),
     " THEN r.resting_until END AS resting_until, r.unanswered, ",
     now!(),
-    " AS now_ms, (SELECT count(*) FROM deliveries d WHERE d.receiver_id = r.receiver_id AND d.state = 'pending') \
-     AS pending, (SELECT count(*) FROM deliveries d WHERE d.receiver_id = r.receiver_id AND d.state = 'failed') \
-     AS failed, (SELECT min(d.since) FROM deliveries d WHERE d.receiver_id = r.receiver_id AND d.state = 'pending') \
+    " AS now_ms, ",
+    counted!("pending"),
+    ", ",
+    counted!("failed"),
+    ", (SELECT min(d.since) FROM deliveries d WHERE d.receiver_id = r.receiver_id AND d.state = 'pending') \
      AS waits_since, (SELECT e.at FROM events e WHERE e.seq = r.after_seq + 1) AS unread_since, \
      (SELECT d.ended_at FROM deliveries d WHERE d.receiver_id = r.receiver_id AND d.state = 'delivered' \
      ORDER BY d.seq DESC LIMIT 1) AS last_delivered_at FROM receivers r WHERE 1 = 1"
