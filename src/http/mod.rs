@@ -22,6 +22,7 @@ mod request;
 mod server;
 mod shares;
 mod view;
+mod webhooks;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -85,6 +86,10 @@ fn routes() -> Vec<(&'static str, MethodRouter<State>)> {
         ("/v1/recordings/{recording_sid}/fetch", post(recordings::fetch_again)),
         ("/s/{token}", get(shares::play)),
         ("/v1/events", get(events::events)),
+        ("/v1/webhooks", get(webhooks::list)),
+        ("/v1/webhooks/{receiver}/deliveries", get(webhooks::deliveries)),
+        ("/v1/webhooks/{receiver}/deliveries/{event}/retry", post(webhooks::retry)),
+        ("/v1/webhooks/{receiver}/enable", post(webhooks::enable)),
         ("/healthz", get(ops::healthz)),
         ("/readyz", get(ops::readyz)),
         ("/metrics", get(ops::metrics)),

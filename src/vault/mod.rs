@@ -31,6 +31,7 @@ mod streams;
 mod tape;
 mod traces;
 mod turns;
+pub mod webhooks;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -58,6 +59,7 @@ use live::Lives;
 use memory::MemoryBudget;
 pub use memory::Reservation;
 use streams::Streams;
+use webhooks::Receiver;
 
 /// A number in [0, 1), another one each time.
 pub type Dice = Box<dyn Fn() -> f64 + Send + Sync>;
@@ -97,6 +99,7 @@ pub struct Vault {
     /// What is new in the feed.
     pub follower: Follower,
     accounts: Vec<AccountSid>,
+    receivers: Vec<Arc<Receiver>>,
     retry: retry::Policy,
     max_recording_bytes: u64,
     lease: Duration,
@@ -145,6 +148,7 @@ impl Vault {
             keys: KeyRing::new(config.admin_key.as_ref()),
             questions: Questions::new(&accounts),
             accounts,
+            receivers: config.webhooks.iter().map(|webhook| Arc::new(Receiver::new(webhook))).collect(),
             retry: config.retry,
             max_recording_bytes: config.max_recording_bytes,
             lease: config.lease,

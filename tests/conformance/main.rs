@@ -89,6 +89,7 @@ mod lookups;
 mod questions;
 mod rechecks;
 mod reconcile;
+mod webhooks;
 
 /// A lease that no test outlives.
 const LONG: Duration = Duration::from_secs(3600);

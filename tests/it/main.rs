@@ -58,3 +58,4 @@ mod shares;
 mod soak;
 mod tenants;
 mod upstream;
+mod webhooks;
