@@ -91,7 +91,10 @@ impl PostgresCatalog {
 }
 
 /// The schema, a step after the other.
-const MIGRATIONS: &[Step] = &[Step(1, "recordings", include_str!("migrations/postgres/0001_recordings.sql"))];
+const MIGRATIONS: &[Step] = &[
+    Step(1, "recordings", include_str!("migrations/postgres/0001_recordings.sql")),
+    Step(4, "letting_go", include_str!("migrations/postgres/0004_letting_go.sql")),
+];
 
 impl Shared {
     async fn acquire(&self) -> Result<PoolConnection<Postgres>> {

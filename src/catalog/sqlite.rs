@@ -57,7 +57,10 @@ impl SqliteCatalog {
 }
 
 /// The schema, a step after the other.
-const MIGRATIONS: &[Step] = &[Step(1, "recordings", include_str!("migrations/sqlite/0001_recordings.sql"))];
+const MIGRATIONS: &[Step] = &[
+    Step(1, "recordings", include_str!("migrations/sqlite/0001_recordings.sql")),
+    Step(4, "letting_go", include_str!("migrations/sqlite/0004_letting_go.sql")),
+];
 
 impl SqliteCatalog {
     async fn session(&self, pool: &SqlitePool) -> Result<Session> {

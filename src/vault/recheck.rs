@@ -110,7 +110,7 @@ impl Vault {
         loop {
             tokio::time::sleep_until(renewed + RENEW_EVERY).await;
             let asked = Instant::now();
-            match tokio::time::timeout_at(renewed + DUTY_LEASE, self.catalog.renew_recheck(held.duty, DUTY_LEASE)).await
+            match tokio::time::timeout_at(renewed + DUTY_LEASE, self.catalog.renew_duty(held.duty, DUTY_LEASE)).await
             {
                 Ok(Ok(Some(granted_at))) => {
                     *held.granted_at.lock().expect("nothing panics while it holds the time") = granted_at;
