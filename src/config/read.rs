@@ -58,6 +58,7 @@ pub(super) fn read(reader: &mut Reader) -> Option<Config> {
         log: read_log(reader),
     };
     refuse_contradictions(reader, &config);
+    refuse_letting_go_in_vain(reader, &config);
     Some(config)
 }
 
@@ -81,6 +82,14 @@ fn refuse_contradictions(reader: &mut Reader, config: &Config) {
     if link_life > LINK_MAX {
         reader.problem("CALLVAULT_LINK_TTL", "and CALLVAULT_LINK_WINDOW are together more than 7d, the limit of S3");
     }
+    if config.drain >= config.shutdown_timeout {
+        reader.problem("CALLVAULT_DRAIN", "is not shorter than CALLVAULT_SHUTDOWN_TIMEOUT, of which it is a part");
+    }
+}
+
+/// What one setting lets go of, another must not need.
+fn refuse_letting_go_in_vain(reader: &mut Reader, config: &Config) {
+    let link_life = config.links.window + config.links.ttl;
     if let Some(evict_after) = config.evict_after {
         if config.delete_at_twilio_after.is_some() {
             reader.problem(
@@ -97,8 +106,19 @@ fn refuse_contradictions(reader: &mut Reader, config: &Config) {
             );
         }
     }
-    if config.drain >= config.shutdown_timeout {
-        reader.problem("CALLVAULT_DRAIN", "is not shorter than CALLVAULT_SHUTDOWN_TIMEOUT, of which it is a part");
+    let Some(delete_after) = config.delete_at_twilio_after else { return };
+    let never_deleted = |account: &&Account| {
+        account.retention.is_some_and(|retention| retention <= delete_after && !account.erase_at_twilio)
+    };
+    if let Some(account) = config.accounts.iter().find(never_deleted) {
+        reader.problem(
+            "CALLVAULT_RETENTION",
+            format!(
+                "of account {} is not longer than CALLVAULT_DELETE_AT_TWILIO_AFTER: its recordings would be erased \
+                 here first, and stay at Twilio for ever; expected it longer, or erase_at_twilio = true",
+                account.sid
+            ),
+        );
     }
 }
 

@@ -8,6 +8,7 @@ mod audio;
 mod auth;
 mod callback;
 mod calls;
+mod erase;
 mod ops;
 mod problem;
 mod recordings;
@@ -54,15 +55,16 @@ impl State {
 fn routes() -> Vec<(&'static str, MethodRouter<State>)> {
     vec![
         ("/webhooks/twilio/recording", post(callback::receive).get(callback::receive)),
-        ("/v1/calls/{call_sid}", get(calls::call)),
+        ("/v1/calls/{call_sid}", get(calls::call).delete(erase::call)),
         ("/v1/calls/{call_sid}/recording", put(calls::put_recording)),
         ("/v1/calls/{call_sid}/audio", get(audio::audio)),
         ("/v1/calls/{call_sid}/link", get(audio::link)),
         ("/v1/recordings", get(recordings::list)),
-        ("/v1/recordings/{recording_sid}", get(recordings::recording)),
+        ("/v1/recordings/{recording_sid}", get(recordings::recording).delete(erase::recording)),
         ("/v1/recordings/{recording_sid}/audio", get(audio::audio)),
         ("/v1/recordings/{recording_sid}/link", get(audio::link)),
         ("/v1/recordings/{recording_sid}/fetch", post(recordings::fetch_again)),
+        ("/v1/recordings/{recording_sid}/hold", put(erase::hold).delete(erase::release)),
         ("/healthz", get(ops::healthz)),
         ("/readyz", get(ops::readyz)),
         ("/metrics", get(ops::metrics)),

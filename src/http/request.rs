@@ -119,6 +119,11 @@ impl Query {
         }
     }
 
+    /// Something that is or is not wanted: `true` or `false`, or not said.
+    pub fn flag(&self, name: &str) -> Result<bool, Problem> {
+        Ok(self.one(name, "true or false")?.unwrap_or(false))
+    }
+
     /// `disposition`: whether the recording is to be saved rather than played.
     pub fn attachment(&self) -> Result<bool, Problem> {
         match self.one::<String>("disposition", "inline or attachment")?.as_deref() {
