@@ -6,6 +6,8 @@
 //! warnings at most, unless the settings name them: some of them write whole
 //! requests at `debug`, signatures included.
 
+mod letting_go;
+
 use std::error::Error;
 use std::io::IsTerminal;
 use std::sync::OnceLock;
@@ -17,6 +19,8 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+
+pub use letting_go::{erased_by_age, erasure_ended, eviction_ended, owed, twilio_deletion_ended};
 
 use crate::config::{LogConfig, LogFormat};
 use crate::domain::recording::ErrorCode;
@@ -32,11 +36,6 @@ const FETCHES_RUNNING: &str = "callvault_fetches_running";
 const STORED_BYTES: &str = "callvault_stored_bytes_total";
 const RECHECKS: &str = "callvault_rechecks_total";
 const RECHECK_REMOVED: &str = "callvault_recheck_removed_total";
-const ERASURES: &str = "callvault_erasures_total";
-const ERASED_BY_AGE: &str = "callvault_erased_by_age_total";
-const EVICTIONS: &str = "callvault_evictions_total";
-const TWILIO_DELETIONS: &str = "callvault_twilio_deletions_total";
-const OWED: &str = "callvault_letting_go_owed";
 const STORE_REQUESTS: &str = "callvault_store_requests_total";
 const STORE_SECONDS: &str = "callvault_store_request_seconds";
 const ACCOUNTS_PAUSED: &str = "callvault_accounts_paused";
@@ -76,15 +75,6 @@ pub const RECHECK_OUTCOMES: &[&str] = &["in_order", "lost", "adopted", "unfinish
 /// What a recheck removes: an object that its row does not name, what was staged, an
 /// open upload, a version of what was deleted. What is erased or evicted counts, too.
 pub const REMOVED_KINDS: &[&str] = &["object", "staged", "upload", "version"];
-/// How a try at what is left of an erased recording ended.
-pub const ERASURE_OUTCOMES: &[&str] = &["done", "owed", "handed_back", "lost"];
-/// How a try at evicting a recording ended. `kept`: it may not go.
-pub const EVICTION_OUTCOMES: &[&str] = &["evicted", "kept", "failed", "handed_back", "lost"];
-/// How a try at deleting a recording at Twilio ended. `differs`: the stored copy is
-/// not what the catalog says.
-pub const TWILIO_DELETION_OUTCOMES: &[&str] = &["deleted", "kept", "differs", "failed", "handed_back", "lost"];
-/// What may be owed of what was let go, or held.
-const OWED_KINDS: &[&str] = &["erasure", "hold_marker"];
 /// The parts of the service that may be in trouble.
 pub const TROUBLES: &[&str] = &[
     "catalog_unreachable",
@@ -149,31 +139,6 @@ const METRICS: &[Metric] = &[
         kind: Kind::Counter,
         help: "What rechecks removed because no row names it",
         label: Some(("kind", REMOVED_KINDS)),
-    },
-    Metric {
-        name: ERASURES,
-        kind: Kind::Counter,
-        help: "Tries at what is left of erased recordings, by how they ended",
-        label: Some(("outcome", ERASURE_OUTCOMES)),
-    },
-    Metric { name: ERASED_BY_AGE, kind: Kind::Counter, help: "Recordings that were erased by their age", label: None },
-    Metric {
-        name: EVICTIONS,
-        kind: Kind::Counter,
-        help: "Tries at evicting recordings, by how they ended",
-        label: Some(("outcome", EVICTION_OUTCOMES)),
-    },
-    Metric {
-        name: TWILIO_DELETIONS,
-        kind: Kind::Counter,
-        help: "Tries at deleting recordings at Twilio, by how they ended",
-        label: Some(("outcome", TWILIO_DELETION_OUTCOMES)),
-    },
-    Metric {
-        name: OWED,
-        kind: Kind::Gauge,
-        help: "Recordings of which erasing, or the marker of a hold, is still owed; the same on every node",
-        label: Some(("what", OWED_KINDS)),
     },
     Metric {
         name: STORE_REQUESTS,
@@ -283,8 +248,12 @@ pub async fn keep_up() {
     }
 }
 
+fn every_metric() -> impl Iterator<Item = &'static Metric> {
+    METRICS.iter().chain(letting_go::METRICS)
+}
+
 fn declare() {
-    for metric in METRICS {
+    for metric in every_metric() {
         match metric.kind {
             Kind::Counter => metrics::describe_counter!(metric.name, metric.help),
             Kind::Gauge => metrics::describe_gauge!(metric.name, metric.help),
@@ -388,31 +357,6 @@ pub fn recheck_removed(kind: &'static str) {
     counter!(RECHECK_REMOVED, "kind" => kind).increment(1);
 }
 
-/// A try at what is left of an erased recording ended; one of [`ERASURE_OUTCOMES`].
-pub fn erasure_ended(outcome: &'static str) {
-    counter!(ERASURES, "outcome" => outcome).increment(1);
-}
-
-/// So many recordings were erased by their age.
-pub fn erased_by_age(count: usize) {
-    counter!(ERASED_BY_AGE).increment(count as u64);
-}
-
-/// A try at evicting ended; one of [`EVICTION_OUTCOMES`].
-pub fn eviction_ended(outcome: &'static str) {
-    counter!(EVICTIONS, "outcome" => outcome).increment(1);
-}
-
-/// A try at deleting at Twilio ended; one of [`TWILIO_DELETION_OUTCOMES`].
-pub fn twilio_deletion_ended(outcome: &'static str) {
-    counter!(TWILIO_DELETIONS, "outcome" => outcome).increment(1);
-}
-
-/// So many recordings owe that; one of [`OWED_KINDS`].
-pub fn owed(what: &'static str, count: u64) {
-    gauge!(OWED, "what" => what).set(count as f64);
-}
-
 /// So many accounts are paused.
 pub fn accounts_paused(count: usize) {
     gauge!(ACCOUNTS_PAUSED).set(u32::try_from(count).unwrap_or(u32::MAX));
@@ -458,7 +402,7 @@ mod tests {
     #[test]
     fn every_metric_is_there_from_the_start_and_named_as_ours() {
         let text = metrics().render();
-        for metric in METRICS.iter().filter(|metric| !matches!(metric.kind, Kind::Histogram)) {
+        for metric in every_metric().filter(|metric| !matches!(metric.kind, Kind::Histogram)) {
             assert!(text.contains(metric.name), "{} is missing", metric.name);
         }
         assert!(text.contains(r#"callvault_fetches_total{outcome="not_ready"} 0"#), "{text}");

@@ -45,11 +45,7 @@ pub(super) struct Due {
 /// Nobody works on the row.
 macro_rules! at_rest {
     () => {
-        concat!(
-            "state <> 'fetching' AND (duty_until IS NULL OR duty_until <= ",
-            $crate::catalog::sql::now!(),
-            ")"
-        )
+        concat!("state <> 'fetching' AND (duty_until IS NULL OR duty_until <= ", $crate::catalog::sql::now!(), ")")
     };
 }
 pub(super) use at_rest;

@@ -23,8 +23,7 @@ macro_rules! has_a_copy {
     };
 }
 const ANY: &str = concat!(has_a_copy!(), " AND recheck_due_at IS NULL");
-const ANNOUNCED: &str =
-    concat!(has_a_copy!(), " AND announced_by IN ('callback', 'put') AND recheck_due_at IS NULL");
+const ANNOUNCED: &str = concat!(has_a_copy!(), " AND announced_by IN ('callback', 'put') AND recheck_due_at IS NULL");
 const MARK: &str = concat!(
     "UPDATE recordings SET twilio_marked_at = coalesce(twilio_marked_at, ",
     now!(),
@@ -34,16 +33,10 @@ const MARK: &str = concat!(
     has_a_copy!(),
     " AND recheck_due_at IS NULL"
 );
-const DELETED: &str = concat!(
-    "UPDATE recordings SET duty_until = NULL, kept_at = NULL, twilio_deleted_at = ",
-    now!(),
-    held!()
-);
-const NEEDED: &str = concat!(
-    "UPDATE recordings SET duty_until = NULL, twilio_marked_at = NULL, kept_at = ",
-    now!(),
-    held!()
-);
+const DELETED: &str =
+    concat!("UPDATE recordings SET duty_until = NULL, kept_at = NULL, twilio_deleted_at = ", now!(), held!());
+const NEEDED: &str =
+    concat!("UPDATE recordings SET duty_until = NULL, twilio_marked_at = NULL, kept_at = ", now!(), held!());
 
 impl dyn Catalog + '_ {
     /// Grants leases for recordings that have been stored for that long and are

@@ -5,6 +5,7 @@
 //! here. Nothing outside this folder reads an environment variable.
 
 mod client;
+mod contradictions;
 pub mod parse;
 mod read;
 mod settings;

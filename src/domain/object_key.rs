@@ -24,6 +24,14 @@ pub enum Marker {
 }
 
 impl Marker {
+    /// What it says, in a word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Erased => "erased",
+            Self::Held => "held",
+        }
+    }
+
     fn folder(self) -> &'static str {
         match self {
             Self::Erased => ".erased/",

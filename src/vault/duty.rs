@@ -204,11 +204,7 @@ impl Vault {
     }
 
     /// An object that this service wrote for the row's account.
-    pub(super) async fn describe_ours(
-        &self,
-        held: &Held<'_>,
-        key: &str,
-    ) -> Result<Option<ObjectFacts>, BucketError> {
+    pub(super) async fn describe_ours(&self, held: &Held<'_>, key: &str) -> Result<Option<ObjectFacts>, BucketError> {
         let described = self.bucket.facts(key).await?;
         Ok(described.filter(|described| is_ours(held, described)))
     }

@@ -83,13 +83,7 @@ impl Vault {
         Ok(())
     }
 
-    async fn after_failed_eviction(
-        &self,
-        held: &Held<'_>,
-        idle_for: Duration,
-        error: &EvictError,
-        began: Instant,
-    ) {
+    async fn after_failed_eviction(&self, held: &Held<'_>, idle_for: Duration, error: &EvictError, began: Instant) {
         let again = match error {
             // It is marked, and goes by a recheck at the latest.
             EvictError::Bucket(_) => {
