@@ -66,7 +66,7 @@ const GRANT: &str = concat!(
 const RENEW: &str = concat!("UPDATE recordings SET duty_until = ", now!(), " + $4", held!(), " RETURNING duty_until");
 const GIVE_BACK: &str = concat!("UPDATE recordings SET duty_until = NULL", held!());
 /// It was not let go of: it is left alone until it is that old again.
-const KEEP: &str = concat!("UPDATE recordings SET duty_until = NULL, kept_at = ", now!(), " - $4", held!());
+const KEEP: &str = concat!("UPDATE recordings SET duty_until = NULL, kept_at = ", now!(), " - $4 + $5", held!());
 
 impl Duty {
     fn read(row: &Row) -> Result<Self> {
@@ -178,7 +178,7 @@ impl dyn Catalog + '_ {
     /// Ends a duty that could not let go of its recording: it is due again
     /// `again` from now, where it is due at that age.
     pub async fn keep_recording(&self, duty: &Duty, due_at_age: Duration, again: Duration) -> Result<Settled> {
-        self.settle_duty(KEEP, duty.args_and(args![due_at_age.saturating_sub(again)])).await
+        self.settle_duty(KEEP, duty.args_and(args![due_at_age, again])).await
     }
 
     /// Runs one update of a duty.

@@ -83,6 +83,7 @@ mod accepting;
 mod accounts;
 mod feed;
 mod leases;
+mod letting_go;
 mod lookups;
 mod questions;
 mod rechecks;
