@@ -324,7 +324,6 @@ impl Config {
         let given = [
             ("CALLVAULT_CORS_ORIGINS", !self.cors_origins.is_empty()),
             ("CALLVAULT_EVENTS_URL", !self.webhooks.is_empty()),
-            ("CALLVAULT_SHARE_URL", self.share_url.is_some()),
             ("CALLVAULT_TWILIO_PRIVATE_KEY_FILE", account(|account| !account.private_keys.is_empty())),
             ("OTEL_EXPORTER_OTLP_ENDPOINT", self.log.otlp_endpoint.is_some()),
         ];
