@@ -139,12 +139,11 @@ const DUE_IN_BUCKET: Due =
     Due { since: "erase_due_at", only: "erase_due_at IS NOT NULL AND erase_cleared = 0", age: Duration::ZERO };
 const ACCOUNTS_OWING: &str = "SELECT DISTINCT account_sid FROM recordings WHERE erase_due_at IS NOT NULL";
 const MARKED: &str = concat!("UPDATE recordings SET erase_marked = 1", held!());
-/// Whether Twilio's part was asked for meanwhile is seen by the row alone.
+/// Whether Twilio's part was asked for meanwhile is seen by the row alone. The upload
+/// stays known until the recheck: a part that was under way may outlast an abort.
 const SETTLE: &str = concat!(
     "UPDATE recordings SET duty_until = NULL, erase_cleared = CASE WHEN $4 = 1 THEN 1 ELSE erase_cleared END, \
      erase_twilio = CASE WHEN $5 = 1 THEN 2 ELSE erase_twilio END, \
-     upload_epoch = CASE WHEN $4 = 1 THEN NULL ELSE upload_epoch END, \
-     upload_id = CASE WHEN $4 = 1 THEN NULL ELSE upload_id END, \
      recheck_due_at = CASE WHEN $4 = 1 THEN ",
     now!(),
     " + $7 ELSE recheck_due_at END, \

@@ -22,8 +22,8 @@ macro_rules! has_a_copy {
         "state = 'stored' AND hold = 0 AND twilio_deleted_at IS NULL"
     };
 }
-const ANY: &str = concat!(has_a_copy!(), " AND recheck_due_at IS NULL");
 const ANNOUNCED: &str = concat!(has_a_copy!(), " AND announced_by IN ('callback', 'put') AND recheck_due_at IS NULL");
+const FOUND: &str = concat!(has_a_copy!(), " AND announced_by NOT IN ('callback', 'put') AND recheck_due_at IS NULL");
 const MARK: &str = concat!(
     "UPDATE recordings SET twilio_marked_at = coalesce(twilio_marked_at, ",
     now!(),
@@ -40,7 +40,7 @@ const NEEDED: &str =
 
 impl dyn Catalog + '_ {
     /// Grants leases for recordings that have been stored for that long and are
-    /// still at Twilio: those that were announced, or `discovered` ones, too.
+    /// still at Twilio: those that were announced, or those that were `discovered`.
     pub async fn grant_twilio_deletions(
         &self,
         accounts: &[AccountSid],
@@ -49,7 +49,7 @@ impl dyn Catalog + '_ {
         at_most: usize,
         duration: Duration,
     ) -> Result<Vec<Duty>> {
-        let only = if discovered { ANY } else { ANNOUNCED };
+        let only = if discovered { FOUND } else { ANNOUNCED };
         let due = Due { since: COPIED_SINCE, only, age: stored_for };
         self.grant_duties(&due, accounts, at_most, duration).await
     }

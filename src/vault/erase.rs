@@ -179,7 +179,8 @@ impl Vault {
             if self.catalog.is_left_alone(account).await? {
                 return Err(EraseError::LeftAlone);
             }
-            self.twilio.delete(&source_of(&recording.id, recording.source_host.as_deref())).await?;
+            let source = source_of(&recording.id, recording.source_host.as_deref());
+            self.in_turn(account, self.twilio.delete(&source)).await??;
             progress.gone_at_twilio = true;
         }
         Ok(())

@@ -71,7 +71,7 @@ impl Vault {
             return Err(EvictError::LeftAlone);
         }
         let source = source_of(&recording.id, recording.source_host.as_deref());
-        let described = self.twilio.describe(&source).await?;
+        let described = self.in_turn(recording.id.account, self.twilio.describe(&source)).await??;
         let status = described.map_or_else(|| "nothing".to_owned(), |described| described.status);
         if status != "completed" {
             return Err(EvictError::NotAtTwilio(status.chars().take(40).collect()));

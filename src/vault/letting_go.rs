@@ -20,23 +20,18 @@ pub(super) struct Terms {
     evict_after: Option<Duration>,
     /// Stored for that long, a recording is deleted at Twilio.
     pub(super) delete_at_twilio_after: Option<Duration>,
-    /// The accounts of which only what was announced is deleted there.
-    pub(super) announced_only: Vec<AccountSid>,
-    /// The accounts of which everything is.
-    pub(super) discovered_too: Vec<AccountSid>,
+    /// The accounts of which even what was found by asking is deleted there.
+    pub(super) delete_discovered: Vec<AccountSid>,
 }
 
 impl Terms {
     pub(super) fn new(config: &Config) -> Self {
-        let (discovered_too, announced_only): (Vec<_>, Vec<_>) =
-            config.accounts.iter().partition(|account| account.delete_discovered);
-        let sids = |accounts: Vec<&crate::config::Account>| accounts.into_iter().map(|account| account.sid).collect();
+        let discovered = config.accounts.iter().filter(|account| account.delete_discovered);
         Self {
             retention: retention(&config.accounts),
             evict_after: config.evict_after,
             delete_at_twilio_after: config.delete_at_twilio_after,
-            announced_only: sids(announced_only),
-            discovered_too: sids(discovered_too),
+            delete_discovered: discovered.map(|account| account.sid).collect(),
         }
     }
 

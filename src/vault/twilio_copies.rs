@@ -41,12 +41,13 @@ impl Vault {
     pub async fn begin_twilio_deletions(&self, at_most: usize) -> Result<Vec<Duty>, CatalogError> {
         let terms = &self.letting_go;
         let Some(after) = terms.delete_at_twilio_after.filter(|_| self.may_let_go()) else { return Ok(Vec::new()) };
-        let grant = async |accounts, discovered, at_most| {
-            self.catalog.grant_twilio_deletions(accounts, discovered, after, at_most, DUTY_LEASE).await
-        };
-        let mut duties = grant(&terms.announced_only, false, at_most).await?;
-        if duties.len() < at_most {
-            duties.extend(grant(&terms.discovered_too, true, at_most - duties.len()).await?);
+        let mut duties = Vec::new();
+        for (accounts, discovered) in [(&self.accounts, false), (&terms.delete_discovered, true)] {
+            let room = at_most - duties.len();
+            if room > 0 {
+                duties
+                    .extend(self.catalog.grant_twilio_deletions(accounts, discovered, after, room, DUTY_LEASE).await?);
+            }
         }
         Ok(duties)
     }
@@ -84,7 +85,8 @@ impl Vault {
         }
         // A hold may have come while it was read.
         self.mark_for_twilio(held).await?;
-        self.twilio.delete(&source_of(&recording.id, recording.source_host.as_deref())).await?;
+        let source = source_of(&recording.id, recording.source_host.as_deref());
+        self.in_turn(recording.id.account, self.twilio.delete(&source)).await??;
         Ok(())
     }
 

@@ -47,7 +47,11 @@ async fn evicting(catalog: &Arc<dyn Catalog>, idle_for: Duration, lease: Duratio
 }
 
 async fn deleting(catalog: &Arc<dyn Catalog>, discovered: bool) -> Vec<Duty> {
-    catalog.grant_twilio_deletions(&accounts(), discovered, ZERO, 10, LONG).await.unwrap()
+    let mut duties = catalog.grant_twilio_deletions(&accounts(), false, ZERO, 10, LONG).await.unwrap();
+    if discovered {
+        duties.extend(catalog.grant_twilio_deletions(&accounts(), true, ZERO, 10, LONG).await.unwrap());
+    }
+    duties
 }
 
 fn found(number: u32) -> Announcement {

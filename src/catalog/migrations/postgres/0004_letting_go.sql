@@ -33,11 +33,11 @@ CREATE INDEX recordings_by_idle ON recordings (account_sid, (CASE
     WHEN coalesce(last_asked_at, 0) >= stored_at AND coalesce(last_asked_at, 0) >= coalesce(kept_at, 0) THEN last_asked_at
     WHEN coalesce(kept_at, 0) >= stored_at THEN kept_at ELSE stored_at END))
     WHERE state = 'stored' AND hold = 0 AND twilio_marked_at IS NULL;
--- Of what is stored, and is still at Twilio: since when. First what callbacks and
--- applications announced, then all of it.
+-- Of what is stored, and is still at Twilio: since when; what callbacks and
+-- applications announced, and what was found by asking.
 CREATE INDEX recordings_by_announced_copy ON recordings (account_sid, (CASE
     WHEN coalesce(kept_at, 0) >= stored_at THEN kept_at ELSE stored_at END))
     WHERE state = 'stored' AND hold = 0 AND twilio_deleted_at IS NULL AND announced_by IN ('callback', 'put');
-CREATE INDEX recordings_by_any_copy ON recordings (account_sid, (CASE
+CREATE INDEX recordings_by_found_copy ON recordings (account_sid, (CASE
     WHEN coalesce(kept_at, 0) >= stored_at THEN kept_at ELSE stored_at END))
-    WHERE state = 'stored' AND hold = 0 AND twilio_deleted_at IS NULL;
+    WHERE state = 'stored' AND hold = 0 AND twilio_deleted_at IS NULL AND announced_by NOT IN ('callback', 'put');
