@@ -103,6 +103,12 @@ const BY_CALL: &str = " AND recording_sid IN ( \
      AND o.conference_sid = a.target_sid WHERE a.account_sid = $1 AND a.alias_sid = $2)";
 /// In an order: two that erase the same must not wait for each other.
 const IN_ORDER: &str = " ORDER BY recording_sid";
+const ACCOUNTS_WITH_OLD: &str = "SELECT a.column1 AS account_sid FROM";
+const HAS_OLD: &str = concat!(
+    "SELECT 1 FROM recordings WHERE account_sid = a.column1 AND state <> 'erased' AND hold = 0 AND ordered_at <= ",
+    now!(),
+    " - a.column2"
+);
 const OLD: &str = concat!(
     "SELECT * FROM recordings WHERE account_sid = $1 AND state <> 'erased' AND hold = 0 AND ordered_at <= ",
     now!(),
@@ -186,6 +192,22 @@ impl dyn Catalog + '_ {
         Ok(Erased::Done(known.into_iter().map(|recording| recording.id).collect()))
     }
 
+    /// Those of the accounts, each with its age, that have a recording of that age
+    /// that is not held.
+    pub async fn accounts_with_old(&self, ages: &[(AccountSid, Duration)]) -> Result<Vec<AccountSid>> {
+        if ages.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (mut args, mut places) = (args![], Vec::new());
+        for (account, age) in ages {
+            args.extend(args![*account, *age]);
+            places.push(format!("(${}, ${})", args.len() - 1, args.len()));
+        }
+        let sql = format!("{ACCOUNTS_WITH_OLD} (VALUES {}) AS a WHERE EXISTS ({HAS_OLD})", places.join(", "));
+        let rows = self.read().await?.rows(AssertSqlSafe(sql), args).await?;
+        rows.iter().map(|row| row.parse("account_sid")).collect()
+    }
+
     /// Erases at most so many recordings of an account that are that old and not
     /// held. Says how many there were.
     pub async fn erase_old(
@@ -196,10 +218,6 @@ impl dyn Catalog + '_ {
         at_most: usize,
     ) -> Result<usize> {
         let at_most = i64::try_from(at_most).unwrap_or(i64::MAX);
-        // Most of the time there is nothing to do, which a look tells.
-        if self.read().await?.row(OLD, args![account, age, 1]).await?.is_none() {
-            return Ok(0);
-        }
         let mut session = self.begin().await?;
         let locking = if session.is_postgres() { " FOR UPDATE SKIP LOCKED" } else { "" };
         let rows = session.rows(AssertSqlSafe(format!("{OLD}{locking}")), args![account, age, at_most]).await?;

@@ -10,6 +10,7 @@
 //! Whoever asks waits for as much of it as a request may take. What is owed then
 //! is gone on with by any node, from step 2 on, until it is done.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ use super::duty::{Held, Worked, log_end};
 use super::{Vault, source_of};
 use crate::bucket::BucketError;
 use crate::catalog::{CatalogError, Duty, Erase, Erased, Erasure, Progress, Settled};
+use crate::config::Account;
 use crate::domain::object_key::Marker;
 use crate::domain::recording::{ErrorCode, RecordingId};
 use crate::domain::sid::AccountSid;
@@ -204,14 +206,14 @@ impl Vault {
 
     /// Erases what has reached its account's age; says whether there may be more.
     pub async fn erase_old(&self) -> Result<bool, CatalogError> {
+        let terms = &self.letting_go.retention;
+        let ages: Vec<(AccountSid, Duration)> = terms.iter().map(|(account, terms)| (*account, terms.age)).collect();
         let mut more = false;
-        for (account, retention) in &self.letting_go.retention {
-            let (age, at_twilio) = (retention.age, retention.erase_at_twilio);
-            let erased = self.catalog.erase_old(*account, age, at_twilio, OLD_AT_ONCE).await?;
-            if erased > 0 {
-                tracing::info!(%account, erased, at_twilio, "erased by age");
-                telemetry::erased_by_age(erased);
-            }
+        for account in self.catalog.accounts_with_old(&ages).await? {
+            let Some(Retention { age, erase_at_twilio }) = terms.get(&account).copied() else { continue };
+            let erased = self.catalog.erase_old(account, age, erase_at_twilio, OLD_AT_ONCE).await?;
+            tracing::info!(%account, erased, at_twilio = erase_at_twilio, "erased by age");
+            telemetry::erased_by_age(erased);
             more |= erased == OLD_AT_ONCE;
         }
         Ok(more)
@@ -254,8 +256,8 @@ pub(super) struct Retention {
 }
 
 /// The accounts that keep nothing for ever.
-pub(super) fn retention(accounts: &[crate::config::Account]) -> Vec<(AccountSid, Retention)> {
-    let of = |account: &crate::config::Account| {
+pub(super) fn retention(accounts: &[Account]) -> BTreeMap<AccountSid, Retention> {
+    let of = |account: &Account| {
         let retention = Retention { age: account.retention?, erase_at_twilio: account.erase_at_twilio };
         Some((account.sid, retention))
     };

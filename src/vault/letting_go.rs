@@ -1,5 +1,6 @@
 //! The terms on which recordings go by themselves, and when none does.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::Vault;
@@ -15,7 +16,7 @@ const ASKED_PARTS: u32 = 100;
 /// What the settings say of letting go.
 pub(super) struct Terms {
     /// The accounts whose recordings are erased by age.
-    pub(super) retention: Vec<(AccountSid, Retention)>,
+    pub(super) retention: BTreeMap<AccountSid, Retention>,
     /// Cache mode: what nobody asked for in that time leaves the bucket.
     evict_after: Option<Duration>,
     /// Stored for that long, a recording is deleted at Twilio.

@@ -83,11 +83,13 @@ impl Vault {
         if self.catalog.is_left_alone(recording.id.account).await? {
             return Err(DeletionError::LeftAlone);
         }
-        // A hold may have come while it was read.
-        self.mark_for_twilio(held).await?;
         let source = source_of(&recording.id, recording.source_host.as_deref());
-        self.in_turn(recording.id.account, self.twilio.delete(&source)).await??;
-        Ok(())
+        // A hold may have come while it was read, or while others had their turn.
+        let deleting = async {
+            self.mark_for_twilio(held).await?;
+            Ok(self.twilio.delete(&source).await?)
+        };
+        self.in_turn(recording.id.account, deleting).await?
     }
 
     async fn mark_for_twilio(&self, held: &Held<'_>) -> Result<(), DeletionError> {

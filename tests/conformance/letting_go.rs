@@ -285,9 +285,13 @@ on_every_catalog! {
         }
         catalog.set_hold(&recording_id(6), true).await.unwrap();
         accept(&catalog, [7]).await;
+        let stranger: AccountSid = format!("AC{}", "9".repeat(32)).parse().unwrap();
+        let with_old = async |age| catalog.accounts_with_old(&[(stranger, ZERO), (account(), age)]).await.unwrap();
+        assert_eq!(with_old(LONG).await, accounts());
         assert_eq!(catalog.erase_old(account(), LONG, false, 3).await.unwrap(), 3, "so many at once");
         assert_eq!(catalog.erase_old(account(), LONG, true, 10).await.unwrap(), 2);
         assert_eq!(catalog.erase_old(account(), LONG, true, 10).await.unwrap(), 0);
+        assert_eq!((with_old(LONG).await, with_old(ZERO).await), (vec![], accounts().to_vec()));
         for number in 1..=5 {
             assert_eq!(recording(&catalog, number).await.state, State::Erased);
         }

@@ -218,6 +218,28 @@ async fn without_its_marker_nothing_is_acknowledged() {
     assert_eq!(delete(&node, &path(&id)).await.status(), StatusCode::NO_CONTENT);
 }
 
+/// What the bucket owes is told, and done without anybody's asking again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_buckets_part_is_owed_until_it_is_done() {
+    let world = World::new(Parts::Servers).await;
+    let node = Node::start(&world).await;
+    let (id, key) = stored(&world, &node, 1).await;
+    node.store.rule(Rule::on("DELETE /", Act::Answer(STORE_503)).times(1000));
+    assert_eq!(delete(&node, &path(&id)).await.status(), StatusCode::ACCEPTED);
+    assert_eq!(world.real_store().keys().await, [marker(&id), key]);
+    // Once it failed again and again, it is a trouble.
+    sql(&world, "UPDATE recordings SET erase_failures = 99, erase_due_at = 1".to_owned()).await;
+    eventually("it is told", async || node.trouble("erasures_failing").await).await;
+    node.store.release();
+    sql(&world, "UPDATE recordings SET erase_due_at = 1, duty_until = NULL".to_owned()).await;
+    eventually("it is gone on with", async || (world.real_store().keys().await == [marker(&id)]).then_some(())).await;
+    assert_eq!(delete(&node, &path(&id)).await.status(), StatusCode::NO_CONTENT);
+    eventually("all is well again", async || {
+        (metric(&node, "callvault_letting_go_owed{what=\"erasure\"}").await == 0).then_some(())
+    })
+    .await;
+}
+
 async fn service_audio(node: &Node, id: &RecordingId) -> Response {
     node.get(&format!("{}/audio", path(id))).await
 }
@@ -269,7 +291,8 @@ async fn whichever_step_a_node_dies_at_another_goes_on() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whichever_step_a_fetch_is_at_nothing_comes_back() {
     let mut world = World::new(Parts::Servers).await;
-    world.set("CALLVAULT_RECHECK_AFTER", "2s");
+    // Longer than anything here is held up: what comes later still nobody looks for.
+    world.set("CALLVAULT_RECHECK_AFTER", "10s");
     let nodes = cluster::start(&world, 2).await;
     let [fetcher, eraser] = &nodes[..] else { unreachable!("two were started") };
     let steps: [fn(&Node, &World, RecordingId); 7] = [
@@ -296,24 +319,21 @@ async fn whichever_step_a_fetch_is_at_nothing_comes_back() {
         })
         .await;
         eraser.thaw();
-        let erased = eventually("it is known, and erased", async || {
-            let answer = delete(eraser, &path(&id)).await.status();
-            // Before the callback is committed there is nothing to erase.
-            if number == 1 && answer == StatusCode::NOT_FOUND {
-                fetcher.catalog.release();
-            }
-            // While the row is locked by what is about to be committed the catalog waits in vain.
-            (!matches!(answer, StatusCode::NOT_FOUND | StatusCode::SERVICE_UNAVAILABLE)).then_some(answer)
-        });
-        let let_go = async {
-            tokio::time::sleep(std::time::Duration::from_millis(if number == 7 { 300 } else { 3000 })).await;
-            for relay in [&fetcher.catalog, &fetcher.store, &fetcher.twilio] {
-                relay.release();
-            }
+        let let_go = || {
+            [&fetcher.catalog, &fetcher.store, &fetcher.twilio].iter().for_each(|relay| relay.release());
             world.simulator.release(id.recording);
         };
-        let (status, ()) = tokio::join!(erased, let_go);
+        // What is about to be committed has its row locked, or none yet.
+        if matches!(number, 1 | 7) {
+            let_go();
+        }
+        let status = eventually("it is known, and erased", async || {
+            let status = delete(eraser, &path(&id)).await.status();
+            (!matches!(status, StatusCode::NOT_FOUND | StatusCode::SERVICE_UNAVAILABLE)).then_some(status)
+        })
+        .await;
         assert_eq!(status, StatusCode::NO_CONTENT, "step {number}");
+        let_go();
         let _ = told.await.unwrap();
         eraser.send(&world.callback(id.recording)).await;
         eraser.recording_in(id.recording, "erased").await;
