@@ -9,6 +9,7 @@ mod auth;
 mod blobs;
 mod callback;
 mod calls;
+mod cors;
 mod conditions;
 mod content;
 mod events;
@@ -51,13 +52,15 @@ pub struct State {
     public_url: Arc<str>,
     /// What shares begin with.
     share_url: Arc<str>,
+    origins: cors::Origins,
 }
 
 impl State {
     /// The state of a service that is called `public_url`.
     pub fn new(vault: Arc<Vault>, config: &Config, public_url: &str) -> Self {
         let share_url = config.share_url.as_deref().unwrap_or(public_url).into();
-        Self { vault, limits: Arc::default(), public_url: public_url.into(), share_url }
+        let origins = cors::Origins::new(&config.cors_origins);
+        Self { vault, limits: Arc::default(), public_url: public_url.into(), share_url, origins }
     }
 }
 
@@ -88,6 +91,12 @@ fn routes() -> Vec<(&'static str, MethodRouter<State>)> {
     ]
 }
 
+/// The path of every route, as a pattern. Which methods it has is in the header
+/// Allow of the answer to one that it has not.
+pub fn paths() -> Vec<&'static str> {
+    routes().into_iter().map(|(path, _)| path).collect()
+}
+
 /// The service's own port.
 pub fn router(state: State) -> Router {
     let mut router = Router::new();
@@ -103,6 +112,7 @@ pub fn router(state: State) -> Router {
     router
         .fallback(async || Problem::NotFound)
         .method_not_allowed_fallback(async || Problem::MethodNotAllowed)
+        .layer(middleware::from_fn_with_state(state.origins.clone(), cors::cors))
         .layer(middleware::from_fn(observe))
         .with_state(state)
 }

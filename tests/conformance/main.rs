@@ -83,6 +83,7 @@ mod accepting;
 mod accounts;
 mod feed;
 mod follow;
+mod keys;
 mod leases;
 mod lookups;
 mod questions;

@@ -54,5 +54,7 @@ mod recheck;
 mod reconcile;
 mod redirects;
 mod settings;
+mod shares;
 mod soak;
+mod tenants;
 mod upstream;
