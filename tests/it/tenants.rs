@@ -43,6 +43,9 @@ const ROWS: &[(&str, &str, &str, Claim)] = &[
     ("GET", "/v1/calls/{call_sid}", "", Hidden),
     ("GET", "/v1/calls/{call_sid}/audio", "", Hidden),
     ("GET", "/v1/calls/{call_sid}/link", "", Hidden),
+    ("GET", "/v1/calls/{call_sid}/content", "", Hidden),
+    ("GET", "/api/calls/{call_sid}/download", "", Hidden),
+    ("GET", "/v1/blobs/{blob}", "", Hidden),
     ("GET", "/v1/recordings", "", Listed),
     ("GET", "/v1/recordings?account_sid={account_sid}", "", Listed),
     ("GET", "/v1/recordings?call_sid={call_sid}&call_sid=CA00000000000000000000000000000001", "", Listed),
@@ -53,6 +56,7 @@ const ROWS: &[(&str, &str, &str, Claim)] = &[
     ("GET", "/v1/recordings/{recording_sid}", "", Hidden),
     ("GET", "/v1/recordings/{recording_sid}/audio", "", Hidden),
     ("GET", "/v1/recordings/{recording_sid}/link", "", Hidden),
+    ("GET", "/v1/recordings/{recording_sid}/content", "", Hidden),
     ("POST", "/v1/calls/{call_sid}/share", "", Hidden),
     ("POST", "/v1/recordings/{recording_sid}/share", "", Hidden),
     ("PUT", "/v1/calls/{call_sid}/recording", r#"{"recording_url": "{recording_url}"}"#, Hidden),
@@ -73,7 +77,7 @@ impl Names {
             ("{call_sid}", call.to_string()),
             ("{recording_sid}", id.recording.to_string()),
             ("{recording_url}", url),
-            ("{sha256}", sha256.to_owned()),
+            ("{blob}", format!("sha256:{sha256}")),
             ("{token}", forged),
         ])
     }
