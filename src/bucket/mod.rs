@@ -10,6 +10,7 @@ pub mod embedded;
 mod inspect;
 pub mod link;
 mod markers;
+mod read;
 mod upload;
 mod versions;
 
@@ -31,6 +32,7 @@ pub use credentials::CredentialError;
 pub use embedded::Embedded;
 pub use inspect::ObjectFacts;
 pub use link::{Disposition, Link, LinkBase, LinkMethod};
+pub use read::Reading;
 pub use upload::{NewObject, SINGLE_PUT_MAX_BYTES, Staging, UPLOAD_RESERVE_BYTES};
 pub use versions::Version;
 

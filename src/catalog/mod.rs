@@ -34,6 +34,7 @@ mod sql;
 mod sqlite;
 mod turns;
 mod twilio_copies;
+mod webhooks;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -63,6 +64,7 @@ pub use rows::HistoryEntry;
 pub use sql::Session;
 pub use sqlite::SqliteCatalog;
 pub use turns::Turn;
+pub use webhooks::{Delivery, DeliveryState, Due, Posted, ReceiverLease, ReceiverStanding, Retried};
 
 use crate::config::{Config, Database};
 use crate::telemetry::innermost;

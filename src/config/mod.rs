@@ -322,8 +322,6 @@ impl Config {
     pub fn without_effect(&self) -> Vec<&'static str> {
         let account = |given: fn(&Account) -> bool| self.accounts.iter().any(given);
         let given = [
-            ("CALLVAULT_CORS_ORIGINS", !self.cors_origins.is_empty()),
-            ("CALLVAULT_EVENTS_URL", !self.webhooks.is_empty()),
             ("CALLVAULT_TWILIO_PRIVATE_KEY_FILE", account(|account| !account.private_keys.is_empty())),
             ("OTEL_EXPORTER_OTLP_ENDPOINT", self.log.otlp_endpoint.is_some()),
         ];
