@@ -51,4 +51,5 @@ mod reconcile;
 mod redirects;
 mod settings;
 mod soak;
+mod topology;
 mod upstream;
