@@ -7,7 +7,7 @@ use callvault::config::{Config, SETTINGS};
 use serde_json::Value;
 
 use crate::succeeds;
-use crate::support::{compose, python_tool, root, trial_env};
+use crate::support::{compose, deploy, python_tool, root, trial_env};
 
 fn node() -> Value {
     compose(&trial_env())["services"]["node-1"].clone()
@@ -54,4 +54,21 @@ fn a_node_is_not_killed_before_it_has_handed_over() {
     let grace = callvault::config::parse::duration(node()["stop_grace_period"].as_str().unwrap()).unwrap();
     let default = SETTINGS.iter().find(|setting| setting.env == "CALLVAULT_SHUTDOWN_TIMEOUT").unwrap().default;
     assert!(grace > callvault::config::parse::duration(default).unwrap());
+}
+
+#[test]
+fn nginx_takes_the_way_to_the_simulator() {
+    const MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
+    assert!(std::path::Path::new(MODULE).is_file(), "{MODULE} is not installed: run `make tools`");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("nginx.conf");
+    // The image of compose.yaml is newer: it has the module built in, and asks for names again.
+    let config = deploy("compose/nginx-trial.conf")
+        .replace("/var/run/", "")
+        .replace(" resolve;", ";")
+        .replace("simulator:4010", "127.0.0.1:4010");
+    std::fs::write(&file, format!("load_module {MODULE};\n{config}")).unwrap();
+    let path = format!("{}:/usr/sbin", std::env::var("PATH").unwrap_or_default());
+    let mut nginx = Command::new("nginx");
+    succeeds(nginx.env("PATH", path).args(["-t", "-p"]).arg(folder.path()).arg("-c").arg(&file));
 }

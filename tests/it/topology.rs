@@ -6,7 +6,8 @@
 //! read there, so that it cannot say one thing and be tested as another.
 
 use std::collections::BTreeMap;
-use std::process::Command;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -342,6 +343,28 @@ async fn the_rights_of_the_policy_are_enough_to_stage_to_abort_and_to_clear_up()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_rights_of_the_policy_are_enough_to_erase_every_version() {
+    if ObjectStore::shared().kind != "minio" {
+        // Garage keeps no versions.
+        return;
+    }
+    let (topology, nodes) = Topology::start(&[]).await;
+    let world = &topology.world;
+    mc(world, "mc version enable \"store/$2\"", "", &[world.bucket()]);
+    let id = world.record(1);
+    topology.call_back(id).await;
+    topology.play(1).await;
+    let path = format!("/v1/recordings/{}", id.recording);
+    eventually("it is erased", async || {
+        let answer = topology.request(Method::DELETE, &path).send().await.expect("nginx answers");
+        (answer.status() == StatusCode::NO_CONTENT).then_some(())
+    })
+    .await;
+    nodes[0].recording_in(id.recording, "erased").await;
+    mc(world, "! mc ls --recursive --versions \"store/$2\" | grep \"$3\"", "", &[world.bucket(), call_sid(1).as_str()]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_for_links_alone_signs_links_that_play_and_opens_nothing_else() {
     let pair = [("CALLVAULT_LINK_ACCESS_KEY_ID", "links"), ("CALLVAULT_LINK_SECRET_ACCESS_KEY", "links-secret-key")];
     let (topology, _nodes) = Topology::start(&pair).await;
@@ -358,4 +381,44 @@ async fn a_key_for_links_alone_signs_links_that_play_and_opens_nothing_else() {
     let refused = "MC_HOST_links=http://links:links-secret-key@${MC_HOST_store#*@}; export MC_HOST_links; \
                    ! mc ls \"links/$2\" && ! mc cp \"$1\" \"links/$2/x\"";
     mc(&topology.world, refused, &policy, &[topology.world.bucket()]);
+}
+
+/// The trial's Twilio, with the arguments that the compose file gives it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_simulator_of_the_trial_records_calls_that_play() {
+    let mut world = World::new(Parts::Servers).await;
+    let (port, node_port) = (free_port(), free_port());
+    world.set("CALLVAULT_TWILIO_ORIGIN", format!("http://127.0.0.1:{port}"));
+    world.set("CALLVAULT_PUBLIC_URL", "https://recordings.example.com");
+    let node = world.start_on(node_port, debug_binary()).await;
+    let compose = compose(&trial_env());
+    let command: Vec<&str> = compose["services"]["simulator"]["command"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|word| word.as_str().unwrap())
+        .collect();
+    let words = command.iter().map(|word| match *word {
+        "0.0.0.0:4010" => format!("127.0.0.1:{port}"),
+        "http://nginx:8080" => node.url.clone(),
+        word => word.to_owned(),
+    });
+    let mut simulator = Command::new(debug_binary());
+    simulator.args(words.chain(["--calls".to_owned(), "1".to_owned()])).env_clear();
+    for name in ["CALLVAULT_PUBLIC_URL", "CALLVAULT_TWILIO_ACCOUNT_SID", "CALLVAULT_TWILIO_AUTH_TOKEN"] {
+        assert!(compose["services"]["simulator"]["environment"][name].is_string());
+        simulator.env(name, &world.settings[name]);
+    }
+    let mut simulator = simulator.stdout(Stdio::piped()).spawn().unwrap();
+    let mut told = BufReader::new(simulator.stdout.take().unwrap()).lines();
+    assert!(told.next().unwrap().unwrap().starts_with("Twilio, scripted, at http://127.0.0.1:"));
+    let call = told.next().unwrap().unwrap();
+    let (sids, answer) = call.split_once(": ").unwrap();
+    assert_eq!(answer, "204", "{}", node.log());
+    let (call, _) = sids.split_once(' ').unwrap();
+    let (bytes, _) = node.play(&format!("/v1/calls/{call}/audio?wait=30")).await;
+    assert_eq!(bytes, speech_mp3());
+    let ended = Command::new("kill").args(["-TERM", &simulator.id().to_string()]).status().unwrap();
+    assert!(ended.success());
+    assert_eq!(simulator.wait().unwrap().code(), Some(0));
 }
