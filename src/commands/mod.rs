@@ -7,6 +7,7 @@ pub mod demo;
 pub mod get;
 pub mod keys;
 pub mod serve;
+pub mod simulate;
 
 use std::process::ExitCode;
 
@@ -32,6 +33,8 @@ enum Command {
     Demo(demo::Args),
     Get(get::Args),
     Keys(keys::Args),
+    #[command(hide = true)]
+    Simulate(simulate::Args),
 }
 
 /// Runs the command.
@@ -41,6 +44,7 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Demo(args) => demo::run(args).await,
         Command::Get(args) => get::run(args).await,
         Command::Keys(args) => keys::run(args).await,
+        Command::Simulate(args) => simulate::run(args).await,
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,

@@ -61,5 +61,6 @@ mod settings;
 mod shares;
 mod soak;
 mod tenants;
+mod topology;
 mod upstream;
 mod webhooks;
