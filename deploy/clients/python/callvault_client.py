@@ -51,9 +51,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
 __all__ = [
-    "AccessDenied", "CallvaultError", "Client", "DamagedRecording", "Follower", "InvalidWebhook",
-    "RecordingPending", "ServiceUnavailable", "follow", "forget", "get_recording_file",
-    "get_recording_file_for_call", "play_url", "put_recording", "recording_file", "verify_webhook",
+    "AccessDenied",
+    "CallvaultError",
+    "Client",
+    "DamagedRecording",
+    "Follower",
+    "InvalidWebhook",
+    "RecordingPending",
+    "ServiceUnavailable",
+    "follow",
+    "forget",
+    "get_recording_file",
+    "get_recording_file_for_call",
+    "play_url",
+    "put_recording",
+    "recording_file",
+    "verify_webhook",
 ]
 
 #: What the cache folder may hold. Not a variable of the environment: the service
@@ -131,13 +144,19 @@ class _Call(NamedTuple):
             call_log = {"call_sid": call_log}
         sid = _first(call_log, _CALL_NAMES, r"CA[0-9a-f]{32}")
         if sid is None:
-            raise ValueError(f"no call SID (CA and 32 hex digits) in any of {', '.join(_CALL_NAMES)}")
-        return cls(sid, _first(call_log, _URL_NAMES, r"\S+"))
+            raise ValueError(
+                f"no call SID (CA and 32 hex digits) in any of {', '.join(_CALL_NAMES)}"
+            )
+        return cls(sid, _first(call_log, _URL_NAMES, r".+"))
 
 
 def _first(source: object, names: Iterable[str], pattern: str) -> str | None:
     for name in names:
-        value = source.get(name) if isinstance(source, Mapping) else getattr(source, name, None)
+        value = (
+            source.get(name)
+            if isinstance(source, Mapping)
+            else getattr(source, name, None)
+        )
         text = value.strip() if isinstance(value, str) else ""
         if re.fullmatch(pattern, text):
             return text
@@ -185,7 +204,9 @@ class _Answer(NamedTuple):
 
     def refused(self, what: str) -> CallvaultError:
         """The error that this answer is."""
-        detail = self.body.get("detail") or self.body.get("title") or "no problem document"
+        detail = (
+            self.body.get("detail") or self.body.get("title") or "no problem document"
+        )
         kind = AccessDenied if self.status in (401, 403) else CallvaultError
         return kind(f"{what}: {self.status} {self.code or 'unknown'}: {detail}")
 
@@ -215,16 +236,28 @@ class Client:
     own where an application talks to several. It is safe to share between threads.
     """
 
-    def __init__(self, url: str, api_key: str, cache_dir: str | None = None, cache_max_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        api_key: str,
+        cache_dir: str | None = None,
+        cache_max_bytes: int | None = None,
+    ) -> None:
         if not re.match(r"https?://[^/]+", url):
-            raise ValueError("CALLVAULT_URL is not set to where callvault is, such as https://recordings.example.com")
+            raise ValueError(
+                "CALLVAULT_URL is not set to where callvault is, such as https://recordings.example.com"
+            )
         if not api_key:
-            raise ValueError("CALLVAULT_API_KEY is not set to a key with the scopes read,ingest")
+            raise ValueError(
+                "CALLVAULT_API_KEY is not set to a key with the scopes read,ingest"
+            )
         self._url = url.rstrip("/")
         self._api_key = api_key
         self._cache = _Cache(cache_dir, cache_max_bytes)
 
-    def put_recording(self, call_log: object, timeout: float = 60) -> dict[str, Any] | None:
+    def put_recording(
+        self, call_log: object, timeout: float = 60
+    ) -> dict[str, Any] | None:
         """Names the recording of a call, and gives it as callvault knows it.
 
         This is all that an application's own recordingStatusCallback has to do; a
@@ -235,7 +268,9 @@ class Client:
             raise ValueError(f"no recording URL in any of {', '.join(_URL_NAMES)}")
         return self._put(call, _Deadline(timeout))
 
-    def get_recording_file_for_call(self, call_log: object, timeout: float = 60) -> str | None:
+    def get_recording_file_for_call(
+        self, call_log: object, timeout: float = 60
+    ) -> str | None:
         """A local path to the call's recording: the one of `recording_url` where there is one.
 
         `call_log` is any object or mapping with a `call_sid` (or `twilio_call_sid`,
@@ -249,14 +284,21 @@ class Client:
         The file is yours to read, not to change. It stays at least until the same
         thread asks for its next one; `recording_file` keeps one for as long as you like.
         """
-        return _keep_for_this_thread(self._obtain_for_call(call_log, timeout))
+        _let_go()
+        return _keep(self._obtain_for_call(call_log, timeout))
 
     def get_recording_file(self, recording_sid: str, timeout: float = 60) -> str | None:
         """The same for a recording that is known by its own SID, as events name it."""
-        return _keep_for_this_thread(self._obtain(f"/v1/recordings/{recording_sid}", _Deadline(timeout)))
+        if not re.fullmatch(r"RE[0-9a-f]{32}", recording_sid):
+            raise ValueError("a recording SID is RE and 32 hex digits")
+        _let_go()
+        path = f"/v1/recordings/{recording_sid}"
+        return _keep(self._obtain(path, _Deadline(timeout)))
 
     @contextlib.contextmanager
-    def recording_file(self, call_log: object, timeout: float = 60) -> Iterator[str | None]:
+    def recording_file(
+        self, call_log: object, timeout: float = 60
+    ) -> Iterator[str | None]:
         """The same for a block: ``with recording_file(call_log) as path:``."""
         held = self._obtain_for_call(call_log, timeout)
         if held is None:
@@ -265,12 +307,14 @@ class Client:
         with held:
             yield held.name
 
-    def play_url(self, call_log: object, expires_in: int | str | None = None, timeout: float = 60) -> str | None:
+    def play_url(
+        self, call_log: object, expires_in: int | str | None = None, timeout: float = 60
+    ) -> str | None:
         """A URL that plays without a key, for `<audio src>`, a CRM or a mail.
 
-        It may be made before the audio is there. It lives `expires_in` (seconds,
-        or "12h"; a day if you do not say), and ends with the key that made it. None: there never will
-        be audio.
+        It may be made before the audio is there. It lives `expires_in` (seconds, or
+        "12h"; a day if you do not say), and ends with the key that made it. None:
+        there never will be audio.
         """
         deadline = _Deadline(timeout)
         path = self._path_of(_Call.of(call_log), deadline)
@@ -281,7 +325,9 @@ class Client:
         if answer.status == 201:
             return answer.body["url"]
         if answer.is_pending:
-            raise RecordingPending("Twilio is being asked for the recording", answer.retry_after)
+            raise RecordingPending(
+                "Twilio is being asked for the recording", answer.retry_after
+            )
         if answer.code in _NEVER:
             return None
         raise answer.refused("no play URL")
@@ -297,7 +343,11 @@ class Client:
         """The events of the service, one after another, for ever: see `Follower`."""
         kinds = [types] if isinstance(types, str) else list(types)
         fixed = [("type", kind) for kind in kinds]
-        fixed += [(name, value) for name, value in (("account_sid", account_sid), ("call_sid", call_sid)) if value]
+        fixed += [
+            (name, value)
+            for name, value in (("account_sid", account_sid), ("call_sid", call_sid))
+            if value
+        ]
         return Follower(self, after, fixed, wait)
 
     def forget(self, recording_sid: str) -> None:
@@ -314,10 +364,19 @@ class Client:
         if call.recording_url is None:
             return f"/v1/calls/{call.sid}"
         recording = self._put(call, deadline)
-        return None if recording is None else f"/v1/recordings/{recording['recording_sid']}"
+        return (
+            None
+            if recording is None
+            else f"/v1/recordings/{recording['recording_sid']}"
+        )
 
     def _put(self, call: _Call, deadline: _Deadline) -> dict[str, Any] | None:
-        answer = self._ask("PUT", f"/v1/calls/{call.sid}/recording", deadline, {"recording_url": call.recording_url})
+        answer = self._ask(
+            "PUT",
+            f"/v1/calls/{call.sid}/recording",
+            deadline,
+            {"recording_url": call.recording_url},
+        )
         if answer.status in (200, 202):
             return answer.body
         if answer.code == "erased":
@@ -336,14 +395,20 @@ class Client:
                 return None
             try:
                 # Where the bucket cannot be reached from here, the service may.
-                return self._cache.obtain(link, functools.partial(self._audio, link, attempt % 2 == 1))
+                return self._cache.obtain(
+                    link, functools.partial(self._audio, link, attempt % 2 == 1)
+                )
             except _Damaged as error:
                 damaged += 1
                 if damaged == _DAMAGED_MAX:
-                    raise DamagedRecording(f"{link['recording_sid']}: {error}") from None
+                    raise DamagedRecording(
+                        f"{link['recording_sid']}: {error}"
+                    ) from None
             except _Interrupted as error:
                 if not deadline.left():
-                    raise ServiceUnavailable(f"{link['recording_sid']} cannot be downloaded: {error}", 5) from None
+                    raise ServiceUnavailable(
+                        f"{link['recording_sid']} cannot be downloaded: {error}", 5
+                    ) from None
             deadline.sleep(_backoff(attempt))
 
     def _link(self, path: str, deadline: _Deadline) -> dict[str, Any] | None:
@@ -358,7 +423,9 @@ class Client:
             if not answer.is_pending:
                 raise answer.refused("no recording")
             if deadline.left() < 1:
-                raise RecordingPending(f"{path.rsplit('/', 1)[-1]} is not there yet", answer.retry_after)
+                raise RecordingPending(
+                    f"{path.rsplit('/', 1)[-1]} is not there yet", answer.retry_after
+                )
             deadline.sleep(_backoff(0))
 
     def _forget_erased(self, path: str, answer: _Answer) -> None:
@@ -375,19 +442,29 @@ class Client:
         """The bytes as they come; only callvault itself is sent the key."""
         request = urllib.request.Request(link["url"])
         if via_service:
-            request = self._request("GET", f"/v1/recordings/{link['recording_sid']}/content")
+            request = self._request(
+                "GET", f"/v1/recordings/{link['recording_sid']}/content"
+            )
         for _ in range(_REDIRECTS_MAX):
             answer = _open(request, _STALL_SECONDS)
             if answer.status == 200:
                 return answer
             answer.close()
-            target = urllib.parse.urljoin(request.full_url, answer.headers.get("Location") or "")
-            if answer.status not in (301, 302, 303, 307, 308) or not target.startswith(("http://", "https://")):
-                raise _Interrupted(f"{'callvault' if via_service else 'the bucket'} answers {answer.status}")
+            target = urllib.parse.urljoin(
+                request.full_url, answer.headers.get("Location") or ""
+            )
+            if answer.status not in (301, 302, 303, 307, 308) or not target.startswith(
+                ("http://", "https://")
+            ):
+                raise _Interrupted(
+                    f"{'callvault' if via_service else 'the bucket'} answers {answer.status}"
+                )
             request = urllib.request.Request(target)
         raise _Interrupted("too many redirects")
 
-    def _request(self, method: str, path: str, body: object = None) -> urllib.request.Request:
+    def _request(
+        self, method: str, path: str, body: object = None
+    ) -> urllib.request.Request:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self._url + path, data=data, method=method)
         request.add_unredirected_header("Authorization", f"Bearer {self._api_key}")
@@ -396,7 +473,9 @@ class Client:
             request.add_header("Content-Type", "application/json")
         return request
 
-    def _ask(self, method: str, path: str, deadline: _Deadline, body: object = None) -> _Answer:
+    def _ask(
+        self, method: str, path: str, deadline: _Deadline, body: object = None
+    ) -> _Answer:
         """An answer of the API; while it has none to give, it is asked again until the deadline.
 
         Every call of the API may be repeated: what was done already changes nothing.
@@ -408,12 +487,18 @@ class Client:
                 if answer.status != 429 and answer.status < 500:
                     return answer
                 problem = f"{answer.status} {answer.code}"
-                pause = max(pause, answer.retry_after if "Retry-After" in answer.headers else 0)
+                pause = max(
+                    pause, answer.retry_after if "Retry-After" in answer.headers else 0
+                )
             except _TRANSIENT as error:
                 problem = _reason(error)
             if deadline.left() < pause:
-                raise ServiceUnavailable(f"callvault cannot be asked: {problem}", max(5, round(pause))) from None
-            _log.debug("callvault cannot be asked (%s), once more in %.1f s", problem, pause)
+                raise ServiceUnavailable(
+                    f"callvault cannot be asked: {problem}", max(5, round(pause))
+                ) from None
+            _log.debug(
+                "callvault cannot be asked (%s), once more in %.1f s", problem, pause
+            )
             deadline.sleep(pause)
 
     @staticmethod
@@ -421,7 +506,9 @@ class Client:
         with _open(request, _WAIT_MAX_SECONDS + _ANSWER_SECONDS) as answer:
             text = answer.read(_ANSWER_MAX_BYTES)
             if 300 <= answer.status < 400:
-                raise CallvaultError("CALLVAULT_URL is answered by a redirect; set it to where that leads")
+                raise CallvaultError(
+                    "CALLVAULT_URL is answered by a redirect; set it to where that leads"
+                )
             try:
                 body = json.loads(text or b"{}")
             except ValueError:
@@ -450,7 +537,9 @@ class Follower:
     none `CallvaultError`.
     """
 
-    def __init__(self, client: Client, after: str | None, fixed: list[tuple[str, str]], wait: int) -> None:
+    def __init__(
+        self, client: Client, after: str | None, fixed: list[tuple[str, str]], wait: int
+    ) -> None:
         self.cursor = after
         self._client = client
         self._fixed = fixed
@@ -475,7 +564,9 @@ class Follower:
         query = [*self._fixed, ("wait", str(self._wait)), ("limit", "100")]
         if self.cursor is not None:
             query.append(("after", self.cursor))
-        answer = self._client._ask("GET", f"/v1/events?{urllib.parse.urlencode(query)}", _Deadline(None))
+        answer = self._client._ask(
+            "GET", f"/v1/events?{urllib.parse.urlencode(query)}", _Deadline(None)
+        )
         if answer.status != 200:
             raise answer.refused("no events")
         return answer.body
@@ -505,7 +596,9 @@ class _Cache:
     def obtain(self, link: Mapping[str, Any], audio: Callable[[], Any]) -> BinaryIO:
         """The file of a link, open, locked and checked; `audio()` gives the bytes if it is not here."""
         extension = "wav" if "wav" in link["content_type"] else "mp3"
-        path = os.path.join(self._ready(), f"{link['recording_sid']}.{link['sha256']}.{extension}")
+        path = os.path.join(
+            self._ready(), f"{link['recording_sid']}.{link['sha256']}.{extension}"
+        )
         held = self._lookup(path, link["sha256"])
         if held is None:
             self._fill(path, link, audio)
@@ -529,7 +622,9 @@ class _Cache:
         # Anyone can make a folder of that name in /tmp before we do.
         found = os.lstat(folder)
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-            raise CallvaultError(f"{folder} belongs to somebody else; set CALLVAULT_CACHE_DIR")
+            raise CallvaultError(
+                f"{folder} belongs to somebody else; set CALLVAULT_CACHE_DIR"
+            )
         return folder
 
     @staticmethod
@@ -548,7 +643,9 @@ class _Cache:
         held.close()
         return None
 
-    def _fill(self, path: str, link: Mapping[str, Any], audio: Callable[[], Any]) -> None:
+    def _fill(
+        self, path: str, link: Mapping[str, Any], audio: Callable[[], Any]
+    ) -> None:
         """Downloads the file, or waits while another process does."""
         part = self._part(path)
         if part is None:
@@ -589,7 +686,9 @@ class _Cache:
 
     def _entries(self) -> list[os.DirEntry[str]]:
         """What is ours in the folder; other files there are left alone."""
-        ours = re.compile(r"RE[0-9a-f]{32}\.[0-9a-f]{64}\.(mp3|wav)(\.[0-9a-f]{32})?(\.part)?")
+        ours = re.compile(
+            r"RE[0-9a-f]{32}\.[0-9a-f]{64}\.(mp3|wav)(\.[0-9a-f]{32})?(\.part)?"
+        )
         with os.scandir(self._ready()) as entries:
             return [entry for entry in entries if ours.fullmatch(entry.name)]
 
@@ -600,19 +699,25 @@ class _Cache:
                 found.append((entry.path, entry.stat()))
         limit = CACHE_MAX_BYTES if self._max_bytes is None else self._max_bytes
         total = sum(status.st_size for _, status in found)
-        newest_at = max((status.st_mtime for path, status in found if path == newest), default=0.0)
+        newest_at = max(
+            (status.st_mtime for path, status in found if path == newest), default=0.0
+        )
         for path, status in sorted(found, key=lambda pair: pair[1].st_mtime):
             if path.endswith(".part"):
                 removable = time.time() - status.st_mtime > _PART_IS_STALE_SECONDS
             else:
-                removable = total > limit and path != newest and status.st_mtime <= newest_at
+                removable = (
+                    total > limit and path != newest and status.st_mtime <= newest_at
+                )
             if removable and _remove_unused(path):
                 total -= status.st_size
 
 
 def _create(path: str) -> BinaryIO:
     # Readable as the umask has it: processes of other users may share the folder.
-    return open(path, "r+b", opener=lambda name, flags: os.open(name, flags | os.O_CREAT, 0o666))
+    return open(
+        path, "r+b", opener=lambda name, flags: os.open(name, flags | os.O_CREAT, 0o666)
+    )
 
 
 def _existing(path: str) -> BinaryIO | None:
@@ -662,7 +767,9 @@ def _sha256(file: BinaryIO) -> str:
     return digest.hexdigest()
 
 
-def _download(part: BinaryIO, audio: Callable[[], Any], link: Mapping[str, Any]) -> None:
+def _download(
+    part: BinaryIO, audio: Callable[[], Any], link: Mapping[str, Any]
+) -> None:
     """Writes the bytes, which must be as many and the ones that the link promises."""
     digest, size = hashlib.sha256(), 0
     for chunk in _chunks(audio):
@@ -698,19 +805,35 @@ def _reason(error: BaseException) -> str:
     return str(getattr(error, "reason", error)) or type(error).__name__
 
 
-_in_use = threading.local()
+class _InUse:
+    """An open file that is closed with its owner: a thread that ends lets go of it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+
+    def __del__(self) -> None:
+        self.file.close()
 
 
-def _keep_for_this_thread(held: BinaryIO | None) -> str | None:
-    """The file's path; it is in use until this thread asks for another one, or ends."""
-    before = getattr(_in_use, "file", None)
-    _in_use.file = held
-    if before is not None:
-        before.close()
-    return None if held is None else held.name
+_of_thread = threading.local()
 
 
-def verify_webhook(headers: Mapping[str, str], body: bytes | str, secret: str) -> dict[str, Any]:
+def _keep(file: BinaryIO | None) -> str | None:
+    """The file's path; it is in use until this thread lets go of it, or ends."""
+    _of_thread.held = None if file is None else _InUse(file)
+    return None if file is None else file.name
+
+
+def _let_go() -> None:
+    held = getattr(_of_thread, "held", None)
+    _of_thread.held = None
+    if held is not None:
+        held.file.close()
+
+
+def verify_webhook(
+    headers: Mapping[str, str], body: bytes | str, secret: str
+) -> dict[str, Any]:
     """The event in a webhook of callvault, if callvault signed it; else `InvalidWebhook`.
 
     `body` is the raw body, as it came. `secret` is what callvault has as
@@ -723,16 +846,26 @@ def verify_webhook(headers: Mapping[str, str], body: bytes | str, secret: str) -
         signatures = given["webhook-signature"].split()
         age = abs(time.time() - int(sent_at))
     except (KeyError, ValueError):
-        raise InvalidWebhook("the headers webhook-id, -timestamp and -signature are not there") from None
+        raise InvalidWebhook(
+            "the headers webhook-id, -timestamp and -signature are not there"
+        ) from None
     raw = body.encode() if isinstance(body, str) else body
-    expected = hmac.new(_webhook_key(secret), f"{event_id}.{sent_at}.".encode() + raw, hashlib.sha256).digest()
+    expected = hmac.new(
+        _webhook_key(secret), f"{event_id}.{sent_at}.".encode() + raw, hashlib.sha256
+    ).digest()
     known = base64.b64encode(expected)
     # All are compared, so that the time tells nothing.
-    matches = [hmac.compare_digest(known, text[3:].encode()) for text in signatures if text.startswith("v1,")]
+    matches = [
+        hmac.compare_digest(known, text[3:].encode())
+        for text in signatures
+        if text.startswith("v1,")
+    ]
     if not any(matches):
         raise InvalidWebhook("it was not signed with this secret")
     if age > _WEBHOOK_TOLERANCE_SECONDS:
-        raise InvalidWebhook("it was sent more than five minutes ago, or a clock is wrong")
+        raise InvalidWebhook(
+            "it was sent more than five minutes ago, or a clock is wrong"
+        )
     try:
         return json.loads(raw)
     except ValueError:
@@ -758,7 +891,11 @@ def _client_of(url: str, api_key: str, cache_dir: str | None) -> Client:
 def _default() -> Client:
     """The client of the environment, as it is now."""
     read = os.environ.get
-    return _client_of(read("CALLVAULT_URL", ""), read("CALLVAULT_API_KEY", ""), read("CALLVAULT_CACHE_DIR") or None)
+    return _client_of(
+        read("CALLVAULT_URL", ""),
+        read("CALLVAULT_API_KEY", ""),
+        read("CALLVAULT_CACHE_DIR") or None,
+    )
 
 
 def get_recording_file_for_call(call_log: object, timeout: float = 60) -> str | None:
@@ -771,7 +908,9 @@ def get_recording_file(recording_sid: str, timeout: float = 60) -> str | None:
     return _default().get_recording_file(recording_sid, timeout)
 
 
-def recording_file(call_log: object, timeout: float = 60) -> contextlib.AbstractContextManager[str | None]:
+def recording_file(
+    call_log: object, timeout: float = 60
+) -> contextlib.AbstractContextManager[str | None]:
     """See `Client.recording_file`."""
     return _default().recording_file(call_log, timeout)
 
@@ -781,7 +920,9 @@ def put_recording(call_log: object, timeout: float = 60) -> dict[str, Any] | Non
     return _default().put_recording(call_log, timeout)
 
 
-def play_url(call_log: object, expires_in: int | str | None = None, timeout: float = 60) -> str | None:
+def play_url(
+    call_log: object, expires_in: int | str | None = None, timeout: float = 60
+) -> str | None:
     """See `Client.play_url`."""
     return _default().play_url(call_log, expires_in, timeout)
 

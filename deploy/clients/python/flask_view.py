@@ -8,14 +8,18 @@ hour, seeks, and needs no key. Put the view into your application; `login_requir
 
 from __future__ import annotations
 
-from typing import Any, Callable
-
-from flask import Flask, Response, abort, redirect
+from collections.abc import Callable
+from typing import Any
 
 from callvault_client import RecordingPending, play_url
+from flask import Flask, Response, abort, redirect
 
 
-def add_download(app: Flask, login_required: Callable[[Any], Any], find_call_log: Callable[[str], object]) -> None:
+def add_download(
+    app: Flask,
+    login_required: Callable[[Any], Any],
+    find_call_log: Callable[[str], object],
+) -> None:
     """The view, and what is said while Twilio has not answered yet."""
 
     @app.get("/api/calls/<sid>/download")

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import os
 
-from flask import Flask, request
-
 from callvault_client import InvalidWebhook, forget, verify_webhook
 from celery_app import transcribe_recording
+from flask import Flask, request
 
 app = Flask(__name__)
 # An event is some kilobytes.
@@ -25,7 +24,9 @@ app.config["MAX_CONTENT_LENGTH"] = 1 << 20
 def receive() -> tuple[str, int]:
     """204 once the task is enqueued, and for events that nobody here works on."""
     try:
-        event = verify_webhook(request.headers, request.get_data(), os.environ["EVENTS_SECRET"])
+        event = verify_webhook(
+            request.headers, request.get_data(), os.environ["EVENTS_SECRET"]
+        )
     except InvalidWebhook as refused:
         return str(refused), 403
     if event["type"] == "recording.stored":
