@@ -10,7 +10,7 @@ export PATH="$PATH:$tools/bin"
 
 MINIO=github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c
 GARAGE=garage@2.5.0
-PYTHON_PACKAGES="boto3==1.44.5 playwright==1.65.2"
+PYTHON_PACKAGES="boto3==1.44.5 celery==5.7.0 flask==3.1.3 playwright==1.65.2 ruff==0.17.6"
 
 say() { printf 'test tools: %s\n' "$*" >&2; }
 

@@ -33,6 +33,7 @@ mod audits;
 mod away;
 mod bucket;
 mod callbacks;
+mod clients;
 mod cluster;
 mod commands;
 mod crashes;

@@ -4,6 +4,7 @@
 
 pub mod audit;
 pub mod cluster;
+pub mod python;
 pub mod relay;
 pub mod servers;
 pub mod world;
