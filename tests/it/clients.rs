@@ -25,6 +25,7 @@ fn client(service: &Service, cache: &Path) -> Command {
         .env("CALLVAULT_URL", &service.url)
         .env("CALLVAULT_API_KEY", ADMIN_KEY)
         .env("CALLVAULT_CACHE_DIR", cache)
+        .env("ACCOUNT", ACCOUNT)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     command
