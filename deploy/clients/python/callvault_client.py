@@ -931,11 +931,10 @@ def follow(
     after: str | None = None,
     types: str | Iterable[str] = (),
     wait: int = _WAIT_MAX_SECONDS,
-    account_sid: str | None = None,
-    call_sid: str | None = None,
+    **filters: str | None,
 ) -> Follower:
     """See `Client.follow` and `Follower`."""
-    return _default().follow(after, types, wait, account_sid, call_sid)
+    return _default().follow(after, types, wait, **filters)
 
 
 def forget(recording_sid: str) -> None:
