@@ -20,13 +20,16 @@ import subprocess
 import sys
 import time
 import types
+import unittest.mock
 import urllib.error
 import urllib.parse
 import urllib.request
 import xml.etree.ElementTree
 
+import callvault_client
 import celery
 import flask
+import flask_view
 
 CLIENTS = pathlib.Path(__file__).parents[2] / "deploy" / "clients"
 PATIENCE_SECONDS = 120
@@ -198,13 +201,20 @@ def check_application(names, user, expected):
     form = {"CallSid": call(3), "RecordingUrl": url_of(3), "RecordingDuration": "-1"}
     assert browser.post("/twilio/recording-done", data=form).status_code == 204
     assert stored(3)["sha256"] == expected
-    assert browser.get(f"/api/calls/{call(3)}/download").status_code == 401
-    user.append("somebody")
-    answer = browser.get(f"/api/calls/{call(3)}/download")
-    assert answer.status_code == 302, answer.status_code
-    with urllib.request.urlopen(answer.headers["Location"]) as played:
-        assert sha256(played.read()) == expected
-    assert browser.get(f"/api/calls/{call(404)}/download").status_code == 404
+    other = flask.Flask("other")
+    flask_view.add_download(other, names["login_required"], names["find_call_log"])
+    for page in (browser, other.test_client()):
+        user.clear()
+        assert page.get(f"/api/calls/{call(3)}/download").status_code == 401
+        user.append("somebody")
+        answer = page.get(f"/api/calls/{call(3)}/download")
+        assert answer.status_code == 302, answer.status_code
+        with urllib.request.urlopen(answer.headers["Location"]) as played:
+            assert sha256(played.read()) == expected
+        assert page.get(f"/api/calls/{call(404)}/download").status_code == 404
+    with unittest.mock.patch("flask_view.play_url", side_effect=callvault_client.RecordingPending("not yet", 7)):
+        answer = other.test_client().get(f"/api/calls/{call(3)}/download")
+    assert (answer.status_code, answer.headers["Retry-After"]) == (404, "7")
     # A new call, and one that Twilio has no audio of.
     assert names["transcribe"].apply(args=[call(4)]).get() == expected
     assert names["transcribe"].apply(args=[call(5)]).get() == "no recording"

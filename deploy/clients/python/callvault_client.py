@@ -667,7 +667,10 @@ class _Cache:
         shared, size, seen_at = f"{path}.part", -1, time.monotonic()
         # As long as another one gets on, it is waited for.
         while time.monotonic() - seen_at < _STALL_SECONDS:
-            part = _create(shared)
+            try:
+                part = _create(shared)
+            except PermissionError:  # Another user's.
+                break
             if _lock(part, fcntl.LOCK_EX) and _is_at(part, shared):
                 if not os.path.exists(path):
                     part.truncate(0)
@@ -752,11 +755,11 @@ def _remove(path: str) -> bool:
 
 
 def _remove_unused(path: str) -> bool:
-    file = _existing(path)
-    if file is None:
-        return False
-    with file:
+    # Files that other users wrote to a shared folder are theirs to remove. Some network
+    # file systems lock exclusively what is open for writing only.
+    with contextlib.suppress(OSError), open(path, "r+b") as file:
         return _lock(file, fcntl.LOCK_EX) and _is_at(file, path) and _remove(path)
+    return False
 
 
 def _sha256(file: BinaryIO) -> str:
