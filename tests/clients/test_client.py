@@ -18,6 +18,7 @@ import threading
 import time
 import types
 import unittest
+import unittest.mock
 
 import callvault_client
 from callvault_client import (
@@ -118,6 +119,16 @@ class Asking(Staged):
             nobody = Client(f"http://127.0.0.1:{unused.getsockname()[1]}", KEY, self.folder)
             with self.assertRaises(ServiceUnavailable):
                 nobody.get_recording_file_for_call(CALL, timeout=1)
+
+    def test_a_service_that_never_answers_is_not_waited_for_much_longer_than_asked(self):
+        over = threading.Event()
+        self.addCleanup(over.set)
+        self.service.answers[CALL_LINK] = [lambda: over.wait(60)]
+        with unittest.mock.patch("callvault_client._ANSWER_SECONDS", 0.5):
+            began = time.monotonic()
+            with self.assertRaises(ServiceUnavailable):
+                self.get(timeout=1)
+        self.assertLess(time.monotonic() - began, 20)
 
     def test_not_yet_is_raised_with_when_to_ask_again(self):
         for not_yet in [

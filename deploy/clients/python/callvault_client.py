@@ -75,7 +75,7 @@ CACHE_MAX_BYTES = 2 << 30
 
 # The longest wait that the service takes (?wait=), and what an answer may take besides.
 _WAIT_MAX_SECONDS = 30
-_ANSWER_SECONDS = 15
+_ANSWER_SECONDS = 5
 # A download that stands still for so long is broken off and begun anew.
 _STALL_SECONDS = 30
 _CHUNK_BYTES = 1 << 20
@@ -256,12 +256,13 @@ class Client:
         self._cache = _Cache(cache_dir, cache_max_bytes)
 
     def put_recording(
-        self, call_log: object, timeout: float = 60
+        self, call_log: object, timeout: float = 10
     ) -> dict[str, Any] | None:
         """Names the recording of a call, and gives it as callvault knows it.
 
         This is all that an application's own recordingStatusCallback has to do; a
-        form with Twilio's fields is a fine `call_log`. None: it was erased.
+        form with Twilio's fields is a fine `call_log`. Twilio waits 15 seconds for an
+        answer, and so `timeout` is less. None: it was erased.
         """
         call = _Call.of(call_log)
         if call.recording_url is None:
@@ -308,7 +309,7 @@ class Client:
             yield held.name
 
     def play_url(
-        self, call_log: object, expires_in: int | str | None = None, timeout: float = 60
+        self, call_log: object, expires_in: int | str | None = None, timeout: float = 10
     ) -> str | None:
         """A URL that plays without a key, for `<audio src>`, a CRM or a mail.
 
@@ -483,7 +484,8 @@ class Client:
         for attempt in itertools.count():
             pause: float = _backoff(attempt)
             try:
-                answer = self._ask_once(self._request(method, path, body))
+                request = self._request(method, path, body)
+                answer = self._ask_once(request, deadline.wait() + _ANSWER_SECONDS)
                 if answer.status != 429 and answer.status < 500:
                     return answer
                 problem = f"{answer.status} {answer.code}"
@@ -502,8 +504,8 @@ class Client:
             deadline.sleep(pause)
 
     @staticmethod
-    def _ask_once(request: urllib.request.Request) -> _Answer:
-        with _open(request, _WAIT_MAX_SECONDS + _ANSWER_SECONDS) as answer:
+    def _ask_once(request: urllib.request.Request, timeout: float) -> _Answer:
+        with _open(request, timeout) as answer:
             text = answer.read(_ANSWER_MAX_BYTES)
             if 300 <= answer.status < 400:
                 raise CallvaultError(
@@ -918,13 +920,13 @@ def recording_file(
     return _default().recording_file(call_log, timeout)
 
 
-def put_recording(call_log: object, timeout: float = 60) -> dict[str, Any] | None:
+def put_recording(call_log: object, timeout: float = 10) -> dict[str, Any] | None:
     """See `Client.put_recording`."""
     return _default().put_recording(call_log, timeout)
 
 
 def play_url(
-    call_log: object, expires_in: int | str | None = None, timeout: float = 60
+    call_log: object, expires_in: int | str | None = None, timeout: float = 10
 ) -> str | None:
     """See `Client.play_url`."""
     return _default().play_url(call_log, expires_in, timeout)
