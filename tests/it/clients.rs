@@ -11,9 +11,7 @@ use callvault::twilio::simulator::{Audio, Fault, SimulatedRecording, speech_mp3}
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::support::eventually;
 use crate::support::python::{CLIENTS, PROGRAMS, PYTHON, python, said};
-use crate::support::servers::free_port;
 use crate::support::world::{
     ACCOUNT, ADMIN_KEY, Parts, Service, World, call_sid, debug_binary, recording_id, started_at,
 };
