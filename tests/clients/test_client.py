@@ -4,6 +4,7 @@ Each test is a claim. Nothing here needs callvault: what it says is scripted.
 """
 
 import base64
+import fcntl
 import hashlib
 import hmac
 import http.server
@@ -334,6 +335,24 @@ class Files(Staged):
         self.assertEqual([name[-5:] for name in self.files()], [".part"])
         self.assert_is_audio(self.get())
         self.assertEqual(len(self.files()), 1)
+
+    def test_a_file_that_is_held_alone_for_a_moment_is_waited_for(self):
+        path = self.get()
+        with open(path, "rb") as file:
+            callvault_client._let_go()
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            threading.Timer(0.2, file.close).start()
+            self.assertEqual(self.get(timeout=0), path)
+        self.assertEqual(len(self.bucket.seen), 1)
+
+    def test_forgetting_leaves_what_is_being_written(self):
+        part = os.path.join(self.folder, f"{RECORDING}.{'0' * 64}.mp3.part")
+        with open(part, "wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            self.client.forget(RECORDING)
+            self.assertEqual(len(self.files()), 1)
+        self.client.forget(RECORDING)
+        self.assertEqual(self.files(), [])
 
     def test_old_parts_are_cleared_away(self):
         stale = os.path.join(self.folder, f"{RECORDING}.{'0' * 64}.mp3.part")

@@ -612,8 +612,11 @@ class _Cache:
 
     def forget(self, recording_sid: str) -> None:
         for entry in self._entries():
-            if entry.name.startswith(f"{recording_sid}."):
-                _remove(entry.path)
+            if not entry.name.startswith(f"{recording_sid}."):
+                continue
+            # What is being written has a writer that will be told "erased" next.
+            remove = _remove_unused if entry.name.endswith(".part") else _remove
+            remove(entry.path)
 
     def _ready(self) -> str:
         if self._folder:
@@ -634,8 +637,9 @@ class _Cache:
         held = _existing(path)
         if held is None:
             return None
-        # Whoever removes it holds it alone, and then it is not at its path any more.
-        if _lock(held, fcntl.LOCK_SH) and _is_at(held, path):
+        # Whoever has just written it or removes it holds it alone for a moment; what
+        # was removed is not at its path any more.
+        if _lock(held, fcntl.LOCK_SH, patience=1) and _is_at(held, path):
             if _sha256(held) == sha256:
                 # Not ours to touch where another user wrote it.
                 with contextlib.suppress(OSError):
@@ -732,13 +736,18 @@ def _existing(path: str) -> BinaryIO | None:
         return None
 
 
-def _lock(file: BinaryIO, how: int) -> bool:
-    """Locks it without waiting, until it is closed."""
-    try:
-        fcntl.flock(file, how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+def _lock(file: BinaryIO, how: int, patience: float = 0) -> bool:
+    """Locks it until it is closed, if that is possible within so many seconds."""
+    until = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(file, how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                return False
+            time.sleep(0.01)
+        else:
+            return True
 
 
 def _is_at(file: BinaryIO, path: str) -> bool:
