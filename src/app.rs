@@ -22,7 +22,8 @@ use crate::http;
 use crate::telemetry;
 use crate::twilio::Twilio;
 use crate::vault::Vault;
-use crate::worker::{self, ClaimLoop, ReconcileLoop};
+use crate::vault::webhooks::Poster;
+use crate::worker::{self, ClaimLoop, ReconcileLoop, WebhookLoop};
 
 /// A running service.
 pub struct App {
@@ -65,7 +66,9 @@ impl App {
         let vault = Arc::new(vault(&config).await?);
         let node = node_name();
         let claims = Arc::new(ClaimLoop::new(vault.clone(), node.clone(), config.fetch_concurrency));
-        let reconcile = ReconcileLoop::new(vault.clone(), node);
+        let reconcile = ReconcileLoop::new(vault.clone(), node.clone());
+        let poster = Poster::new(&config).context("the client for receivers of events cannot be set up")?;
+        let webhooks = WebhookLoop::new(vault.clone(), poster, node, http::event_json);
         let mut app = Self {
             address,
             public_url,
@@ -83,6 +86,7 @@ impl App {
         };
         app.spawn(&config, listener, metrics_listener);
         app.begin_reconciling(reconcile);
+        app.begin_posting(webhooks);
         Ok(app)
     }
 
@@ -103,6 +107,7 @@ impl App {
             self.supervise(self.vault.clone().follow_flights()),
             self.supervise(async move { keys.follow_keys().await }),
             self.supervise(self.vault.clone().follow_feed()),
+            self.supervise(self.vault.clone().end_streams_of_erased()),
             self.supervise(telemetry::keep_up()),
         ];
     }
@@ -110,6 +115,11 @@ impl App {
     fn begin_reconciling(&mut self, reconcile: ReconcileLoop) {
         let no_more_claims = self.no_more_claims.clone();
         self.claiming.push(self.supervise(async move { reconcile.run(&no_more_claims).await }));
+    }
+
+    fn begin_posting(&mut self, webhooks: WebhookLoop) {
+        let no_more_claims = self.no_more_claims.clone();
+        self.claiming.push(self.supervise(async move { webhooks.run(&no_more_claims).await }));
     }
 
     /// Runs a loop that ends with the service and not before.

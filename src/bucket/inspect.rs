@@ -95,7 +95,7 @@ impl Bucket {
     }
 }
 
-fn found<T>(answer: object_store::Result<T>) -> Result<Option<T>> {
+pub(super) fn found<T>(answer: object_store::Result<T>) -> Result<Option<T>> {
     match answer {
         Ok(found) => Ok(Some(found)),
         Err(object_store::Error::NotFound { .. }) => Ok(None),

@@ -9,6 +9,7 @@ mod credentials;
 pub mod embedded;
 mod inspect;
 pub mod link;
+mod read;
 mod upload;
 
 use std::sync::Arc;
@@ -29,6 +30,7 @@ pub use credentials::CredentialError;
 pub use embedded::Embedded;
 pub use inspect::ObjectFacts;
 pub use link::{Disposition, Link, LinkBase, LinkMethod};
+pub use read::Reading;
 pub use upload::{NewObject, SINGLE_PUT_MAX_BYTES, Staging, UPLOAD_RESERVE_BYTES};
 
 use crate::config::{BucketConfig, Config, S3Config};

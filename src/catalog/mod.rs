@@ -29,6 +29,7 @@ mod rows;
 mod sql;
 mod sqlite;
 mod turns;
+mod webhooks;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,6 +56,7 @@ pub use rows::HistoryEntry;
 pub use sql::Session;
 pub use sqlite::SqliteCatalog;
 pub use turns::Turn;
+pub use webhooks::{Delivery, DeliveryState, Due, Posted, ReceiverLease, ReceiverStanding, Retried};
 
 use crate::config::{Config, Database};
 use crate::telemetry::innermost;

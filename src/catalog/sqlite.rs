@@ -19,6 +19,9 @@ use super::{ACQUIRE_TIMEOUT, Catalog, CatalogError, Clock, Result, STATEMENT_TIM
 /// How long another process's transaction is waited for.
 const BUSY_TIMEOUT: Duration = STATEMENT_TIMEOUT;
 
+/// What another process may need to end the step that it is at.
+const MIGRATE_AGAIN_AFTER: Duration = Duration::from_millis(100);
+
 /// The catalog in a file.
 pub struct SqliteCatalog {
     writer: SqlitePool,
@@ -61,6 +64,7 @@ const MIGRATIONS: &[Step] = &[
     Step(1, "recordings", include_str!("migrations/sqlite/0001_recordings.sql")),
     Step(2, "keys", include_str!("migrations/sqlite/0002_keys.sql")),
     Step(3, "webhooks", include_str!("migrations/sqlite/0003_webhooks.sql")),
+    Step(6, "content", include_str!("migrations/sqlite/0006_content.sql")),
     Step(8, "turns", include_str!("migrations/sqlite/0008_turns.sql")),
 ];
 
@@ -74,12 +78,15 @@ impl SqliteCatalog {
 #[async_trait]
 impl Catalog for SqliteCatalog {
     async fn prepare(&self) -> Result<()> {
-        let mut migrated = migrator(MIGRATIONS).run(&self.writer).await;
-        if migrated.is_err() {
-            // SQLite takes no migration lock: another process may have been quicker.
-            migrated = migrator(MIGRATIONS).run(&self.writer).await;
+        // SQLite takes no migration lock: another process may be quicker, at every step.
+        let mut quicker = MIGRATIONS.len();
+        while let Err(error) = migrator(MIGRATIONS).run(&self.writer).await {
+            if quicker == 0 {
+                return Err(CatalogError::Migration(error));
+            }
+            quicker -= 1;
+            tokio::time::sleep(MIGRATE_AGAIN_AFTER).await;
         }
-        migrated.map_err(CatalogError::Migration)?;
         // The time is known before anybody is let in.
         let catalog: &dyn Catalog = self;
         catalog.read_clock_by(Session::sqlite(self.readers.acquire().await.map_err(sql::error)?)).await?;

@@ -321,8 +321,6 @@ impl Config {
     pub fn without_effect(&self) -> Vec<&'static str> {
         let account = |given: fn(&Account) -> bool| self.accounts.iter().any(given);
         let given = [
-            ("CALLVAULT_CORS_ORIGINS", !self.cors_origins.is_empty()),
-            ("CALLVAULT_EVENTS_URL", !self.webhooks.is_empty()),
             ("CALLVAULT_EVICT_AFTER", self.evict_after.is_some()),
             ("CALLVAULT_RETENTION", self.retention.is_some() || account(|account| account.retention.is_some())),
             ("CALLVAULT_DELETE_AT_TWILIO_AFTER", self.delete_at_twilio_after.is_some()),

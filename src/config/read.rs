@@ -356,7 +356,7 @@ fn read_private_keys(reader: &mut Reader, table: &TableReader) -> BTreeMap<Strin
 
 fn read_webhooks(reader: &mut Reader) -> Vec<Webhook> {
     let mut webhooks = Vec::new();
-    let url = reader.get("CALLVAULT_EVENTS_URL", parse::http_url);
+    let url = reader.get("CALLVAULT_EVENTS_URL", parse::receiver_url);
     let secret = reader.get("CALLVAULT_EVENTS_SECRET", parse::webhook_secret);
     let types = reader.get("CALLVAULT_EVENTS_TYPES", parse::event_types).unwrap_or_default();
     let set = ["CALLVAULT_EVENTS_URL", "CALLVAULT_EVENTS_SECRET"].map(|name| reader.is_set(name));
@@ -371,7 +371,7 @@ fn read_webhooks(reader: &mut Reader) -> Vec<Webhook> {
     }
     webhooks.extend(url.zip(secret).map(|(url, secret)| Webhook { url, secret: secret.into(), types }));
     for table in reader.tables("webhooks", WEBHOOK_KEYS) {
-        let url = table.get(reader, "url", parse::http_url);
+        let url = table.get(reader, "url", parse::receiver_url);
         let secret = table.secret(reader, "secret", parse::webhook_secret);
         let types = table.get(reader, "types", parse::event_types).unwrap_or_default();
         if table.raw("url").is_none() {
@@ -380,6 +380,10 @@ fn read_webhooks(reader: &mut Reader) -> Vec<Webhook> {
         let has_secret = ["secret", "secret_file", "secret_env"].iter().any(|key| table.raw(key).is_some());
         if !has_secret {
             reader.problem(table.name("secret"), "is not set; expected whsec_…");
+        }
+        // A receiver is known by its URL: its place in the feed, and what it is still to get.
+        if webhooks.iter().any(|known: &Webhook| Some(&known.url) == url.as_ref()) {
+            reader.problem(table.name("url"), "is the URL of another receiver; expected each once, with all its types");
         }
         webhooks.extend(url.zip(secret).map(|(url, secret)| Webhook { url, secret: secret.into(), types }));
     }

@@ -195,7 +195,9 @@ fn accounts_come_from_the_file_and_the_environment() {
 fn what_is_wrong_in_the_file_is_named_with_its_place() {
     let said = load_file(
         "leese = \"1s\"\n[[accounts]]\nsid = \"AC1\"\ntoken = \"hunter2\"\n[[accounts]]\nauth_token = \"hunter2\"\n\
-         [[webhooks]]\nurl = \"x\"",
+         [[webhooks]]\nurl = \"x\"\n[[webhooks]]\nurl = \"https://a.example\"\n[[webhooks]]\nurl = \"https://a.example\"\n\
+         secret = \"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\"\n[[webhooks]]\nurl = \"http://169.254.169.254/\"\n\
+         [[webhooks]]\nurl = \"https://a.example\"",
         &[],
     );
     let said = said.unwrap_err().to_string();
@@ -207,6 +209,8 @@ fn what_is_wrong_in_the_file_is_named_with_its_place() {
         "accounts[1].sid: is not set",
         "webhooks[0].url: \"x\" is wrong",
         "webhooks[0].secret: is not set",
+        "webhooks[3].url: \"http://169.254.169.254/\" is wrong",
+        "webhooks[4].url: is the URL of another receiver",
     ];
     for line in expected {
         assert!(said.contains(line), "{line} in\n{said}");

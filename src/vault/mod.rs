@@ -8,6 +8,7 @@
 pub mod accept;
 mod announced;
 pub mod audit;
+pub mod content;
 pub mod deliver;
 mod discover;
 pub mod feed;
@@ -20,13 +21,17 @@ mod inquiry;
 mod intake;
 pub mod keys;
 mod lease;
+mod live;
 mod memory;
 mod pace;
 pub mod recheck;
 pub mod reconcile;
 pub mod share;
+mod streams;
+mod tape;
 mod traces;
 mod turns;
+pub mod webhooks;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -43,14 +48,18 @@ use crate::domain::retry;
 use crate::domain::sid::AccountSid;
 use crate::twilio::Twilio;
 use crate::twilio::source::{Source, SourceHost};
+use content::Doubts;
 use flight::{Flights, Hurried};
 use follow::Follower;
 use health::Health;
 use hits::Hits;
 use inquiry::Questions;
 use keys::{Entropy, KeyRing};
+use live::Lives;
 use memory::MemoryBudget;
 pub use memory::Reservation;
+use streams::Streams;
+use webhooks::Receiver;
 
 /// A number in [0, 1), another one each time.
 pub type Dice = Box<dyn Fn() -> f64 + Send + Sync>;
@@ -90,6 +99,7 @@ pub struct Vault {
     /// What is new in the feed.
     pub follower: Follower,
     accounts: Vec<AccountSid>,
+    receivers: Vec<Arc<Receiver>>,
     retry: retry::Policy,
     max_recording_bytes: u64,
     lease: Duration,
@@ -104,6 +114,11 @@ pub struct Vault {
     flights: Flights,
     hurried: Hurried,
     hits: Hits,
+    lives: Arc<Lives>,
+    streams: Arc<Streams>,
+    doubts: Doubts,
+    /// The accounts that have keys to decrypt recordings with.
+    decrypting: HashSet<AccountSid>,
     questions: Questions,
     /// The accounts of which Twilio is being asked whether it refuses them.
     confirming: std::sync::Mutex<HashSet<AccountSid>>,
@@ -133,6 +148,7 @@ impl Vault {
             keys: KeyRing::new(config.admin_key.as_ref()),
             questions: Questions::new(&accounts),
             accounts,
+            receivers: config.webhooks.iter().map(|webhook| Arc::new(Receiver::new(webhook))).collect(),
             retry: config.retry,
             max_recording_bytes: config.max_recording_bytes,
             lease: config.lease,
@@ -146,6 +162,10 @@ impl Vault {
             flights: Flights::default(),
             hurried: Hurried::default(),
             hits: Hits::default(),
+            lives: Arc::default(),
+            streams: Arc::default(),
+            doubts: Doubts::default(),
+            decrypting: accounts_that_decrypt(config),
             confirming: std::sync::Mutex::default(),
             asked,
             asked_to_write: Mutex::new(asked_to_write),
@@ -209,6 +229,11 @@ impl Vault {
     pub fn source_url(&self, recording: &Recording) -> String {
         self.twilio.hosts().source_url(&source_of(&recording.id, recording.source_host.as_deref()))
     }
+}
+
+fn accounts_that_decrypt(config: &Config) -> HashSet<AccountSid> {
+    let with_keys = config.accounts.iter().filter(|account| !account.private_keys.is_empty());
+    with_keys.map(|account| account.sid).collect()
 }
 
 fn source_of(id: &RecordingId, host: Option<&str>) -> Source {
