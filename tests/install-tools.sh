@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Installs what the tests need and the machine lacks: PostgreSQL, an S3 store,
 # nginx, Chromium, ffmpeg, curl, faketime, and a Python with boto3, the AWS CLI, MinIO's
-# client and playwright. What is there is left alone;
-# what this project builds goes to target/test-tools. Says what takes long.
+# client, playwright, ruff, and what applications are made of (celery, flask). What is
+# there is left alone; what this project builds goes to target/test-tools. Says what
+# takes long.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tools=$PWD/target/test-tools
