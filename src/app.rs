@@ -23,7 +23,7 @@ use crate::telemetry;
 use crate::twilio::Twilio;
 use crate::vault::Vault;
 use crate::vault::webhooks::Poster;
-use crate::worker::{self, ClaimLoop, ReconcileLoop, WebhookLoop};
+use crate::worker::{self, ClaimLoop, DutyKind, ReconcileLoop, WebhookLoop};
 
 /// A running service.
 pub struct App {
@@ -97,8 +97,11 @@ impl App {
         self.servers.extend(metrics_listener.map(|listener| serve(listener, http::metrics_router())));
         let (claims, no_more_claims) = (self.claims.clone(), self.no_more_claims.clone());
         self.claiming.push(self.supervise(async move { claims.run(&no_more_claims).await }));
-        let (vault, no_more_claims) = (self.vault.clone(), self.no_more_claims.clone());
-        self.claiming.push(self.supervise(worker::recheck(vault, no_more_claims)));
+        for kind in DutyKind::ALL {
+            let (vault, no_more_claims) = (self.vault.clone(), self.no_more_claims.clone());
+            self.claiming.push(self.supervise(worker::duties(vault, kind, no_more_claims)));
+        }
+        self.claiming.push(self.supervise(worker::let_go(self.vault.clone(), self.no_more_claims.clone())));
         let (vault, keys) = (self.vault.clone(), self.vault.clone());
         self.loops = vec![
             self.supervise(worker::watch_parts(vault.clone(), self.stopped.clone())),

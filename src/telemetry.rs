@@ -6,6 +6,7 @@
 //! warnings at most, unless the settings name them: some of them write whole
 //! requests at `debug`, signatures included.
 
+mod letting_go;
 mod streams;
 
 use std::error::Error;
@@ -20,6 +21,7 @@ use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+pub use letting_go::{erased_by_age, erasure_ended, eviction_ended, owed, twilio_deletion_ended};
 pub use streams::{STREAM_ENDS, stream_ended, stream_opened, streamed_bytes};
 
 use crate::config::{LogConfig, LogFormat};
@@ -77,8 +79,9 @@ pub const DELIVERY_KINDS: &[&str] = &["redirect", "stream", "not_ready", "gone",
 pub const QUESTION_OUTCOMES: &[&str] = &["found", "nothing", "unavailable", "overtaken", "handed_back", "refused"];
 /// What a recheck came to.
 pub const RECHECK_OUTCOMES: &[&str] = &["in_order", "lost", "adopted", "unfinished", "stale"];
-/// What a recheck removes: an object that its row does not name, what was staged, an open upload.
-pub const REMOVED_KINDS: &[&str] = &["object", "staged", "upload"];
+/// What a recheck removes: an object that its row does not name, what was staged, an
+/// open upload, a version of what was deleted. What is erased or evicted counts, too.
+pub const REMOVED_KINDS: &[&str] = &["object", "staged", "upload", "version"];
 /// What came of posting an event: it was taken; it is posted again; it was not taken
 /// for a day; the receiver wants no more.
 pub const WEBHOOK_OUTCOMES: &[&str] = &["delivered", "failed", "given_up", "unwanted"];
@@ -92,6 +95,11 @@ pub const TROUBLES: &[&str] = &[
     "clock_off",
     "accounts_paused",
     "reconcile_failing",
+    "letting_go_failing",
+    "erasing_failing",
+    "erasures_failing",
+    "evicting_failing",
+    "twilio_deletions_failing",
 ];
 /// How a node's part of a walk over Twilio's list ended.
 const WALK_OUTCOMES: &[&str] = &["completed", "handed_back", "failed", "lost"];
@@ -277,7 +285,7 @@ pub async fn keep_up() {
 }
 
 fn every_metric() -> impl Iterator<Item = &'static Metric> {
-    METRICS.iter().chain(streams::METRICS)
+    METRICS.iter().chain(streams::METRICS).chain(letting_go::METRICS)
 }
 
 fn declare() {

@@ -228,6 +228,15 @@ fn contradictions_are_refused() {
     assert!(load(&[postgres, bucket]).is_ok());
     let both = [bucket, ("CALLVAULT_EVICT_AFTER", "30d"), ("CALLVAULT_DELETE_AT_TWILIO_AFTER", "30d")];
     assert!(problems(&both).contains("are both set"));
+    let too_early = [("CALLVAULT_EVICT_AFTER", "75m")];
+    assert!(problems(&too_early).contains("CALLVAULT_EVICT_AFTER: is not longer than a link lives"));
+    let account = [("CALLVAULT_TWILIO_ACCOUNT_SID", SID), ("CALLVAULT_TWILIO_AUTH_TOKEN", "x"), bucket];
+    let with = |more: [(&'static str, &'static str); 2]| [&account[..], &more[..]].concat();
+    let in_vain = with([("CALLVAULT_RETENTION", "7d"), ("CALLVAULT_DELETE_AT_TWILIO_AFTER", "7d")]);
+    assert!(problems(&in_vain).contains("stay at Twilio for ever"));
+    assert!(load(&with([("CALLVAULT_RETENTION", "8d"), ("CALLVAULT_DELETE_AT_TWILIO_AFTER", "7d")])).is_ok());
+    let embedded = [("CALLVAULT_DELETE_AT_TWILIO_AFTER", "7d")];
+    assert!(problems(&embedded).contains("is refused with the embedded store"));
     let half = [bucket, ("AWS_ACCESS_KEY_ID", "AKIA")];
     assert!(problems(&half).contains("AWS_SECRET_ACCESS_KEY: is not set"));
     let twice = format!("[[accounts]]\nsid = \"{SID}\"\nauth_token = \"x\"");

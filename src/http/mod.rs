@@ -9,9 +9,10 @@ mod auth;
 mod blobs;
 mod callback;
 mod calls;
-mod cors;
 mod conditions;
 mod content;
+mod cors;
+mod erase;
 mod events;
 mod limits;
 mod ops;
@@ -69,7 +70,7 @@ impl State {
 fn routes() -> Vec<(&'static str, MethodRouter<State>)> {
     vec![
         ("/webhooks/twilio/recording", post(callback::receive).get(callback::receive)),
-        ("/v1/calls/{call_sid}", get(calls::call)),
+        ("/v1/calls/{call_sid}", get(calls::call).delete(erase::call)),
         ("/v1/calls/{call_sid}/recording", put(calls::put_recording)),
         ("/v1/calls/{call_sid}/audio", get(audio::audio)),
         ("/v1/calls/{call_sid}/link", get(audio::link)),
@@ -77,13 +78,14 @@ fn routes() -> Vec<(&'static str, MethodRouter<State>)> {
         ("/api/calls/{call_sid}/download", get(content::content)),
         ("/v1/calls/{call_sid}/share", post(shares::share)),
         ("/v1/recordings", get(recordings::list)),
-        ("/v1/recordings/{recording_sid}", get(recordings::recording)),
+        ("/v1/recordings/{recording_sid}", get(recordings::recording).delete(erase::recording)),
         ("/v1/recordings/{recording_sid}/audio", get(audio::audio)),
         ("/v1/recordings/{recording_sid}/link", get(audio::link)),
         ("/v1/recordings/{recording_sid}/content", get(content::content)),
         ("/v1/blobs/{blob}", get(blobs::blob)),
         ("/v1/recordings/{recording_sid}/share", post(shares::share)),
         ("/v1/recordings/{recording_sid}/fetch", post(recordings::fetch_again)),
+        ("/v1/recordings/{recording_sid}/hold", put(erase::hold).delete(erase::release)),
         ("/s/{token}", get(shares::play)),
         ("/v1/events", get(events::events)),
         ("/v1/webhooks", get(webhooks::list)),

@@ -208,6 +208,10 @@ impl Vault {
                     let words = format!("{} is stored but has no object", recording.id);
                     return Err(CatalogError::Unreadable(words).into());
                 }
+                (State::Evicted, _) => {
+                    self.catalog.bring_back(&recording.id).await?;
+                    continue;
+                }
                 (state, _) if !state.is_on_its_way() => return Ok(Delivery::Gone(Box::new(recording))),
                 _ => {}
             }

@@ -11,16 +11,21 @@ pub mod audit;
 pub mod content;
 pub mod deliver;
 mod discover;
+mod duty;
+pub mod erase;
+mod evict;
 pub mod feed;
 pub mod fetch;
 mod flight;
 pub mod follow;
 pub mod health;
 mod hits;
+pub mod hold;
 mod inquiry;
 mod intake;
 pub mod keys;
 mod lease;
+mod letting_go;
 mod live;
 mod memory;
 mod pace;
@@ -31,13 +36,14 @@ mod streams;
 mod tape;
 mod traces;
 mod turns;
+mod twilio_copies;
 pub mod webhooks;
 
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use tokio::sync::{Mutex, Semaphore, mpsc};
 
 use crate::bucket::{Bucket, UPLOAD_RESERVE_BYTES};
@@ -64,8 +70,8 @@ use webhooks::Receiver;
 /// A number in [0, 1), another one each time.
 pub type Dice = Box<dyn Fn() -> f64 + Send + Sync>;
 
-/// That someone asked is written at most this often for a recording.
-const ASKED_AGAIN_AFTER: SignedDuration = SignedDuration::from_hours(1);
+/// The wait before what could not be written of that is tried again.
+const ASKED_WRITE_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// Those that wait to be written; more of them are forgotten.
 const ASKED_WAITING_MAX: usize = 1000;
 
@@ -105,6 +111,7 @@ pub struct Vault {
     lease: Duration,
     reconcile: reconcile::Terms,
     recheck_after: Duration,
+    letting_go: letting_go::Terms,
     memory: MemoryBudget,
     share_max: Duration,
     dice: Dice,
@@ -154,6 +161,7 @@ impl Vault {
             lease: config.lease,
             reconcile: reconcile::Terms { every: config.reconcile_every, window: config.reconcile_window },
             recheck_after: config.recheck_after,
+            letting_go: letting_go::Terms::new(config),
             memory: MemoryBudget::new(config.memory_budget_bytes),
             share_max: config.share_max,
             dice,
@@ -176,8 +184,10 @@ impl Vault {
     pub async fn write_what_was_asked(&self) {
         let mut asked = self.asked_to_write.lock().await;
         while let Some(id) = asked.recv().await {
-            if let Err(error) = self.catalog.asked(&id).await {
-                tracing::debug!(recording = %id, %error, "that it was asked for is not noted");
+            while let Err(error) = self.catalog.asked(&id).await {
+                // What is evicted hangs on it.
+                tracing::debug!(recording = %id, %error, "that it was asked for is not noted yet");
+                tokio::time::sleep(ASKED_WRITE_AGAIN_AFTER).await;
             }
         }
     }
@@ -205,7 +215,8 @@ impl Vault {
     /// Notes that someone asked for a recording's audio: now and then, and never
     /// in the way of an answer. It may be lost.
     fn note_asked(&self, recording: &Recording, now: Timestamp) {
-        let is_noted = recording.last_asked_at.is_some_and(|at| now.duration_since(at) < ASKED_AGAIN_AFTER);
+        let again_after = self.letting_go.asked_again_after();
+        let is_noted = recording.last_asked_at.is_some_and(|at| now.duration_since(at).unsigned_abs() < again_after);
         if !is_noted {
             let _ = self.asked.try_send(recording.id);
         }

@@ -85,6 +85,7 @@ mod feed;
 mod follow;
 mod keys;
 mod leases;
+mod letting_go;
 mod lookups;
 mod questions;
 mod rechecks;
