@@ -7,10 +7,8 @@ use callvault::domain::digest::Digest;
 use callvault::twilio::simulator::{Fault, speech_mp3};
 use serde_json::Value;
 
+use crate::support::python::PYTHON;
 use crate::support::world::{ADMIN_KEY, Parts, Service, World, call_sid, debug_binary};
-
-/// The Python of the tests.
-const PYTHON: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/test-tools/python/bin/python");
 
 fn run(folder: &std::path::Path, args: &[&str], env: &[(&str, &str)]) -> Output {
     let mut command = Command::new(debug_binary());

@@ -34,6 +34,7 @@ mod away;
 mod blobs;
 mod bucket;
 mod callbacks;
+mod clients;
 mod cluster;
 mod commands;
 mod content;
