@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests need and the machine lacks: PostgreSQL, an S3 store,
-# nginx, Chromium, faketime, and a Python with boto3 and playwright. What is there is left alone;
+# nginx, Chromium, faketime, a Python with boto3 and playwright, and from npm what
+# builds and looks at pages (tests/browser/package.json). What is there is left alone;
 # what this project builds goes to target/test-tools. Says what takes long.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -76,6 +77,18 @@ if [ "$(cat "$wanted" 2>/dev/null)" != "$PYTHON_PACKAGES" ]; then
   # shellcheck disable=SC2086 # a list of packages
   "$tools/python/bin/pip" install --quiet --disable-pip-version-check $PYTHON_PACKAGES
   printf '%s' "$PYTHON_PACKAGES" >"$wanted"
+fi
+
+if ! command -v npm >/dev/null; then
+  say "installing Node.js and npm from the distribution's packages"
+  apt_install nodejs npm
+fi
+if ! cmp -s tests/browser/package-lock.json "$tools/node/installed"; then
+  say "installing the packages of tests/browser/package.json"
+  mkdir -p "$tools/node"
+  cp tests/browser/package.json tests/browser/package-lock.json "$tools/node/"
+  (cd "$tools/node" && npm ci --no-audit --no-fund --ignore-scripts --loglevel=error >/dev/null)
+  cp tests/browser/package-lock.json "$tools/node/installed"
 fi
 
 if command -v minio >/dev/null; then store=MinIO; else store=Garage; fi
