@@ -31,10 +31,12 @@ macro_rules! on_all_parts {
 
 mod audits;
 mod away;
+mod browser;
 mod bucket;
 mod callbacks;
 mod cluster;
 mod commands;
+mod console;
 mod crashes;
 mod discover;
 mod faults;
@@ -43,6 +45,7 @@ mod large;
 mod limits;
 mod outages;
 mod pace;
+mod player;
 mod puts;
 mod recheck;
 mod reconcile;
