@@ -90,7 +90,9 @@ fn answer(asset: &Asset, tag: &HeaderValue, policy: &HeaderValue, headers: &Head
         (header::REFERRER_POLICY, "no-referrer"),
     ];
     let headers = response.headers_mut();
-    headers.extend(fixed.map(|(name, value)| (name, HeaderValue::from_static(value))));
+    for (name, value) in fixed {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
     headers.insert(header::ETAG, tag.clone());
     headers.insert(header::CONTENT_SECURITY_POLICY, policy.clone());
     response

@@ -11,7 +11,7 @@ from playwright.sync_api import sync_playwright
 CHROMIUM = shutil.which("chromium") or sys.exit("chromium is not installed: run tests/install-tools.sh")
 ARGS = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required", "--disable-background-networking",
         "--disable-component-update", "--disable-sync", "--mute-audio"]
-PATIENCE_MS = 60_000
+PATIENCE_MS = 20_000
 
 
 @contextlib.contextmanager
@@ -21,8 +21,17 @@ def chromium():
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
         try:
             yield browser
+        except BaseException:
+            tell_what_is_shown(browser)
+            raise
         finally:
             browser.close()
+
+
+def tell_what_is_shown(browser):
+    """What a person would look at first when a test fails."""
+    for page in [page for context in browser.contexts for page in context.pages]:
+        print(f"--- {page.url}: {getattr(page, 'wrong', '')}\n{page.inner_text('body')[:2000]}", file=sys.stderr)
 
 
 def new_page(browser, **options):

@@ -17,13 +17,17 @@ fn named(number: u32) -> Value {
 /// Recordings in many states, of calls around the day; gives their numbers by name.
 async fn furnish(world: &World, service: &Service) {
     for number in (1..=3).chain(10..=18) {
-        world.record(number);
+        let began = started_at() - jiff::SignedDuration::from_mins(i64::from(number) * 97);
+        world.simulator.add(SimulatedRecording::speech(recording_id(number), call_sid(number), began));
     }
+    world.simulator.always(recording_id(16).recording, Some(Fault::NotReady));
     record_long(world, 4);
     let mut dual = SimulatedRecording::speech(recording_id(5), call_sid(5), started_at());
     dual.audio = Audio { wav: Some(Body::Bytes(speech_dual_wav())), ..Audio::default() };
     world.simulator.add(dual);
-    for number in [1, 4, 5].into_iter().chain(10..=18) {
+    let begun = world.simulator.callback(recording_id(17).recording, "in-progress").unwrap();
+    service.send(&begun).await;
+    for number in [1, 4, 5].into_iter().chain(10..=16) {
         service.send(&world.callback(recording_id(number).recording)).await;
     }
     for (number, status) in [(2, "failed"), (3, "absent")] {

@@ -8,9 +8,8 @@ export function badge({ state }) {
   return h("span", { class: `badge ${state}` }, h("span", { class: "dot" }), STATES[state] ?? state);
 }
 
-/** A SID that gives way in its middle where there is no room for it. */
 export function sidText(sid) {
-  return h("span", { class: "sid", title: sid }, h("span", { class: "head" }, sid.slice(0, -6)), h("span", {}, sid.slice(-6)));
+  return h("span", { class: "sid", title: sid }, sid);
 }
 
 const cell = (name, ...children) => h("td", { class: name, role: "cell" }, ...children);
