@@ -39,6 +39,8 @@ const ACCOUNT_SLOWDOWNS: &str = "callvault_account_slowdowns_total";
 const RECONCILE_WALKS: &str = "callvault_reconcile_walks_total";
 const RECONCILE_FOUND: &str = "callvault_reconcile_found_total";
 const RECONCILE_LAG: &str = "callvault_reconcile_lag_seconds";
+const FEED_LAG: &str = "callvault_feed_lag_seconds";
+const FEED_READERS: &str = "callvault_feed_readers";
 const TROUBLE: &str = "callvault_trouble";
 const BUILD_INFO: &str = "callvault_build_info";
 
@@ -76,6 +78,7 @@ pub const TROUBLES: &[&str] = &[
     "bucket_unreachable",
     "claims_failing",
     "rechecks_failing",
+    "keys_failing",
     "clock_off",
     "accounts_paused",
     "reconcile_failing",
@@ -168,6 +171,13 @@ const METRICS: &[Metric] = &[
                the same on every node with the same accounts, and 0 where walks are switched off",
         label: None,
     },
+    Metric {
+        name: FEED_LAG,
+        kind: Kind::Gauge,
+        help: "Seconds since this node last knew all of the feed; near 0 unless the catalog is away or too slow",
+        label: None,
+    },
+    Metric { name: FEED_READERS, kind: Kind::Gauge, help: "Readers of the feed on this node", label: None },
     Metric {
         name: TROUBLE,
         kind: Kind::Gauge,
@@ -305,20 +315,29 @@ pub fn question(outcome: &'static str) {
     counter!(QUESTIONS, "outcome" => outcome).increment(1);
 }
 
-/// An attempt began; it ends when this is dropped.
-pub struct RunningFetch(());
+/// Something that is counted as long as this lives.
+pub struct Running(&'static str);
 
-impl RunningFetch {
-    /// Counts an attempt as running.
-    pub fn begin() -> Self {
-        gauge!(FETCHES_RUNNING).increment(1.0);
-        Self(())
+impl Running {
+    /// An attempt to fetch a recording.
+    pub fn fetch() -> Self {
+        Self::begin(FETCHES_RUNNING)
+    }
+
+    /// A reader of the feed.
+    pub fn feed_reader() -> Self {
+        Self::begin(FEED_READERS)
+    }
+
+    fn begin(gauge: &'static str) -> Self {
+        gauge!(gauge).increment(1.0);
+        Self(gauge)
     }
 }
 
-impl Drop for RunningFetch {
+impl Drop for Running {
     fn drop(&mut self) {
-        gauge!(FETCHES_RUNNING).decrement(1.0);
+        gauge!(self.0).decrement(1.0);
     }
 }
 
@@ -366,6 +385,11 @@ pub fn reconcile_found(what: &'static str) {
 /// The last complete walk of the account that waits longest began so long ago.
 pub fn reconcile_lag(lag: Duration) {
     gauge!(RECONCILE_LAG).set(lag.as_secs_f64());
+}
+
+/// This node last knew all of the feed so long ago.
+pub fn feed_lag(lag: Duration) {
+    gauge!(FEED_LAG).set(lag.as_secs_f64());
 }
 
 /// A part of the service got into trouble, or out of it; `code` is one of [`TROUBLES`].

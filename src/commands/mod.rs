@@ -5,6 +5,7 @@
 
 pub mod demo;
 pub mod get;
+pub mod keys;
 pub mod serve;
 
 use std::process::ExitCode;
@@ -30,6 +31,7 @@ enum Command {
     Serve(serve::Args),
     Demo(demo::Args),
     Get(get::Args),
+    Keys(keys::Args),
 }
 
 /// Runs the command.
@@ -38,6 +40,7 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Serve(_) => serve::run().await,
         Command::Demo(args) => demo::run(args).await,
         Command::Get(args) => get::run(args).await,
+        Command::Keys(args) => keys::run(args).await,
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,

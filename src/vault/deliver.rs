@@ -175,7 +175,7 @@ impl Vault {
     }
 
     /// The answer for what is not known; None once there is a reason to look again.
-    async fn unknown(
+    pub(super) async fn unknown(
         self: &Arc<Self>,
         wanted: Wanted,
         visible: Option<&[AccountSid]>,

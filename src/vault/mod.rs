@@ -10,18 +10,23 @@ mod announced;
 pub mod audit;
 pub mod deliver;
 mod discover;
+pub mod feed;
 pub mod fetch;
 mod flight;
+pub mod follow;
 pub mod health;
 mod hits;
 mod inquiry;
 mod intake;
+pub mod keys;
 mod lease;
 mod memory;
 mod pace;
 pub mod recheck;
 pub mod reconcile;
+pub mod share;
 mod traces;
+mod turns;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -39,9 +44,11 @@ use crate::domain::sid::AccountSid;
 use crate::twilio::Twilio;
 use crate::twilio::source::{Source, SourceHost};
 use flight::{Flights, Hurried};
+use follow::Follower;
 use health::Health;
 use hits::Hits;
 use inquiry::Questions;
+use keys::{Entropy, KeyRing};
 use memory::MemoryBudget;
 pub use memory::Reservation;
 
@@ -78,6 +85,10 @@ pub struct Vault {
     pub twilio: Twilio,
     /// What the service knows of its own parts.
     pub health: Health,
+    /// Who holds a key.
+    pub keys: KeyRing,
+    /// What is new in the feed.
+    pub follower: Follower,
     accounts: Vec<AccountSid>,
     retry: retry::Policy,
     max_recording_bytes: u64,
@@ -85,7 +96,9 @@ pub struct Vault {
     reconcile: reconcile::Terms,
     recheck_after: Duration,
     memory: MemoryBudget,
+    share_max: Duration,
     dice: Dice,
+    entropy: Entropy,
     /// Look-ups for requests that may be under way at once.
     look_ups: Semaphore,
     flights: Flights,
@@ -100,16 +113,24 @@ pub struct Vault {
 
 impl Vault {
     /// A vault over these parts.
-    pub fn new(config: &Config, catalog: Arc<dyn Catalog>, bucket: Bucket, twilio: Twilio, dice: Dice) -> Self {
+    pub fn new(
+        config: &Config,
+        catalog: Arc<dyn Catalog>,
+        bucket: Bucket,
+        twilio: Twilio,
+        (dice, entropy): (Dice, Entropy),
+    ) -> Self {
         let mut accounts: Vec<AccountSid> = twilio.accounts().copied().collect();
         accounts.sort();
         let (asked, asked_to_write) = mpsc::channel(ASKED_WAITING_MAX);
         let look_ups = config.database_max_connections.saturating_sub(CONNECTIONS_LEFT).max(1);
         Self {
+            follower: Follower::new(catalog.clone(), follow::POLL_EVERY),
             catalog,
             bucket,
             twilio,
             health: Health::default(),
+            keys: KeyRing::new(config.admin_key.as_ref()),
             questions: Questions::new(&accounts),
             accounts,
             retry: config.retry,
@@ -118,7 +139,9 @@ impl Vault {
             reconcile: reconcile::Terms { every: config.reconcile_every, window: config.reconcile_window },
             recheck_after: config.recheck_after,
             memory: MemoryBudget::new(config.memory_budget_bytes),
+            share_max: config.share_max,
             dice,
+            entropy,
             look_ups: Semaphore::new(look_ups as usize),
             flights: Flights::default(),
             hurried: Hurried::default(),

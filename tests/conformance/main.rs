@@ -82,6 +82,7 @@ macro_rules! on_every_catalog {
 mod accepting;
 mod accounts;
 mod feed;
+mod follow;
 mod leases;
 mod lookups;
 mod questions;

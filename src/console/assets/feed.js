@@ -22,6 +22,7 @@ export async function follow({ heard, stands, signal }) {
       if (page === null) {
         stands("polling");
         heard(null);
+        cursor = null;
         await pause(POLL_MS, signal);
         continue;
       }
@@ -39,13 +40,11 @@ export async function follow({ heard, stands, signal }) {
   }
 }
 
-/** A page of the feed; null where the service has none. */
+/** A page of the feed; null where the service has none for us now. */
 async function nextPage(cursor, signal) {
   const query = cursor === null ? { after: "latest", wait: 0 } : { after: cursor, wait: WAIT_SECONDS, limit: LIMIT };
   const response = await ask("v1/events", { query, signal });
-  if (response.status === 404) return null;
-  if (!response.ok) throw new Error(`the feed answers ${response.status}`);
-  return response.json();
+  return response.ok ? response.json() : null;
 }
 
 /** A tab that nobody looks at asks nothing. */
