@@ -14,7 +14,7 @@ export function actions(recording, changed) {
   if (!["erased", "absent", "failed"].includes(state)) {
     buttons.push(button("share", "Share", () => shareDialog(recording)));
   }
-  if (state === "stored") buttons.push(curlButton(recording));
+  if (state === "stored") buttons.push(...curlButton(recording));
   if (["failed", "absent"].includes(state)) buttons.push(retryButton(recording, answer, changed));
   return buttons.length > 0 ? [...buttons, answer] : [];
 }
@@ -41,6 +41,7 @@ export function curlOf({ recording_sid: sid, format }) {
   return `curl --fail --header "Authorization: Bearer $CALLVAULT_API_KEY" --output ${sid}.${format} '${url}'`;
 }
 
+/** The button, and the text for browsers that do not let a page copy. */
 function curlButton(recording) {
   const shown = h("code", { class: "unseen" }, curlOf(recording));
   return [copyButton("Copy as curl", () => curlOf(recording), shown), shown];

@@ -4,6 +4,8 @@
 import { ask } from "./api.js";
 
 const WAIT_SECONDS = 25;
+/** A connection that died without a word is given up. */
+const GIVE_UP_MS = 40_000;
 const LIMIT = 100;
 /** How often lists are asked again where the feed cannot be followed. */
 const POLL_MS = 4_000;
@@ -43,8 +45,17 @@ export async function follow({ heard, stands, signal }) {
 /** A page of the feed; null where the service has none for us now. */
 async function nextPage(cursor, signal) {
   const query = cursor === null ? { after: "latest", wait: 0 } : { after: cursor, wait: WAIT_SECONDS, limit: LIMIT };
-  const response = await ask("v1/events", { query, signal });
-  return response.ok ? response.json() : null;
+  const over = new AbortController();
+  const giveUp = () => over.abort();
+  const timer = setTimeout(giveUp, GIVE_UP_MS);
+  window.addEventListener("offline", giveUp, { once: true });
+  try {
+    const response = await ask("v1/events", { query, signal: AbortSignal.any([signal, over.signal]) });
+    return response.ok ? await response.json() : null;
+  } finally {
+    clearTimeout(timer);
+    window.removeEventListener("offline", giveUp);
+  }
 }
 
 /** A tab that nobody looks at asks nothing. */
@@ -56,9 +67,13 @@ function untilSeen(signal) {
   });
 }
 
-export function pause(ms, signal) {
+/** Some time, or until the computer is online again. */
+function pause(ms, signal) {
   return new Promise((resolve) => {
-    const timer = setTimeout(resolve, ms);
-    signal.addEventListener("abort", () => (clearTimeout(timer), resolve()), { once: true });
+    const ended = new AbortController();
+    const end = () => (clearTimeout(timer), ended.abort(), resolve());
+    const timer = setTimeout(end, ms);
+    signal.addEventListener("abort", end, { signal: ended.signal });
+    window.addEventListener("online", end, { signal: ended.signal });
   });
 }

@@ -215,8 +215,11 @@ class List {
       if (known?.contains(document.activeElement)) queueMicrotask(() => made.querySelector("a").focus());
       return made;
     });
-    const same = rows.length === this.body.children.length && rows.every((tr, at) => tr === this.body.children[at]);
-    if (!same) this.body.replaceChildren(...rows);
+    for (const tr of [...this.body.children]) if (!rows.includes(tr)) tr.remove();
+    // A row that is moved loses the focus: only what is new or elsewhere is put in.
+    rows.forEach((tr, at) => {
+      if (this.body.children[at] !== tr) this.body.insertBefore(tr, this.body.children[at] ?? null);
+    });
   }
 
   #nothing() {
