@@ -321,8 +321,10 @@ def away_and_back(browser):
     page.get_by_label("State").select_option("stored")
     page.get_by_role("heading", name="The service does not answer").wait_for()
     no_serious_finding(page, "a service that is away")
-    page.context.set_offline(False)
     page.get_by_role("button", name="Try again").click()
+    page.get_by_role("heading", name="The service does not answer").wait_for()
+    # Back by itself.
+    page.context.set_offline(False)
     row(page, world["stored"]["call"]).wait_for()
     page.get_by_text("Not connected").wait_for(state="detached")
     page.context.close()

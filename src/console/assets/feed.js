@@ -20,7 +20,8 @@ export async function follow({ heard, stands, signal }) {
   while (!signal.aborted) {
     await untilSeen(signal);
     try {
-      const page = await nextPage(cursor, signal);
+      // Back again is told at once, not when something happens.
+      const page = await nextPage(cursor, failures > 0 ? 0 : WAIT_SECONDS, signal);
       if (page === null) {
         stands("polling");
         heard(null);
@@ -43,8 +44,8 @@ export async function follow({ heard, stands, signal }) {
 }
 
 /** A page of the feed; null where the service has none for us now. */
-async function nextPage(cursor, signal) {
-  const query = cursor === null ? { after: "latest", wait: 0 } : { after: cursor, wait: WAIT_SECONDS, limit: LIMIT };
+async function nextPage(cursor, wait, signal) {
+  const query = cursor === null ? { after: "latest", wait: 0 } : { after: cursor, wait, limit: LIMIT };
   const over = new AbortController();
   const giveUp = () => over.abort();
   const timer = setTimeout(giveUp, GIVE_UP_MS);
