@@ -46,7 +46,7 @@ const PLAYER: Asset = Asset {
 const ASSETS: &[Asset] = assets! {
     "text/javascript; charset=utf-8":
         "actions.js", "api.js", "dom.js", "facts.js", "feed.js", "filters.js", "format.js", "list.js", "main.js",
-        "player.js", "recording.js", "row.js", "session.js", "share.js", "sign-in.js", "story.js", "waveform.js",
+        "player.js", "recording.js", "row.js", "session.js", "share.js", "sign-in.js", "story.js", "wav.js", "waveform.js",
         "words.js";
     "text/css; charset=utf-8": "base.css", "player.css", "views.css";
     "image/svg+xml": "icon.svg";

@@ -208,12 +208,18 @@ def its_sound_is_seen(browser):
     }"""
     quiet, loudest = canvas.evaluate(loud)
     assert loudest > 60 > 20 > quiet, f"that is not the shape of speech: {quiet} to {loudest}"
+    # A lane for each side; and half an hour of noise is drawn, too.
+    for name, lanes in [("dual", 2), ("long", 1)]:
+        page.goto(f"{URL}#/recordings/{world[name]['recording']}")
+        page.locator(f"canvas.drawn[data-lanes='{lanes}']").wait_for()
+        quiet, loudest = page.locator("canvas.drawn").evaluate(loud)
+        assert loudest > 60 and (quiet < 20) == (name == "dual"), f"{name}: {quiet} to {loudest}"
     clean(page)
 
 
 def what_is_over_is_told_honestly(browser):
     page = signed_in(browser, f"#/recordings/{world['failed']['recording']}")
-    page.get_by_text("It could not be fetched: Twilio itself gave up.").wait_for()
+    page.get_by_text("It could not be fetched: Twilio says that it failed.").wait_for()
     page.get_by_text("It was given up").wait_for()
     page.get_by_text("Nothing, unless someone asks for another try.").wait_for()
     assert page.locator("audio").count() == 0 and page.get_by_role("button", name="Download").count() == 0
@@ -340,13 +346,13 @@ def it_is_looked_at(browser):
         options = {"viewport": viewport, "color_scheme": scheme, "device_scale_factor": 2, "locale": "en-GB"}
         page = new_page(browser, **options)
 
-        def picture(view):
+        def picture(view, whole=True):
             # After what moves has come to rest.
             page.wait_for_timeout(400)
             no_serious_finding(page, f"{view}, {name}")
             wide = page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
             assert not wide, f"{view}, {name}: it does not fit the width"
-            page.screenshot(path=folder / f"{view}-{name}.png", full_page=True)
+            page.screenshot(path=folder / f"{view}-{name}.png", full_page=whole)
 
         page.goto(URL)
         page.get_by_label("API key").wait_for()
@@ -369,13 +375,13 @@ def it_is_looked_at(browser):
         picture("recording")
         page.get_by_role("button", name="Share").click()
         page.get_by_role("dialog").wait_for()
-        picture("share")
+        picture("share", whole=False)
         page.keyboard.press("Escape")
         page.goto(f"{URL}#/recordings/{world['failed']['recording']}")
         page.get_by_text("It was given up").wait_for()
         picture("failed")
         page.goto(f"{URL}#/recordings/{long_call['recording']}")
-        page.get_by_role("button", name="Play").wait_for()
+        page.locator("canvas.drawn").wait_for()
         picture("long")
         clean(page)
 

@@ -72,12 +72,18 @@ export async function copy(text, shown) {
 export function copyButton(label, text, shown = null) {
   const name = h("span", {}, label);
   let back = null;
-  const onclick = async () => {
+  const show = (words, drawing) => {
+    name.textContent = words;
+    made.replaceChildren(icon(drawing), name);
+    made.classList.toggle("done", drawing === "check");
+  };
+  const made = h("button", { type: "button", class: "button" }, icon("copy"), name);
+  made.addEventListener("click", async () => {
     const done = await copy(text(), shown);
-    name.textContent = done ? "Copied" : "Press Ctrl+C";
+    show(done ? "Copied" : "Press Ctrl+C", done ? "check" : "copy");
     say(name.textContent);
     clearTimeout(back);
-    back = setTimeout(() => (name.textContent = label), 2_000);
-  };
-  return h("button", { type: "button", class: "button", onclick }, icon("copy"), name);
+    back = setTimeout(() => show(label, "copy"), 2_000);
+  });
+  return made;
 }

@@ -24,7 +24,7 @@ export function facts(recording) {
     ["Length", length(recording.duration_seconds ?? Number.NaN)],
     ["Channels", channels(recording)],
     ["Made by", recording.recording_source && (SOURCES[recording.recording_source] ?? recording.recording_source)],
-    ["Stored", moment(recording.stored_at)],
+    ["Stored", recording.stored_at && moment(recording.stored_at)],
     ["Format", recording.format && `${recording.format.toUpperCase()}, ${size(recording.size_bytes)}`],
     ["SHA-256", recording.sha256 && name(recording.sha256)],
     ["In the bucket", recording.key && name(`${recording.bucket}/${recording.key}`)],
@@ -46,6 +46,7 @@ function name(text) {
   const copies = copyButton("Copy", () => text, shown);
   copies.classList.add("tiny");
   copies.setAttribute("aria-label", `Copy ${text}`);
+  copies.title = "Copy";
   return [shown, copies];
 }
 

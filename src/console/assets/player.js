@@ -73,7 +73,7 @@ class Player {
     if (!Number.isFinite(duration) || duration === 0) return;
     this.#duration = duration;
     this.range.max = duration;
-    this.time.querySelector(".whole").textContent = length(duration);
+    this.time.querySelector(".whole").textContent = length(Math.round(duration));
     this.#show();
   }
 

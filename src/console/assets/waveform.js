@@ -2,9 +2,11 @@
 
 import { ask, recordingPath } from "./api.js";
 import { h } from "./dom.js";
+import { peaksOfWav } from "./wav.js";
 
-/** Decoding takes many times the room of the file: longer ones have a plain line. */
-const MAX_BYTES = 16_000_000;
+/** The most that is loaded for a drawing; longer ones have a plain line. Decoding
+ * takes many times the room of the file, a WAV is read as it comes. */
+const MAX_BYTES = { mp3: 16_000_000, wav: 64_000_000 };
 /** Telephone speech has nothing above 4 kHz. */
 const SAMPLE_RATE = 8_000;
 const PEAKS = 600;
@@ -16,7 +18,7 @@ const LANES_MAX = 2;
 export function waveform(recording, link) {
   const drawing = new Drawing();
   const over = new AbortController();
-  if (recording.size_bytes <= MAX_BYTES) {
+  if (recording.size_bytes <= (MAX_BYTES[recording.format] ?? 0)) {
     lanesOf(recording, link, over.signal).then(
       (lanes) => drawing.draw(lanes),
       () => drawing.draw(null),
@@ -32,27 +34,33 @@ export function waveform(recording, link) {
 }
 
 async function lanesOf(recording, link, signal) {
-  const bytes = await bytesOf(recording, link, signal);
-  const audio = await new OfflineAudioContext(1, 1, SAMPLE_RATE).decodeAudioData(bytes);
-  const count = Math.min(audio.numberOfChannels, LANES_MAX);
-  const lanes = [];
-  for (let lane = 0; lane < count; lane += 1) lanes.push(await peaksOf(audio.getChannelData(lane), signal));
+  const response = await load(recording, link, signal);
+  const lanes = recording.format === "wav" ? await peaksOfWav(response.body, PEAKS, LANES_MAX) : await decoded(response, signal);
   const loudest = Math.max(...lanes.flatMap((lane) => [...lane]), 0.01);
   return lanes.map((lane) => lane.map((peak) => peak / loudest));
 }
 
+async function decoded(response, signal) {
+  const audio = await new OfflineAudioContext(1, 1, SAMPLE_RATE).decodeAudioData(await response.arrayBuffer());
+  const lanes = [];
+  for (let lane = 0; lane < Math.min(audio.numberOfChannels, LANES_MAX); lane += 1) {
+    lanes.push(await peaksOf(audio.getChannelData(lane), signal));
+  }
+  return lanes;
+}
+
 /** From the bucket where it lets pages read; else through the service. */
-async function bytesOf({ recording_sid: sid }, link, signal) {
+async function load({ recording_sid: sid }, link, signal) {
   try {
     const { url } = await (await link(signal)).json();
     const response = await fetch(url, { signal, credentials: "omit" });
-    if (response.ok) return await response.arrayBuffer();
+    if (response.ok) return response;
   } catch (error) {
     if (signal.aborted) throw error;
   }
   const response = await ask(`${recordingPath(sid)}/content`, { signal });
   if (!response.ok) throw new Error(`the content answers ${response.status}`);
-  return response.arrayBuffer();
+  return response;
 }
 
 /** How loud each piece is. Gives way now and then, so that the page never stands still. */

@@ -46,7 +46,7 @@ const ERRORS = {
   interrupted: "the node that fetched it stopped",
   decryption_failed: "it is encrypted, and no key opens it",
   object_lost: "its object was missing in the bucket",
-  twilio_failed: "Twilio itself gave up",
+  twilio_failed: "Twilio says that it failed",
 };
 
 const lower = (text) => (text ? text[0].toLowerCase() + text.slice(1) : text);
