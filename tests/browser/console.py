@@ -63,7 +63,6 @@ def the_page_is_strict_and_from_the_service_alone(browser):
     page.get_by_label("API key").wait_for()
     assert all(url.startswith(world["service"]) for url in requests), requests
     # What a page of an attacker would try.
-    page.evaluate("document.body.append(Object.assign(document.createElement('script'), {}))")
     blocked = page.evaluate("""() => new Promise((resolve) => {
       document.addEventListener("securitypolicyviolation", (event) => resolve(event.effectiveDirective));
       fetch("https://elsewhere.example/").catch(() => {});
@@ -99,6 +98,16 @@ def only_a_known_key_gets_in_and_it_stays_in_the_tab(browser):
     page.reload()
     page.get_by_label("API key").wait_for()
     clean(page)
+
+
+def a_key_that_ends_is_told(browser):
+    page = signed_in(browser, key=world["key"])
+    row(page, world["stored"]["call"]).wait_for()
+    page.route("**/v1/**", lambda route: route.fulfill(status=401, json={"code": "unauthorized", "title": "An API key is needed"}))
+    page.get_by_label("State").select_option("stored")
+    page.get_by_text("The key is not known any more.").wait_for()
+    assert page.evaluate("sessionStorage.length") == 0
+    page.context.close()
 
 
 def recordings_are_found(browser):
@@ -387,7 +396,7 @@ def it_is_looked_at(browser):
 
 
 CLAIMS = [the_page_is_strict_and_from_the_service_alone, only_a_known_key_gets_in_and_it_stays_in_the_tab,
-          recordings_are_found, it_plays_and_seeks_after_the_link_is_over, its_sound_is_seen,
+          a_key_that_ends_is_told, recordings_are_found, it_plays_and_seeks_after_the_link_is_over, its_sound_is_seen,
           what_happens_is_seen_without_reloading, what_is_over_is_told_honestly, everything_is_done_by_keyboard,
           away_and_back, it_is_downloaded_shared_and_copied, it_is_looked_at]
 only = world.get("only")

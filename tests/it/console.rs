@@ -38,7 +38,12 @@ async fn furnish(world: &World, service: &Service) {
         service.recording_in(recording_id(number).recording, "stored").await;
     }
     // Another leg of the long call.
-    let url = format!("{}/2010-04-01/Accounts/{}/Recordings/{}", world.simulator.origin(), recording_id(4).account, recording_id(4).recording);
+    let url = format!(
+        "{}/2010-04-01/Accounts/{}/Recordings/{}",
+        world.simulator.origin(),
+        recording_id(4).account,
+        recording_id(4).recording
+    );
     assert_eq!(service.put(call_sid(40), &url).await.status(), StatusCode::OK);
     // Known to Twilio alone.
     world.record(6);

@@ -2,7 +2,7 @@
 // meanwhile. Views are made anew for each address; they know nothing of each other.
 
 import { ask } from "./api.js";
-import { button, h, icon, say } from "./dom.js";
+import { button, h, icon } from "./dom.js";
 import { follow } from "./feed.js";
 import { listView } from "./list.js";
 import { recordingView } from "./recording.js";
@@ -21,16 +21,16 @@ function place() {
   return { sid, path, query: new URLSearchParams(query) };
 }
 
-function viewOf({ sid, path, query }) {
-  if (!session.key) return signInView(begin);
+function viewOf({ sid, path, query }, why) {
+  if (!session.key) return signInView(begin, why);
   if (sid) return recordingView(sid);
   const call = /^calls\/(CA[0-9a-f]{32})$/.exec(path)?.[1];
   return listView(call ? new URLSearchParams({ q: call }) : query);
 }
 
-function show({ first = false } = {}) {
+function show({ first = false, why = "" } = {}) {
   view?.leave?.();
-  view = viewOf(place());
+  view = viewOf(place(), why);
   main.replaceChildren(view.node);
   document.title = view.title ? `${view.title} · callvault` : "callvault";
   // A screen reader goes on at what is new, as after a page was loaded.
@@ -56,13 +56,12 @@ function stopFollowing() {
   following = null;
 }
 
-function signOut(why = null) {
+function signOut(why) {
   if (!session.key && !following) return;
   session.signOut();
   stopFollowing();
   showBar();
-  show();
-  if (why) say(why);
+  show({ why });
 }
 
 const STANDS = {
@@ -88,7 +87,7 @@ function showBar() {
     return;
   }
   const stand = h("span", { id: "stand", class: "stand", role: "status" }, h("span", { class: "dot" }), h("span"));
-  const out = button("close", "Sign out", () => signOut("You are signed out."), { class: "button quiet" });
+  const out = button("close", "Sign out", () => signOut(""), { class: "button quiet" });
   bar.replaceChildren(home, stand, out);
   showStand("connecting");
 }
@@ -110,9 +109,9 @@ document.addEventListener("keydown", (event) => {
 
 if (session.key) {
   const known = await ask("v1/recordings", { query: { limit: 1 } }).then(({ status }) => status !== 401, () => true);
-  if (known) begin();
+  if (known && session.key) begin();
 }
-if (!following) {
+if (!following && !view) {
   showBar();
   show({ first: true });
 }

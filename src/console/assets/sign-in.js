@@ -5,8 +5,8 @@ import { h, icon } from "./dom.js";
 import { session } from "./session.js";
 import { problemInWords } from "./words.js";
 
-/** The view that asks for a key; `done` is called once there is a good one. */
-export function signInView(done) {
+/** The view that asks for a key; `done` is called once there is a good one. `why` is why it is asked again. */
+export function signInView(done, why = "") {
   const key = h("input", {
     id: "key",
     type: "password",
@@ -15,7 +15,7 @@ export function signInView(done) {
     required: true,
     "aria-describedby": "key-help key-wrong",
   });
-  const wrong = h("p", { id: "key-wrong", class: "wrong", role: "alert" });
+  const wrong = h("p", { id: "key-wrong", class: "wrong", role: "alert" }, why);
   const enter = h("button", { type: "submit", class: "button primary wide" }, "Sign in");
   const form = h(
     "form",
