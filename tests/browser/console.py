@@ -300,6 +300,9 @@ def everything_is_done_by_keyboard(browser):
                 return
         raise AssertionError(f"{what} is not reached by Tab")
 
+    page.locator(".skip").focus()
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "main" and world["stored"]["call"] in page.url
     tab_to("the recording", "document.activeElement.matches('tr a')")
     page.keyboard.press("Enter")
     heading = page.get_by_role("heading", name=f"Call {world['stored']['call']}")

@@ -12,7 +12,7 @@
 const MARGIN_SECONDS = 30;
 /** …or, where links are short, so much of its life. */
 const MARGIN_SHARE = 0.2;
-/** An element that waits this long on a link that should work gets another one. */
+/** An element that waits this long, without a byte, on a link that should work gets another one. */
 const STARVED_MS = 8_000;
 /** How often an element that waits is looked at. */
 const WATCH_MS = 500;
@@ -70,6 +70,7 @@ class Player {
     heed(["waiting", "stalled"], () => this.#isHungry());
     heed(["seeking", "play"], () => this.#isAboutToLoad());
     heed(["playing", "seeked", "canplay", "pause", "ended"], () => this.#isFed());
+    heed(["progress"], () => this.#isComing());
     heed(["error"], () => this.#cannotPlay());
     // A tab that slept hears nothing of it: look at once when it wakes.
     const wake = () => !document.hidden && this.#look();
@@ -91,6 +92,11 @@ class Player {
     if (this.#audio.readyState >= HTMLMediaElement.HAVE_FUTURE_DATA && !this.#audio.seeking) return;
     this.#watchOver();
     this.#look();
+  }
+
+  /** A slow line is no reason to begin anew. */
+  #isComing() {
+    if (this.#hungrySince !== null) this.#hungrySince = performance.now();
   }
 
   #watchOver() {

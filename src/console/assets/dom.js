@@ -10,6 +10,7 @@ const PATHS = {
   download: "M12 4v11M7 11l5 5 5-5M5 20h14",
   search: "M11 4a7 7 0 1 0 0 14 7 7 0 0 0 0-14zM16 16l4.5 4.5",
   share: "M12 15V4M8 7.5L12 3.5l4 4M6 12v8h12v-8",
+  leave: "M13 4h6v16h-6M9 8l-4 4 4 4M5 12h10",
   retry: "M19 8a8 8 0 1 0 1 5M19.5 3.5V8.5H14.5",
   terminal: "M4 6l5 6-5 6M12 18h8",
   wave: "M4 10v4M8 6.5v11M12 4v16M16 7.5v9M20 10v4",

@@ -39,7 +39,8 @@ class List {
   #typing = null;
   #looking = null;
   #gathering = null;
-  #missed = false; // something happened while the list was on its way
+  #isLooking = false;
+  #missed = false; // something happened while the list was asked for
 
   constructor(filter) {
     this.filter = filter;
@@ -96,8 +97,7 @@ class List {
       this.#next = page.next;
       this.#show();
       say(this.#shown.size === 0 ? "Nothing was found." : `${this.#shown.size}${this.#next ? " and more" : ""} found.`);
-      if (this.#missed) this.#lookAgain({ all: true });
-      this.#missed = false;
+      this.#lookAtMissed();
     } catch (problem) {
       if (!signal.aborted) this.#showProblem(problem);
     }
@@ -135,7 +135,7 @@ class List {
   // ---- what happens meanwhile ----
 
   heard(events) {
-    if (this.table.ariaBusy === "true") {
+    if (this.table.ariaBusy === "true" || this.#isLooking) {
       this.#missed = true;
     } else if (events === null) {
       this.#lookAgain({ all: true });
@@ -165,8 +165,9 @@ class List {
 
   async #lookAgain({ all = false } = {}) {
     const moving = [...this.#shown.values()].some(({ state }) => ON_ITS_WAY.has(state));
-    if (document.hidden || this.table.ariaBusy === "true" || !(all || moving)) return;
+    if (document.hidden || this.#isLooking || this.table.ariaBusy === "true" || !(all || moving)) return;
     const { signal } = this.#asked;
+    this.#isLooking = true;
     try {
       const page = await this.#page(signal, null);
       const oldest = page.next && page.recordings.toSorted(order).at(-1);
@@ -181,6 +182,14 @@ class List {
     } catch {
       // The next look is soon; what is shown stays.
     }
+    this.#isLooking = false;
+    this.#lookAtMissed();
+  }
+
+  #lookAtMissed() {
+    const missed = this.#missed;
+    this.#missed = false;
+    if (missed && !this.#asked.signal.aborted) this.#lookAgain({ all: true });
   }
 
   // ---- showing ----

@@ -87,7 +87,7 @@ function showBar() {
     return;
   }
   const stand = h("span", { id: "stand", class: "stand", role: "status" }, h("span", { class: "dot" }), h("span"));
-  const out = button("close", "Sign out", () => signOut(""), { class: "button quiet" });
+  const out = button("leave", "Sign out", () => signOut(""), { class: "button quiet" });
   bar.replaceChildren(home, stand, out);
   showStand("connecting");
 }
@@ -96,6 +96,11 @@ window.addEventListener("hashchange", () => {
   // A list that wrote its own filters into the address shows them already.
   if (view?.isAt?.(place())) return;
   show();
+});
+// The address says what is shown: it is not the place for where to read on.
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  main.focus();
 });
 window.addEventListener("signed-out", () => signOut("The key is not known any more."));
 document.addEventListener("keydown", (event) => {

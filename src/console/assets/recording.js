@@ -31,6 +31,8 @@ class RecordingPage {
   #over = new AbortController();
   #timers = [];
   #player = null;
+  #asking = false;
+  #again = false;
   #parts = new Map();
 
   constructor(sid) {
@@ -70,7 +72,17 @@ class RecordingPage {
     if (concerns) this.#load();
   }
 
+  /** One question at a time: an older answer never follows a newer one. */
   async #load() {
+    this.#again = this.#asking;
+    if (this.#asking) return;
+    this.#asking = true;
+    await this.#ask();
+    this.#asking = false;
+    if (this.#again && !this.#over.signal.aborted) this.#load();
+  }
+
+  async #ask() {
     try {
       const recording = await json(recordingPath(this.#sid), { signal: this.#over.signal });
       if (this.#over.signal.aborted) return;
