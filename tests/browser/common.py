@@ -11,7 +11,7 @@ from playwright.sync_api import sync_playwright
 CHROMIUM = shutil.which("chromium") or sys.exit("chromium is not installed: run tests/install-tools.sh")
 ARGS = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required", "--disable-background-networking",
         "--disable-component-update", "--disable-sync", "--mute-audio"]
-PATIENCE_MS = 20_000
+PATIENCE_MS = 90_000
 
 
 @contextlib.contextmanager

@@ -187,9 +187,9 @@ class List {
   }
 
   #lookAtMissed() {
-    const missed = this.#missed;
+    if (!this.#missed || this.table.ariaBusy === "true" || this.#asked.signal.aborted) return;
     this.#missed = false;
-    if (missed && !this.#asked.signal.aborted) this.#lookAgain({ all: true });
+    this.#lookAgain({ all: true });
   }
 
   // ---- showing ----
