@@ -23,7 +23,8 @@ use crate::http;
 use crate::telemetry;
 use crate::twilio::Twilio;
 use crate::vault::Vault;
-use crate::worker::{self, ClaimLoop, ReconcileLoop};
+use crate::vault::webhooks::Poster;
+use crate::worker::{self, ClaimLoop, DutyKind, ReconcileLoop, WebhookLoop};
 
 /// A running service.
 pub struct App {
@@ -66,7 +67,9 @@ impl App {
         let vault = Arc::new(vault(&config).await?);
         let node = node_name();
         let claims = Arc::new(ClaimLoop::new(vault.clone(), node.clone(), config.fetch_concurrency));
-        let reconcile = ReconcileLoop::new(vault.clone(), node);
+        let reconcile = ReconcileLoop::new(vault.clone(), node.clone());
+        let poster = Poster::new(&config).context("the client for receivers of events cannot be set up")?;
+        let webhooks = WebhookLoop::new(vault.clone(), poster, node, http::event_json);
         let mut app = Self {
             address,
             public_url,
@@ -84,6 +87,7 @@ impl App {
         };
         app.spawn(&config, listener, metrics_listener);
         app.begin_reconciling(reconcile);
+        app.begin_posting(webhooks);
         Ok(app)
     }
 
@@ -95,8 +99,11 @@ impl App {
         self.servers.extend(metrics_listener.map(|listener| serve(listener, http::metrics_router())));
         let (claims, no_more_claims) = (self.claims.clone(), self.no_more_claims.clone());
         self.claiming.push(self.supervise(async move { claims.run(&no_more_claims).await }));
-        let (vault, no_more_claims) = (self.vault.clone(), self.no_more_claims.clone());
-        self.claiming.push(self.supervise(worker::recheck(vault, no_more_claims)));
+        for kind in DutyKind::ALL {
+            let (vault, no_more_claims) = (self.vault.clone(), self.no_more_claims.clone());
+            self.claiming.push(self.supervise(worker::duties(vault, kind, no_more_claims)));
+        }
+        self.claiming.push(self.supervise(worker::let_go(self.vault.clone(), self.no_more_claims.clone())));
         let (vault, keys) = (self.vault.clone(), self.vault.clone());
         self.loops = vec![
             self.supervise(worker::watch_parts(vault.clone(), self.stopped.clone())),
@@ -105,6 +112,7 @@ impl App {
             self.supervise(self.vault.clone().follow_flights()),
             self.supervise(async move { keys.follow_keys().await }),
             self.supervise(self.vault.clone().follow_feed()),
+            self.supervise(self.vault.clone().end_streams_of_erased()),
             self.supervise(telemetry::keep_up()),
         ];
     }
@@ -112,6 +120,11 @@ impl App {
     fn begin_reconciling(&mut self, reconcile: ReconcileLoop) {
         let no_more_claims = self.no_more_claims.clone();
         self.claiming.push(self.supervise(async move { reconcile.run(&no_more_claims).await }));
+    }
+
+    fn begin_posting(&mut self, webhooks: WebhookLoop) {
+        let no_more_claims = self.no_more_claims.clone();
+        self.claiming.push(self.supervise(async move { webhooks.run(&no_more_claims).await }));
     }
 
     /// Runs a loop that ends with the service and not before.

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs what the tests need and the machine lacks: PostgreSQL, an S3 store,
-# nginx, Chromium, faketime, a Python with boto3 and playwright, and from npm what
-# builds and looks at pages (tests/browser/package.json). What is there is left alone;
+# nginx, Chromium, ffmpeg, curl, faketime, a Python with boto3, the AWS CLI, MinIO's
+# client and playwright, and from npm what builds and looks at pages
+# (tests/browser/package.json). What is there is left alone;
 # what this project builds goes to target/test-tools. Says what takes long.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -11,7 +12,7 @@ export PATH="$PATH:$tools/bin"
 
 MINIO=github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c
 GARAGE=garage@2.5.0
-PYTHON_PACKAGES="boto3==1.44.5 playwright==1.65.2"
+PYTHON_PACKAGES="awscli==1.46.3 boto3==1.44.5 minio==7.2.20 playwright==1.65.2"
 
 say() { printf 'test tools: %s\n' "$*" >&2; }
 
@@ -51,6 +52,13 @@ if ! command -v chromium >/dev/null; then
   say "installing Chromium from the distribution's packages"
   apt_install chromium
 fi
+
+for player in ffmpeg curl; do
+  if ! command -v "$player" >/dev/null; then
+    say "installing $player from the distribution's packages"
+    apt_install "$player"
+  fi
+done
 
 if ! compgen -G '/usr/lib/*/faketime/libfaketime.so.1' >/dev/null; then
   say "installing faketime from the distribution's packages"

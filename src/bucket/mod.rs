@@ -9,7 +9,10 @@ mod credentials;
 pub mod embedded;
 mod inspect;
 pub mod link;
+mod markers;
+mod read;
 mod upload;
+mod versions;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,7 +32,9 @@ pub use credentials::CredentialError;
 pub use embedded::Embedded;
 pub use inspect::ObjectFacts;
 pub use link::{Disposition, Link, LinkBase, LinkMethod};
+pub use read::Reading;
 pub use upload::{NewObject, SINGLE_PUT_MAX_BYTES, Staging, UPLOAD_RESERVE_BYTES};
+pub use versions::Version;
 
 use crate::config::{BucketConfig, Config, S3Config};
 use crate::domain::object_key::Layout;
@@ -247,8 +252,16 @@ impl Bucket {
     /// Removes an object; one that is not there is fine.
     pub async fn delete(&self, key: &str) -> Result<()> {
         match self.inner.control.delete(&path(key)?).await {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => self.forget(key).await,
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Removes what a store keeps of an object that is gone. Only the embedded one does.
+    async fn forget(&self, key: &str) -> Result<()> {
+        match self.embedded() {
+            Some(embedded) => embedded.forget(key).await,
+            None => Ok(()),
         }
     }
 }

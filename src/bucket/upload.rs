@@ -72,7 +72,7 @@ impl Bucket {
     }
 
     /// Makes an object survive a power cut. Real stores do that before they answer.
-    async fn sync(&self, key: &str) -> Result<()> {
+    pub(super) async fn sync(&self, key: &str) -> Result<()> {
         match self.embedded() {
             Some(embedded) => embedded.sync(key).await,
             None => Ok(()),

@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use super::Vault;
 use crate::bucket::{BucketError, ObjectFacts};
 use crate::catalog::{CatalogError, Told};
-use crate::domain::object_key::{self, CACHE_CONTROL};
+use crate::domain::object_key::{self, CACHE_CONTROL, Marker};
 use crate::domain::recording::{Recording, State, StoredObject};
 use crate::domain::sid::RecordingSid;
 
@@ -107,6 +107,7 @@ impl Vault {
                 None => findings.push("is stored but names no object".to_owned()),
             }
         }
+        findings.extend(self.audit_markers(recording).await?);
         if findings.is_empty() {
             return Ok(findings);
         }
@@ -115,6 +116,31 @@ impl Vault {
         let unchanged = now.is_some_and(|now| (now.epoch, now.state) == (recording.epoch, recording.state));
         let named = findings.into_iter().map(|finding| format!("{} {finding}", recording.id));
         Ok(if unchanged { named.collect() } else { Vec::new() })
+    }
+
+    /// What the bucket alone must know of it, once nothing of that is owed.
+    async fn audit_markers(&self, recording: &Recording) -> Result<Vec<String>, AuditError> {
+        let id = recording.id;
+        let mut findings = Vec::new();
+        let mut wanted = None;
+        if recording.state == State::Erased {
+            if recording.object.is_some()
+                || recording.last_error.is_some()
+                || recording.details.duration_seconds.is_some()
+            {
+                findings.push("is erased, but the catalog still tells of it".to_owned());
+            }
+            let is_marked = self.catalog.erasures(&[id]).await?.iter().any(|erasure| erasure.is_marked);
+            wanted = is_marked.then_some(Marker::Erased);
+        } else if recording.hold && !self.catalog.owes_hold_marker(&id).await? {
+            wanted = Some(Marker::Held);
+        }
+        if let Some(marker) = wanted
+            && self.bucket.facts(&self.bucket.layout().marker(marker, &id)).await?.is_none()
+        {
+            findings.push(format!("is {}, but has no marker in the bucket", marker.as_str()));
+        }
+        Ok(findings)
     }
 
     async fn audit_object(
@@ -162,7 +188,17 @@ impl Vault {
         let staging = self.bucket.layout().staging_folder();
         let mut keys = self.bucket.keys();
         while let Some(key) = keys.try_next().await? {
-            if key.starts_with(&staging) {
+            if let Some(id) = self.bucket.layout().marked(Marker::Held, &key) {
+                let is_held = self.catalog.recording(&id).await?.is_some_and(|recording| recording.hold);
+                if !is_held && !self.catalog.owes_hold_marker(&id).await? {
+                    report.add([format!("{key} marks a hold that no row has")]);
+                }
+            } else if let Some(id) = self.bucket.layout().marked(Marker::Erased, &key) {
+                let state = self.catalog.recording(&id).await?.map(|recording| recording.state);
+                if state != Some(State::Erased) {
+                    report.add([format!("{key} marks as erased what no row calls so")]);
+                }
+            } else if key.starts_with(&staging) {
                 report.add([format!("{key} is staged, and nobody works on it")]);
             } else if let Some(recording) = named_by(&key)
                 && !self.catalog.names_object(recording, &key).await?

@@ -6,12 +6,14 @@
 
 mod claims;
 mod contact;
+mod duties;
 mod probes;
-mod recheck;
 mod reconcile;
+mod webhooks;
 
 pub use claims::{ClaimLoop, HAND_BACK_WITHIN};
 pub use contact::watch_parts;
+pub use duties::{DutyKind, duties, let_go};
 pub use probes::probe_paused_accounts;
-pub use recheck::recheck;
 pub use reconcile::ReconcileLoop;
+pub use webhooks::WebhookLoop;

@@ -235,6 +235,13 @@ def what_is_over_is_told_honestly(browser):
     no_serious_finding(page, "a failed recording")
     page.goto(f"{URL}#/recordings/{world['absent']['recording']}")
     page.get_by_text("There is nothing to hear").wait_for()
+    # Erased while someone looks at it.
+    page.goto(f"{URL}#/recordings/{world['to_erase']['recording']}")
+    page.get_by_role("button", name="Play").wait_for()
+    please("erase", **world["to_erase"])
+    page.get_by_text("It was erased, and will not come back.").wait_for()
+    page.get_by_text("It was erased, for good.").wait_for()
+    assert page.locator("audio").count() == 0 and page.get_by_role("button", name="Share").count() == 0
     page.goto(f"{URL}#/recordings/RE{'f' * 32}")
     page.get_by_role("heading", name="No such recording").wait_for()
     clean(page)

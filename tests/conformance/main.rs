@@ -83,11 +83,14 @@ mod accepting;
 mod accounts;
 mod feed;
 mod follow;
+mod keys;
 mod leases;
+mod letting_go;
 mod lookups;
 mod questions;
 mod rechecks;
 mod reconcile;
+mod webhooks;
 
 /// A lease that no test outlives.
 const LONG: Duration = Duration::from_secs(3600);

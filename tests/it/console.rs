@@ -1,7 +1,7 @@
 //! The console, in a real Chromium.
 
 use callvault::twilio::simulator::{Audio, Body, Fault, SimulatedRecording, speech_dual_wav, speech_mp3};
-use reqwest::StatusCode;
+use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::browser;
@@ -34,7 +34,7 @@ async fn furnish(world: &World, service: &Service) {
         service.send(&world.simulator.callback(recording_id(number).recording, status).unwrap()).await;
         service.recording_in(recording_id(number).recording, status).await;
     }
-    for number in [1, 4, 5] {
+    for number in [1, 4, 5, 15] {
         service.recording_in(recording_id(number).recording, "stored").await;
     }
     // Another leg of the long call.
@@ -63,6 +63,11 @@ async fn outside(world: &World, service: &Service, request: &Value, made: &mut u
             world.simulator.always(request["recording"].as_str().unwrap().parse().unwrap(), None);
             Value::Null
         }
+        Some("erase") => {
+            let path = format!("/v1/recordings/{}", request["recording"].as_str().unwrap());
+            assert!(service.request(Method::DELETE, &path).send().await.unwrap().status().is_success());
+            Value::Null
+        }
         Some("is it over") => {
             let answer = world.http.get(request["link"].as_str().unwrap()).header("range", "bytes=0-0").send().await;
             json!(answer.unwrap().status() == StatusCode::FORBIDDEN)
@@ -85,7 +90,7 @@ on_all_parts! {
         let argument = json!({"service": service.url, "key": ADMIN_KEY, "screenshots": SCREENSHOTS,
             "media": if own { "'self'".to_owned() } else { media },
             "stored": stored, "failed": named(2), "absent": named(3), "long": named(4), "dual": named(5),
-            "at_twilio": named(6), "alias": call_sid(40), "only": std::env::var("CALLVAULT_TEST_ONLY").ok()});
+            "at_twilio": named(6), "alias": call_sid(40), "to_erase": named(15), "only": std::env::var("CALLVAULT_TEST_ONLY").ok()});
         let mut made = 0;
         browser::run("console.py", argument, async |request| outside(&world, &service, &request, &mut made).await).await;
         assert!(!service.log().contains(ADMIN_KEY));

@@ -241,7 +241,8 @@ impl ObjectStore {
 
     fn start_minio(minio: &Path) -> Self {
         let (port, console) = (free_port(), free_port());
-        let script = "MINIO_ROOT_USER=callvault-tests MINIO_ROOT_PASSWORD=callvault-tests-secret \
+        // With the domain it answers to virtual hosts, too.
+        let script = "MINIO_ROOT_USER=callvault-tests MINIO_ROOT_PASSWORD=callvault-tests-secret MINIO_DOMAIN=store.test \
              \"$1\" server data --quiet --address \"127.0.0.1:$2\" --console-address \"127.0.0.1:$3\" &";
         let mut kept = keep(
             "minio",

@@ -84,7 +84,11 @@ const STORIES = {
   "recording.evicted": () => "Nobody asked for it for a long time: its object left the bucket. Twilio still has it.",
   "recording.held": () => "A legal hold was put on it: it cannot be erased.",
   "recording.released": () => "The legal hold was released.",
-  "recording.erased": () => "It was erased, for good.",
+  deleted_at_twilio: () => "Twilio’s own copy was deleted, after the stored one was read back and matched.",
+  "recording.erased": ({ by, at_twilio: atTwilio }) => {
+    const why = by === "retention" ? "Its time was over, and it was erased, for good" : "It was erased, for good";
+    return `${why}${atTwilio ? ", at Twilio too" : ""}.`;
+  },
 };
 
 /** One entry of a history: a sentence, what was answered, and how it went. */
