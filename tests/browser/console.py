@@ -217,6 +217,13 @@ def its_sound_is_seen(browser):
     }"""
     quiet, loudest = canvas.evaluate(loud)
     assert loudest > 60 > 20 > quiet, f"that is not the shape of speech: {quiet} to {loudest}"
+    # Through the service, where the bucket does not let pages read.
+    page.route(lambda url: "X-Amz-Signature" in url,
+               lambda route: route.abort() if route.request.resource_type == "fetch" else route.continue_())
+    with page.expect_response("**/content"):
+        page.reload()
+    page.locator("canvas.drawn").wait_for()
+    page.unroute_all()
     # A lane for each side; and half an hour of noise is drawn, too.
     for name, lanes in [("dual", 2), ("long", 1)]:
         page.goto(f"{URL}#/recordings/{world[name]['recording']}")
@@ -409,11 +416,8 @@ CLAIMS = [the_page_is_strict_and_from_the_service_alone, only_a_known_key_gets_i
           a_key_that_ends_is_told, recordings_are_found, it_plays_and_seeks_after_the_link_is_over, its_sound_is_seen,
           what_happens_is_seen_without_reloading, what_is_over_is_told_honestly, everything_is_done_by_keyboard,
           away_and_back, it_is_downloaded_shared_and_copied, it_is_looked_at]
-only = world.get("only")
 
 with chromium() as browser:
     for claim in CLAIMS:
-        if only and claim.__name__ not in only:
-            continue
         print(claim.__name__, flush=True)
         claim(browser)
