@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Installs what the tests need and the machine lacks: PostgreSQL, an S3 store,
 # nginx, Chromium, ffmpeg, curl, faketime, a Python with boto3, the AWS CLI, MinIO's
-# client, playwright, ruff and what applications are made of (celery, flask), and what
-# checks deploy/: helm, mc, systemd-analyze, a Python with linters and schemas. With the
-# argument `image`: what `make image-check` needs besides. What is there is left alone;
+# client, playwright, ruff and what applications are made of (celery, flask), from npm
+# what builds and looks at pages (tests/browser/package.json), and what checks deploy/:
+# helm, mc, systemd-analyze, a Python with linters and schemas. With the argument `image`:
+# what `make image-check` needs besides. What is there is left alone;
 # what this project builds goes to target/test-tools. Says what takes long.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -117,6 +118,18 @@ fi
 if [ "${1:-}" = image ] && ! { command -v buildah >/dev/null && command -v debootstrap >/dev/null; }; then
   say "installing buildah and debootstrap from the distribution's packages"
   apt_install buildah debootstrap
+fi
+
+if ! command -v npm >/dev/null; then
+  say "installing Node.js and npm from the distribution's packages"
+  apt_install nodejs npm
+fi
+if ! cmp -s tests/browser/package-lock.json "$tools/node/installed"; then
+  say "installing the packages of tests/browser/package.json"
+  mkdir -p "$tools/node"
+  cp tests/browser/package.json tests/browser/package-lock.json "$tools/node/"
+  (cd "$tools/node" && npm ci --no-audit --no-fund --ignore-scripts --loglevel=error >/dev/null)
+  cp tests/browser/package-lock.json "$tools/node/installed"
 fi
 
 if command -v minio >/dev/null; then store=MinIO; else store=Garage; fi

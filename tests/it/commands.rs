@@ -130,7 +130,7 @@ fn the_demos_link_plays_in_a_browser_and_its_advice_works() {
     }
     let link = told.iter().find(|line| line.contains("X-Amz-Signature=")).expect("a link").clone();
     let played =
-        Command::new(PYTHON).arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/plays.py")).arg(&link).output();
+        Command::new(PYTHON).arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/browser/plays.py")).arg(&link).output();
     let played = played.expect("the tests' Python is not installed: run `make test`, or tests/install-tools.sh");
     assert!(played.status.success(), "{}", stderr(&played));
     let played: Value = serde_json::from_slice(&played.stdout).unwrap();
