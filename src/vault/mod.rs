@@ -8,6 +8,7 @@
 pub mod accept;
 mod announced;
 pub mod audit;
+pub mod backfill;
 pub mod content;
 pub mod deliver;
 mod discover;
@@ -64,6 +65,7 @@ use keys::{Entropy, KeyRing};
 use live::Lives;
 use memory::MemoryBudget;
 pub use memory::Reservation;
+use pace::Manners;
 use streams::Streams;
 use webhooks::Receiver;
 
@@ -127,8 +129,7 @@ pub struct Vault {
     /// The accounts that have keys to decrypt recordings with.
     decrypting: HashSet<AccountSid>,
     questions: Questions,
-    /// The accounts of which Twilio is being asked whether it refuses them.
-    confirming: std::sync::Mutex<HashSet<AccountSid>>,
+    manners: Manners,
     asked: mpsc::Sender<RecordingId>,
     asked_to_write: Mutex<mpsc::Receiver<RecordingId>>,
 }
@@ -148,6 +149,7 @@ impl Vault {
         let look_ups = config.database_max_connections.saturating_sub(CONNECTIONS_LEFT).max(1);
         Self {
             follower: Follower::new(catalog.clone(), follow::POLL_EVERY),
+            manners: Manners::new(catalog.clone(), twilio.clone(), config.retry),
             catalog,
             bucket,
             twilio,
@@ -174,7 +176,6 @@ impl Vault {
             streams: Arc::default(),
             doubts: Doubts::default(),
             decrypting: accounts_that_decrypt(config),
-            confirming: std::sync::Mutex::default(),
             asked,
             asked_to_write: Mutex::new(asked_to_write),
         }

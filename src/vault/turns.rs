@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use super::Vault;
+use super::pace::Manners;
 use crate::catalog::{CatalogError, Turn};
 use crate::domain::sid::AccountSid;
 
@@ -17,6 +18,17 @@ const WAITS: Duration = Duration::from_secs(2);
 const AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 impl Vault {
+    /// Sends a request to Twilio's API when it is its turn.
+    pub(super) async fn in_turn<T>(
+        &self,
+        account: AccountSid,
+        request: impl Future<Output = T>,
+    ) -> Result<T, CatalogError> {
+        self.manners.in_turn(account, request).await
+    }
+}
+
+impl Manners {
     /// Sends a request to Twilio's API when it is its turn. Dropping it gives the
     /// turn up: it runs out.
     pub(super) async fn in_turn<T>(

@@ -134,7 +134,7 @@ pub fn claimant(lease: Duration) -> Claimant {
 
 /// Claims recordings of the node's accounts, for that long.
 pub async fn claim_some(catalog: &Arc<dyn Catalog>, lease: Duration, at_most: usize) -> Vec<Claim> {
-    let wishes = accounts().map(|account| Wish { account, at_most });
+    let wishes = accounts().map(|account| Wish { account, at_most, of_backfill: at_most });
     catalog.claim(&claimant(lease), &wishes).await.unwrap()
 }
 

@@ -1,0 +1,473 @@
+//! Bringing in what an account's list at Twilio has, day by day.
+//!
+//! Works beside running nodes, on the catalog alone: they fetch what it brings,
+//! after all else. A day whose list has several pages is gone over until a whole
+//! pass brings nothing new, since pages shift while recordings come and go.
+//! Twilio ignores filters that it does not know in silence, so a recording of
+//! another day ends a walk: what it would count is not what was asked for.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
+use tokio::time::Instant;
+
+use super::Dice;
+use super::lease::keep;
+use super::pace::Manners;
+use super::reconcile::{day, made_at, next_page};
+use crate::catalog::{
+    AnnouncedBy, Announcement, BackfillRun, Catalog, CatalogError, DayCount, DayGrant, DayLease, DayWalk, Find,
+    FoundBy, Settled, Span,
+};
+use crate::config::Config;
+use crate::domain::recording::ErrorCode;
+use crate::domain::sid::AccountSid;
+use crate::twilio::Twilio;
+use crate::twilio::api::{ListPage, Listed, Listing};
+use crate::twilio::media::MediaError;
+
+/// Twilio has no recordings of before it was there.
+const FIRST_DAY: Date = Date::constant(2008, 1, 1);
+/// So many days are walked one by one; of more, Twilio is first asked whether there is anything.
+const DAYS_WALKED_UNASKED: i32 = 31;
+/// Finds that are taken in one transaction: others write in between.
+const FINDS_AT_ONCE: usize = 50;
+/// Passes over a day before its list counts as one that never settles.
+const PASSES_MAX: i64 = 6;
+/// Times that a pass may begin anew because Twilio would not go on with it.
+const RESTARTS_MAX: u32 = 3;
+/// A day is over for good so long after its end: what was made in it is listed by then.
+const LISTED_WITHIN: Duration = Duration::from_secs(3600);
+/// Whoever waits for another process, or for Twilio, looks again so often.
+const AGAIN_AFTER: Duration = Duration::from_millis(500);
+/// Failures in a row that are waited out. By then the waits have their full length.
+const FAILURES_MAX: u32 = 10;
+
+/// Why a backfill of an account did not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum BackfillError {
+    /// Twilio did not give the list.
+    #[error(transparent)]
+    Twilio(#[from] MediaError),
+    /// There is no such account.
+    #[error("Twilio answered 404 for the account's list")]
+    NoList,
+    /// The catalog did not take it.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// Twilio refuses the credentials.
+    #[error("the account is paused: Twilio refuses its credentials")]
+    Paused,
+    /// What came is not what was asked for.
+    #[error("Twilio was asked for the recordings of {0}, and gave some of other days: it ignores the filter")]
+    OtherDays(Date),
+    /// The list does not end as lists do.
+    #[error("Twilio's list of {0} does not end as it should: {1}")]
+    Endless(Date, &'static str),
+    /// Each pass found more.
+    #[error("Twilio's list of {0} had something new on each of {PASSES_MAX} passes")]
+    NeverSettles(Date),
+    /// Another one of the account was begun since.
+    #[error("another backfill of the account was begun meanwhile")]
+    Superseded,
+    /// Another process has the day by now.
+    #[error("the lease of a day was lost")]
+    Lost,
+}
+
+impl BackfillError {
+    /// Whether it may pass by itself.
+    fn is_passing(&self) -> bool {
+        match self {
+            Self::Catalog(CatalogError::Unavailable(_) | CatalogError::Refused(_)) | Self::Twilio(_) | Self::Lost => {
+                true
+            }
+            Self::Catalog(_)
+            | Self::NoList
+            | Self::Paused
+            | Self::OtherDays(_)
+            | Self::Endless(..)
+            | Self::NeverSettles(_)
+            | Self::Superseded => false,
+        }
+    }
+
+    /// Whether the page may be to blame: its query can have become too old for Twilio.
+    fn is_of_the_page(&self) -> bool {
+        match self {
+            Self::Twilio(MediaError::Upstream { status, .. }) => status.is_client_error(),
+            Self::Twilio(MediaError::Unreadable(_)) | Self::NoList => true,
+            _ => false,
+        }
+    }
+}
+
+/// What there is at Twilio, as far as it was only looked at.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Survey {
+    /// Different recordings on the list.
+    pub found: u64,
+    /// Of these, what is not known here.
+    pub new: u64,
+    /// Gone at Twilio, and never known here.
+    pub deleted_at_twilio: u64,
+    /// Entries of the list that could not be read.
+    pub unreadable: u64,
+    /// The bytes that the new ones would come to, by their lengths.
+    pub estimated_bytes: u64,
+    /// The new ones of which Twilio does not tell the length.
+    pub of_unknown_length: u64,
+}
+
+/// Backfills, as a process makes them.
+pub struct Backfill {
+    manners: Manners,
+    dice: Dice,
+    lease: Duration,
+}
+
+/// One account's, from the beginning of the process to its end.
+pub struct Progress {
+    run: BackfillRun,
+    days: Mutex<BTreeMap<Date, DayCount>>,
+    /// What this process is walking over.
+    held: Mutex<Option<DayLease>>,
+}
+
+impl Progress {
+    /// What is being done.
+    pub fn run(&self) -> &BackfillRun {
+        &self.run
+    }
+
+    /// All days together, as they were last counted.
+    pub fn sum(&self) -> DayCount {
+        let mut sum = DayCount { is_walked: true, ..DayCount::default() };
+        self.days().values().for_each(|count| sum += *count);
+        sum
+    }
+
+    fn days(&self) -> MutexGuard<'_, BTreeMap<Date, DayCount>> {
+        self.days.lock().expect("nothing panics while it holds the days")
+    }
+
+    fn hold(&self, lease: Option<DayLease>) -> Option<DayLease> {
+        std::mem::replace(&mut *self.held.lock().expect("nothing panics while it holds this"), lease)
+    }
+}
+
+impl Backfill {
+    /// Backfills by these settings.
+    pub fn new(config: &Config, catalog: Arc<dyn Catalog>, twilio: Twilio, dice: Dice) -> Self {
+        Self { manners: Manners::new(catalog, twilio, config.retry), dice, lease: config.lease }
+    }
+
+    /// Begins, or goes on with what was begun for the same days. None: another
+    /// process is at it for other days.
+    pub async fn begin(&self, account: AccountSid, span: Span) -> Result<Option<Progress>, CatalogError> {
+        let Some(run) = self.catalog().begin_backfill(account, span).await? else { return Ok(None) };
+        Ok(Some(Progress { run, days: Mutex::default(), held: Mutex::default() }))
+    }
+
+    /// Walks over all days, the newest first. May be dropped: [`Self::hand_back`] is to follow.
+    pub async fn walk(&self, progress: &Progress, span: Span) -> Result<(), BackfillError> {
+        self.catalog().forget_earlier_backfills(&progress.run).await?;
+        let account = progress.run.account;
+        let mut ahead = self.days_of(span)?;
+        while let Some((first, last)) = ahead.pop() {
+            for day in self.narrow(account, (first, last), &mut ahead).await? {
+                progress.days().entry(day).or_default();
+                self.with_patience(account, async || self.walk_day(progress, day).await).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets other processes go on with what this one was walking over.
+    pub async fn hand_back(&self, progress: &Progress) {
+        if let Some(lease) = progress.hold(None)
+            && let Err(error) = self.catalog().hand_back_day(&lease).await
+        {
+            tracing::debug!(day = %lease.day, %error, "a day was not handed back; its lease runs out");
+        }
+    }
+
+    /// All of it is walked over and counted.
+    pub async fn complete(&self, progress: &Progress) -> Result<(), CatalogError> {
+        self.catalog().complete_backfill(&progress.run).await
+    }
+
+    /// Counts again whatever may have changed.
+    pub async fn count(&self, progress: &Progress) -> Result<(), BackfillError> {
+        let open = |(_, count): &(&Date, &DayCount)| !count.is_walked || count.new_under_way > 0;
+        let days: Vec<Date> = progress.days().iter().filter(open).map(|(day, _)| *day).collect();
+        for day in days {
+            let count = self.catalog().count_day(&progress.run, day).await?.ok_or(BackfillError::Superseded)?;
+            progress.days().insert(day, count);
+        }
+        Ok(())
+    }
+
+    /// Looks at what there is, and changes nothing.
+    pub async fn survey(&self, account: AccountSid, span: Span) -> Result<Survey, BackfillError> {
+        let mut survey = Survey::default();
+        let mut ahead = self.days_of(span)?;
+        while let Some((first, last)) = ahead.pop() {
+            for day in self.narrow(account, (first, last), &mut ahead).await? {
+                self.survey_day(account, day, &mut survey).await?;
+            }
+        }
+        Ok(survey)
+    }
+
+    fn catalog(&self) -> &Arc<dyn Catalog> {
+        &self.manners.catalog
+    }
+
+    /// The days to walk over, none of them in the future.
+    fn days_of(&self, span: Span) -> Result<Vec<(Date, Date)>, BackfillError> {
+        let now = self.catalog().clock().now().ok_or_else(CatalogError::not_prepared)?;
+        let last = span.until.unwrap_or(Date::MAX).min(day(now));
+        let first = span.since.unwrap_or(FIRST_DAY).max(FIRST_DAY);
+        Ok(if first <= last { vec![(first, last)] } else { Vec::new() })
+    }
+
+    /// Of a few days all, the newest first. Many are cut in halves, which go
+    /// back `ahead`, unless there is nothing in them.
+    async fn narrow(
+        &self,
+        account: AccountSid,
+        (first, last): (Date, Date),
+        ahead: &mut Vec<(Date, Date)>,
+    ) -> Result<Vec<Date>, BackfillError> {
+        let days = (last - first).get_days();
+        if days < DAYS_WALKED_UNASKED {
+            let back = std::iter::successors(Some(last), |day| day.yesterday().ok());
+            return Ok(back.take_while(|day| *day >= first).collect());
+        }
+        let page = self
+            .with_patience(account, async || self.page(account, Listing::AnyOfDays { first, last }, None).await)
+            .await?;
+        let is_near = |at: Timestamp| {
+            first.yesterday().is_ok_and(|from| from <= day(at)) && last.tomorrow().is_ok_and(|to| day(at) <= to)
+        };
+        if !page.recordings.iter().filter_map(made_at).all(is_near) {
+            return Err(BackfillError::OtherDays(first));
+        }
+        if !page.recordings.is_empty() || page.unreadable > 0 || page.next.is_some() {
+            let middle = first + jiff::Span::new().days(days / 2);
+            let after = middle.tomorrow().unwrap_or(last);
+            ahead.extend([(first, middle), (after, last)]);
+        }
+        Ok(Vec::new())
+    }
+
+    /// Does something again while what it fails of may pass.
+    async fn with_patience<T>(
+        &self,
+        account: AccountSid,
+        mut does: impl AsyncFnMut() -> Result<T, BackfillError>,
+    ) -> Result<T, BackfillError> {
+        let mut failed = 0;
+        loop {
+            let error = match does().await {
+                Err(error) if error.is_passing() && failed < FAILURES_MAX => error,
+                done => return done,
+            };
+            let (code, retry_after) = match &error {
+                BackfillError::Twilio(error) => (error.code(), error.retry_after()),
+                _ => (ErrorCode::Interrupted, None),
+            };
+            let (after, not_before) = self.manners.pause_after((self.dice)(), code, failed, retry_after);
+            tracing::info!(%account, %error, "a backfill goes on later");
+            tokio::time::sleep(after.max(not_before)).await;
+            failed += 1;
+        }
+    }
+
+    /// A page, once Twilio may be asked for it.
+    async fn page(&self, account: AccountSid, listing: Listing, next: Option<&str>) -> Result<ListPage, BackfillError> {
+        while self.catalog().is_left_alone(account).await? {
+            if !self.catalog().paused(&[account]).await?.is_empty() {
+                return Err(BackfillError::Paused);
+            }
+            tokio::time::sleep(AGAIN_AFTER).await;
+        }
+        self.manners.list_page(account, listing, next).await??.ok_or(BackfillError::NoList)
+    }
+
+    async fn walk_day(&self, progress: &Progress, day: Date) -> Result<(), BackfillError> {
+        let is_over = day
+            .tomorrow()
+            .unwrap_or(Date::MAX)
+            .to_zoned(TimeZone::UTC)
+            .map_or(Timestamp::MAX, |at| at.timestamp().saturating_add(LISTED_WITHIN).unwrap_or(Timestamp::MAX));
+        let (granted, walk) = loop {
+            let asked = Instant::now();
+            match self.catalog().grant_day(&progress.run, day, is_over, self.lease).await? {
+                DayGrant::Granted(walk) => break (asked, walk),
+                DayGrant::Done => return Ok(()),
+                DayGrant::Superseded => return Err(BackfillError::Superseded),
+                DayGrant::Held => tokio::time::sleep(AGAIN_AFTER).await,
+            }
+        };
+        let lease = walk.lease;
+        progress.hold(Some(lease));
+        let walked = tokio::select! {
+            walked = self.walk_pages(progress, walk) => walked,
+            () = keep(self.lease, granted, || self.catalog().renew_day(&lease, self.lease)) => Err(BackfillError::Lost),
+        };
+        match &walked {
+            Ok(()) => drop(progress.hold(None)),
+            Err(_) => self.hand_back(progress).await,
+        }
+        walked
+    }
+
+    async fn walk_pages(&self, progress: &Progress, walk: DayWalk) -> Result<(), BackfillError> {
+        let DayWalk { lease, mut next_page, mut pages, mut news, mut passes } = walk;
+        let mut seen: HashSet<String> = next_page.iter().cloned().collect();
+        let mut restarts = 0;
+        loop {
+            let page = match self.page_of_day(lease.account, lease.day, next_page.as_deref()).await {
+                Err(error) if error.is_of_the_page() && next_page.is_some() && restarts < RESTARTS_MAX => {
+                    held(self.catalog().begin_day_pass(&lease, false).await?)?;
+                    (next_page, pages, news) = (None, 0, 0);
+                    seen.clear();
+                    restarts += 1;
+                    continue;
+                }
+                page => page?,
+            };
+            news += self.take_page(progress, &lease, &page).await?;
+            pages += 1;
+            let unreadable = i64::try_from(page.unreadable).unwrap_or(i64::MAX);
+            next_page = onward(page, lease.day, &mut seen, pages)?;
+            if let Some(next) = &next_page {
+                held(self.catalog().save_day_page(&lease, next, unreadable).await?)?;
+            } else if pages == 1 || news == 0 {
+                return held(self.catalog().finish_day(&lease, unreadable).await?);
+            } else {
+                passes += 1;
+                if passes >= PASSES_MAX {
+                    return Err(BackfillError::NeverSettles(lease.day));
+                }
+                held(self.catalog().begin_day_pass(&lease, true).await?)?;
+                (pages, news) = (0, 0);
+                seen.clear();
+            }
+        }
+    }
+
+    /// A page of a day, on which nothing is of any other.
+    async fn page_of_day(
+        &self,
+        account: AccountSid,
+        of_day: Date,
+        next: Option<&str>,
+    ) -> Result<ListPage, BackfillError> {
+        let listing = Listing::OfDays { first: of_day, last: of_day };
+        let mut page = self.page(account, listing, next).await?;
+        let listed = page.recordings.len();
+        // One that does not say when it was made cannot be told to belong here.
+        page.recordings.retain(|listed| made_at(listed).is_some());
+        page.unreadable += listed - page.recordings.len();
+        let is_of_day = |listed: &Listed| made_at(listed).is_some_and(|at| day(at) == of_day);
+        if !page.recordings.iter().all(is_of_day) {
+            return Err(BackfillError::OtherDays(of_day));
+        }
+        Ok(page)
+    }
+
+    /// Accepts what a page has. Says how much of it was news.
+    async fn take_page(&self, progress: &Progress, lease: &DayLease, page: &ListPage) -> Result<i64, BackfillError> {
+        let mut finds: Vec<Find> = page.recordings.iter().map(|listed| self.find(progress, listed)).collect();
+        // In one order, so that no two transactions wait for each other.
+        finds.sort_by_key(|find| find.said.id);
+        let mut news = 0;
+        for finds in finds.chunks(FINDS_AT_ONCE) {
+            let taken = self.catalog().take_finds(lease, finds, self.lease).await?;
+            news += taken.ok_or(BackfillError::Lost)?;
+        }
+        Ok(news)
+    }
+
+    fn find(&self, progress: &Progress, listed: &Listed) -> Find {
+        let described = listed.described.clone();
+        let home = self.manners.twilio.home(&listed.id.account);
+        Find {
+            is_deleted: described.status == "deleted",
+            is_final: described.is_final(),
+            counts_as_news: made_at(listed).is_some_and(|at| at < progress.run.begun_at),
+            said: Announcement {
+                id: listed.id,
+                source_host: home.and_then(|host| host.name()),
+                details: described.details,
+                by: AnnouncedBy::Found {
+                    by: FoundBy::Backfill,
+                    status: described.status,
+                    error_code: described.error_code,
+                },
+            },
+        }
+    }
+
+    async fn survey_day(&self, account: AccountSid, day: Date, survey: &mut Survey) -> Result<(), BackfillError> {
+        let (mut counted, mut seen) = (HashSet::new(), HashSet::new());
+        let (mut next, mut pages) = (None, 0);
+        loop {
+            let query: Option<String> = next.take();
+            let page =
+                self.with_patience(account, async || self.page_of_day(account, day, query.as_deref()).await).await?;
+            let known = self.catalog().states_of(account, page.recordings.iter().map(|listed| listed.id.recording));
+            let known = known.await?;
+            for listed in page.recordings.iter().filter(|listed| counted.insert(listed.id.recording)) {
+                survey.add(&self.manners.twilio, listed, known.contains_key(&listed.id.recording));
+            }
+            survey.unreadable += page.unreadable as u64;
+            pages += 1;
+            next = onward(page, day, &mut seen, pages)?;
+            if next.is_none() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl Survey {
+    fn add(&mut self, twilio: &Twilio, listed: &Listed, is_known: bool) {
+        self.found += 1;
+        match (is_known, listed.described.status.as_str()) {
+            (true, _) => {}
+            (false, "deleted") => self.deleted_at_twilio += 1,
+            (false, status) => {
+                self.new += 1;
+                let details = &listed.described.details;
+                let format = twilio.formats(&listed.id.account).first();
+                match (details.duration_seconds, format) {
+                    _ if status == "absent" => {}
+                    (Some(seconds), Some(format)) => {
+                        self.estimated_bytes += format.estimated_bytes(seconds, details.channels);
+                    }
+                    _ => self.of_unknown_length += 1,
+                }
+            }
+        }
+    }
+}
+
+fn onward(page: ListPage, day: Date, seen: &mut HashSet<String>, pages: i64) -> Result<Option<String>, BackfillError> {
+    let has_any = !page.recordings.is_empty();
+    next_page(page.next, has_any, seen, pages).map_err(|why| BackfillError::Endless(day, why))
+}
+
+fn held(settled: Settled) -> Result<(), BackfillError> {
+    match settled {
+        Settled::Done => Ok(()),
+        Settled::Stale => Err(BackfillError::Lost),
+    }
+}
