@@ -7,6 +7,7 @@
 //! another day ends a walk: what it would count is not what was asked for.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -134,6 +135,8 @@ pub struct Backfill {
 pub struct Progress {
     run: BackfillRun,
     days: Mutex<BTreeMap<Date, DayCount>>,
+    /// The pages that this process has taken.
+    pages: AtomicU64,
     /// What this process is walking over.
     held: Mutex<Option<DayLease>>,
 }
@@ -170,7 +173,7 @@ impl Backfill {
     /// process is at it for other days.
     pub async fn begin(&self, account: AccountSid, span: Span) -> Result<Option<Progress>, CatalogError> {
         let Some(run) = self.catalog().begin_backfill(account, span).await? else { return Ok(None) };
-        Ok(Some(Progress { run, days: Mutex::default(), held: Mutex::default() }))
+        Ok(Some(Progress { run, days: Mutex::default(), pages: AtomicU64::new(0), held: Mutex::default() }))
     }
 
     /// Walks over all days, the newest first. May be dropped: [`Self::hand_back`] is to follow.
@@ -181,7 +184,8 @@ impl Backfill {
         while let Some((first, last)) = ahead.pop() {
             for day in self.narrow(account, (first, last), &mut ahead).await? {
                 progress.days().entry(day).or_default();
-                self.with_patience(account, async || self.walk_day(progress, day).await).await?;
+                let came_so_far = || progress.pages.load(Ordering::Relaxed);
+                self.with_patience(account, came_so_far, async || self.walk_day(progress, day).await).await?;
             }
         }
         Ok(())
@@ -250,7 +254,7 @@ impl Backfill {
             return Ok(back.take_while(|day| *day >= first).collect());
         }
         let page = self
-            .with_patience(account, async || self.page(account, Listing::AnyOfDays { first, last }, None).await)
+            .with_patience(account, || 0, async || self.page(account, Listing::AnyOfDays { first, last }, None).await)
             .await?;
         let is_near = |at: Timestamp| {
             first.yesterday().is_ok_and(|from| from <= day(at)) && last.tomorrow().is_ok_and(|to| day(at) <= to)
@@ -266,15 +270,21 @@ impl Backfill {
         Ok(Vec::new())
     }
 
-    /// Does something again while what it fails of may pass.
+    /// Does something again while what it fails of may pass: for as long as it
+    /// comes further each time, and a number of times where it does not.
     async fn with_patience<T>(
         &self,
         account: AccountSid,
+        came_so_far: impl Fn() -> u64,
         mut does: impl AsyncFnMut() -> Result<T, BackfillError>,
     ) -> Result<T, BackfillError> {
-        let mut failed = 0;
+        let (mut failed, mut reached) = (0, came_so_far());
         loop {
-            let error = match does().await {
+            let done = does().await;
+            if came_so_far() > reached {
+                (failed, reached) = (0, came_so_far());
+            }
+            let error = match done {
                 Err(error) if error.is_passing() && failed < FAILURES_MAX => error,
                 done => return done,
             };
@@ -344,6 +354,7 @@ impl Backfill {
                 page => page?,
             };
             news += self.take_page(progress, &lease, &page).await?;
+            progress.pages.fetch_add(1, Ordering::Relaxed);
             pages += 1;
             let unreadable = i64::try_from(page.unreadable).unwrap_or(i64::MAX);
             next_page = onward(page, lease.day, &mut seen, pages)?;
@@ -421,8 +432,9 @@ impl Backfill {
         let (mut next, mut pages) = (None, 0);
         loop {
             let query: Option<String> = next.take();
-            let page =
-                self.with_patience(account, async || self.page_of_day(account, day, query.as_deref()).await).await?;
+            let page = self
+                .with_patience(account, || 0, async || self.page_of_day(account, day, query.as_deref()).await)
+                .await?;
             let known = self.catalog().states_of(account, page.recordings.iter().map(|listed| listed.id.recording));
             let known = known.await?;
             for listed in page.recordings.iter().filter(|listed| counted.insert(listed.id.recording)) {

@@ -81,6 +81,7 @@ macro_rules! on_every_catalog {
 
 mod accepting;
 mod accounts;
+mod backfill;
 mod feed;
 mod follow;
 mod keys;

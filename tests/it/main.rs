@@ -31,6 +31,7 @@ macro_rules! on_all_parts {
 
 mod audits;
 mod away;
+mod backfill;
 mod blobs;
 mod browser;
 mod bucket;

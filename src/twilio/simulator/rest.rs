@@ -91,14 +91,21 @@ impl Exchange {
                 of_its_days || state.lists.ignores_days
             })
             .collect();
-        found.sort_by_key(|known| std::cmp::Reverse(page_key(known)));
-        let from = start.map_or(0, |token| found.partition_point(|known| page_key(known) >= token));
+        found.sort_by_cached_key(|known| std::cmp::Reverse(page_key(known)));
+        let from = start.map_or(0, |token| match token.strip_prefix("at-").and_then(|at| at.parse::<usize>().ok()) {
+            Some(at) => at.min(found.len()),
+            None => found.partition_point(|known| page_key(known) >= token),
+        });
         let page = &found[from..found.len().min(from + page_size)];
         let more = from + page.len() < found.len();
+        let token = |last: &SimulatedRecording| match state.lists.shifts {
+            true => format!("at-{}", from + page.len()),
+            false => page_key(last),
+        };
         let next = page.last().filter(|_| more).map(|last| {
             let kept = url::form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name != "PageToken");
             let mut next = url::form_urlencoded::Serializer::new(String::new());
-            next.extend_pairs(kept).append_pair("PageToken", &page_key(last));
+            next.extend_pairs(kept).append_pair("PageToken", &token(last));
             format!("/2010-04-01/Accounts/{account}/Recordings.json?{}", next.finish())
         });
         let recordings: Vec<Value> = page.iter().map(|known| resource(known)).collect();
