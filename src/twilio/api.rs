@@ -13,6 +13,7 @@ use url::form_urlencoded::Serializer;
 
 use super::callback::{read_channels, read_duration, read_time};
 use super::client::Twilio;
+use super::decrypt::Encryption;
 use super::media::{MediaError, refusal, unreachable};
 use super::source::{Source, SourceHost};
 use crate::domain::recording::{Details, RecordingId};
@@ -34,6 +35,8 @@ pub struct Described {
     pub status: String,
     /// Twilio's error code, where it gives one.
     pub error_code: Option<String>,
+    /// How its media is encrypted; None: it is not.
+    pub encryption: Option<Encryption>,
 }
 
 impl Described {
@@ -113,6 +116,7 @@ struct RecordingResource {
     start_time: Option<String>,
     date_created: Option<String>,
     status: Option<String>,
+    encryption_details: Option<serde_json::Value>,
 }
 
 impl Twilio {
@@ -258,7 +262,17 @@ fn described(resource: RecordingResource) -> Described {
         },
         status: resource.status.unwrap_or_default(),
         error_code: resource.error_code.filter(|code| !code.is_null()).map(|code| code.to_string()),
+        encryption: resource
+            .encryption_details
+            .filter(|details| !details.is_null())
+            .map(|details| encryption(&details)),
     }
+}
+
+/// What cannot be read of it stays empty: the recording is encrypted all the same.
+fn encryption(details: &serde_json::Value) -> Encryption {
+    let text = |name| details.get(name).and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();
+    Encryption { public_key_sid: text("public_key_sid"), encrypted_cek: text("encrypted_cek"), iv: text("iv") }
 }
 
 /// Reads a JSON body of bounded length.

@@ -11,6 +11,7 @@ pub mod audit;
 pub mod backfill;
 pub mod content;
 pub mod deliver;
+mod details;
 mod discover;
 mod duty;
 pub mod erase;
@@ -40,7 +41,6 @@ mod turns;
 mod twilio_copies;
 pub mod webhooks;
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -126,8 +126,6 @@ pub struct Vault {
     lives: Arc<Lives>,
     streams: Arc<Streams>,
     doubts: Doubts,
-    /// The accounts that have keys to decrypt recordings with.
-    decrypting: HashSet<AccountSid>,
     questions: Questions,
     manners: Manners,
     asked: mpsc::Sender<RecordingId>,
@@ -175,7 +173,6 @@ impl Vault {
             lives: Arc::default(),
             streams: Arc::default(),
             doubts: Doubts::default(),
-            decrypting: accounts_that_decrypt(config),
             asked,
             asked_to_write: Mutex::new(asked_to_write),
         }
@@ -241,11 +238,6 @@ impl Vault {
     pub fn source_url(&self, recording: &Recording) -> String {
         self.twilio.hosts().source_url(&source_of(&recording.id, recording.source_host.as_deref()))
     }
-}
-
-fn accounts_that_decrypt(config: &Config) -> HashSet<AccountSid> {
-    let with_keys = config.accounts.iter().filter(|account| !account.private_keys.is_empty());
-    with_keys.map(|account| account.sid).collect()
 }
 
 fn source_of(id: &RecordingId, host: Option<&str>) -> Source {

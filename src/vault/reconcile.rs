@@ -237,7 +237,7 @@ impl Vault {
     /// of. Says whether it is new.
     pub(super) async fn take_found(&self, id: RecordingId, described: Described) -> Result<bool, CatalogError> {
         let home = self.twilio.home(&id.account);
-        let Described { details, status, error_code } = described;
+        let Described { details, status, error_code, encryption: _ } = described;
         let by = AnnouncedBy::Found { by: FoundBy::Reconcile, status, error_code };
         let announcement = Announcement { id, source_host: home.and_then(|host| host.name()), details, by };
         let accepted = self.catalog.accept(&announcement).await?;

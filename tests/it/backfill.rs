@@ -63,7 +63,9 @@ async fn accepted(world: &World) -> (usize, usize) {
 fn years_of_calls(world: &World) -> u32 {
     const RECORDINGS: u32 = 25_000;
     world.simulator.shift_pages();
-    (1..=RECORDINGS).for_each(|number| drop(add(world, number, i64::from(number % 7200))));
+    for number in 1..=RECORDINGS {
+        add(world, number, i64::from(number % 7200));
+    }
     RECORDINGS
 }
 
@@ -83,7 +85,9 @@ on_all_parts! {
             })
             .await;
             // Newer ones arrive in front of all pages.
-            (0..5).for_each(|more| drop(add(&world, count + killed * 5 + more + 1, 5 * 1440 + 60 + i64::from(killed))));
+            for more in 0..5 {
+                add(&world, count + killed * 5 + more + 1, 5 * 1440 + 60 + i64::from(killed));
+            }
             child.kill().unwrap();
             child.wait().unwrap();
         }

@@ -43,6 +43,7 @@ mod console;
 mod content;
 mod crashes;
 mod discover;
+mod encrypted;
 mod erase;
 mod events;
 mod evict;

@@ -5,9 +5,9 @@ use jiff::fmt::rfc2822;
 use jiff::tz::TimeZone;
 use serde_json::{Value, json};
 
-use super::SimulatedRecording;
 use super::faults::Fault;
 use super::server::{Answer, Exchange, answer_json, not_found, of_status, rate_limited, whole};
+use super::{SimulatedEncryption, SimulatedRecording};
 use crate::domain::sid::{AccountSid, CallSid, RecordingSid};
 
 impl Exchange {
@@ -136,7 +136,7 @@ fn resource(recording: &SimulatedRecording) -> Value {
         "date_created": created,
         "date_updated": created,
         "error_code": null,
-        "encryption_details": null,
+        "encryption_details": recording.encryption.as_ref().map(SimulatedEncryption::details),
         "uri": format!("/2010-04-01/Accounts/{}/Recordings/{}.json", id.account, id.recording),
     })
 }
