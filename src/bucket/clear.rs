@@ -107,14 +107,9 @@ impl Bucket {
         if let Some(embedded) = self.embedded() {
             return embedded.open_uploads(key).await;
         }
-        let signer = self.inner.credentials.current().await?;
-        let as_of = signer.issued_at.map_or(now, |issued| now.max(issued));
-        let direct = &self.inner.direct;
         // MinIO lists an exact key only; of others whose keys begin alike it sorts first.
         let query = [("prefix", key), ("uploads", "")];
-        let folder = direct.bucket.base_url().clone();
-        let url = direct.sign(&signer, rusty_s3::Method::Get, folder, as_of, ASK_WITHIN, &query);
-        let answer = direct.ask(Method::GET, &url).await?;
+        let answer = self.ask_bucket(now, ASK_WITHIN, &query).await?;
         match answer.status() {
             StatusCode::OK => {}
             StatusCode::NOT_IMPLEMENTED | StatusCode::METHOD_NOT_ALLOWED => return Ok(Vec::new()),
@@ -125,6 +120,21 @@ impl Bucket {
             .map_err(|error| BucketError::Unreadable(format!("a list of open uploads: {error}")))?;
         let at_key = listed.uploads.into_iter().filter(|upload| upload.key == key);
         Ok(at_key.map(|upload| upload.upload_id).collect())
+    }
+
+    /// Asks the store about the bucket itself, at that time of the catalog.
+    pub(super) async fn ask_bucket(
+        &self,
+        now: Timestamp,
+        within: Duration,
+        query: &[(&str, &str)],
+    ) -> Result<HttpResponse> {
+        let signer = self.inner.credentials.current().await?;
+        let as_of = signer.issued_at.map_or(now, |issued| now.max(issued));
+        let direct = &self.inner.direct;
+        let folder = direct.bucket.base_url().clone();
+        let url = direct.sign(&signer, rusty_s3::Method::Get, folder, as_of, within, query);
+        direct.ask(Method::GET, &url).await
     }
 
     /// Ends a multipart upload; one that is not open is fine.

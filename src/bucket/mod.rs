@@ -9,6 +9,9 @@ mod credentials;
 pub mod embedded;
 mod inspect;
 pub mod link;
+mod list;
+mod rewrite;
+mod throttle;
 mod upload;
 
 use std::sync::Arc;
@@ -29,6 +32,8 @@ pub use credentials::CredentialError;
 pub use embedded::Embedded;
 pub use inspect::ObjectFacts;
 pub use link::{Disposition, Link, LinkBase, LinkMethod};
+pub use list::{ListedObject, ListedPage, PAGE_MAX};
+pub use throttle::Throttle;
 pub use upload::{NewObject, SINGLE_PUT_MAX_BYTES, Staging, UPLOAD_RESERVE_BYTES};
 
 use crate::config::{BucketConfig, Config, S3Config};

@@ -72,7 +72,7 @@ impl Bucket {
     }
 
     /// Makes an object survive a power cut. Real stores do that before they answer.
-    async fn sync(&self, key: &str) -> Result<()> {
+    pub(super) async fn sync(&self, key: &str) -> Result<()> {
         match self.embedded() {
             Some(embedded) => embedded.sync(key).await,
             None => Ok(()),
@@ -80,7 +80,7 @@ impl Bucket {
     }
 
     /// Copies what was staged to its own key, with its metadata.
-    async fn copy(&self, from: &Path, object: &NewObject) -> Result<()> {
+    pub(super) async fn copy(&self, from: &Path, object: &NewObject) -> Result<()> {
         let mut headers = HeaderMap::new();
         let mut set = |name: String, value: &str| -> Result<()> {
             let invalid = || BucketError::Setup(format!("{name} cannot be sent as metadata"));

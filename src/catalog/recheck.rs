@@ -43,6 +43,9 @@ pub enum Finding {
     InOrder,
     /// The object of a stored recording is not there: it is to be fetched again.
     Lost,
+    /// The object of a stored recording is not what the row names, in these words:
+    /// it is to be fetched again.
+    Damaged(String),
     /// A whole object of a recording that was given up: it is stored.
     Adopted(StoredObject),
     /// The bucket could not be looked through.
@@ -189,8 +192,7 @@ impl dyn Catalog + '_ {
             }
         }
         for duty in &duties {
-            let id = duty.lease.id;
-            session.execute(GRANT, args![id.account, id.recording, duration]).await?;
+            grant(&mut session, duty, duration).await?;
         }
         session.commit().await?;
         Ok(duties)
@@ -235,7 +237,8 @@ impl dyn Catalog + '_ {
         let end = if *finding == Finding::Unfinished { LEAVE } else { END };
         let held = session.execute(end, duty.end_args(again)).await? == 1;
         let settled = match (known, finding) {
-            (Some(known), Finding::Lost) if held => lose(&mut session, &known, again).await?,
+            (Some(known), Finding::Lost) if held => lose(&mut session, &known, None, again).await?,
+            (Some(known), Finding::Damaged(how)) if held => lose(&mut session, &known, Some(how), again).await?,
             (Some(known), Finding::Adopted(object)) if held => adopt(&mut session, &known, object).await?,
             _ if held => Settled::Done,
             _ => Settled::Stale,
@@ -249,13 +252,25 @@ impl dyn Catalog + '_ {
     }
 }
 
-async fn lose(session: &mut Session, known: &Recording, again: Duration) -> Result<Settled> {
+async fn grant(session: &mut Session, duty: &Duty, duration: Duration) -> Result<()> {
+    session.execute(GRANT, args![duty.lease.id.account, duty.lease.id.recording, duration]).await?;
+    Ok(())
+}
+
+/// Grants the lease of a recheck on a row at rest, which is locked.
+pub(super) async fn grant_row(session: &mut Session, row: &Row, duration: Duration) -> Result<Duty> {
+    let duty = Duty::read(row)?;
+    grant(session, &duty, duration).await?;
+    Ok(duty)
+}
+
+async fn lose(session: &mut Session, known: &Recording, why: Option<&str>, again: Duration) -> Result<Settled> {
     if known.state != State::Stored {
         return Ok(Settled::Stale);
     }
     let id = &known.id;
     let key = known.object.as_ref().map(|object| object.key.as_str()).unwrap_or_default();
-    let detail = format!("no object is at {key}");
+    let detail = why.map_or_else(|| format!("no object is at {key}"), |why| format!("the object {why}"));
     session.execute(LOSE, args![id.account, id.recording, ErrorCode::ObjectLost.as_str(), detail.as_str()]).await?;
     owe(session, &Lease { id: *id, epoch: known.epoch }, again).await?;
     feed::append(session, id, "recording.lost", json!({"code": ErrorCode::ObjectLost, "detail": detail})).await?;

@@ -14,7 +14,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePo
 use tokio::sync::watch;
 
 use super::migrations::{Step, migrator};
-use super::{ACQUIRE_TIMEOUT, Catalog, CatalogError, Clock, Result, STATEMENT_TIMEOUT, Session, sql};
+use super::{ACQUIRE_TIMEOUT, Birth, Catalog, CatalogError, Clock, Result, STATEMENT_TIMEOUT, Session, sql};
 
 /// How long another process's transaction is waited for.
 const BUSY_TIMEOUT: Duration = STATEMENT_TIMEOUT;
@@ -24,6 +24,7 @@ pub struct SqliteCatalog {
     writer: SqlitePool,
     readers: SqlitePool,
     clock: Clock,
+    birth: Birth,
     changes: watch::Sender<u64>,
     prepared: watch::Sender<bool>,
 }
@@ -50,6 +51,7 @@ impl SqliteCatalog {
             writer: pool(1),
             readers: pool(max_connections - 1),
             clock: Clock::default(),
+            birth: Birth::default(),
             changes: watch::Sender::new(0),
             prepared: watch::Sender::new(false),
         }))
@@ -57,7 +59,10 @@ impl SqliteCatalog {
 }
 
 /// The schema, a step after the other.
-const MIGRATIONS: &[Step] = &[Step(1, "recordings", include_str!("migrations/sqlite/0001_recordings.sql"))];
+const MIGRATIONS: &[Step] = &[
+    Step(1, "recordings", include_str!("migrations/sqlite/0001_recordings.sql")),
+    Step(5, "bucket_read", include_str!("migrations/sqlite/0005_bucket_read.sql")),
+];
 
 impl SqliteCatalog {
     async fn session(&self, pool: &SqlitePool) -> Result<Session> {
@@ -102,5 +107,9 @@ impl Catalog for SqliteCatalog {
 
     fn clock(&self) -> &Clock {
         &self.clock
+    }
+
+    fn birth(&self) -> &Birth {
+        &self.birth
     }
 }

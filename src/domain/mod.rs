@@ -8,6 +8,7 @@
 pub mod digest;
 pub mod media;
 pub mod object_key;
+pub mod place;
 pub mod recording;
 pub mod retry;
 pub mod sid;

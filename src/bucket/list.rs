@@ -1,0 +1,128 @@
+//! The bucket's list, a page at a time, from any key on.
+//!
+//! Asked for by a request of our own: a walk goes on behind a key that was saved,
+//! whoever saved it, and other people's keys may look like no path at all.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use jiff::Timestamp;
+use serde::Deserialize;
+
+use super::{Bucket, BucketError, Result};
+
+/// The most that a store puts on a page.
+pub const PAGE_MAX: usize = 1000;
+/// The life of a list's signature.
+const ASK_WITHIN: Duration = Duration::from_secs(600);
+
+/// An entry of the list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedObject {
+    /// Its key.
+    pub key: String,
+    /// Its length.
+    pub size_bytes: i64,
+    /// When it was last written, by the store's clock.
+    pub written_at: Option<Timestamp>,
+}
+
+/// A page of the list.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ListedPage {
+    /// Its entries, in the order of their keys.
+    pub objects: Vec<ListedObject>,
+    /// Whether there are more behind it.
+    pub has_more: bool,
+}
+
+/// The answer to ListObjectsV2, as far as it matters
+/// (<https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html>).
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Listed {
+    #[serde(default)]
+    is_truncated: bool,
+    #[serde(default)]
+    contents: Vec<Entry>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Entry {
+    key: String,
+    #[serde(default)]
+    size: i64,
+    last_modified: Option<String>,
+}
+
+impl Bucket {
+    /// At most so many entries whose keys begin with `folder` and sort behind
+    /// `after`, asked for at that time of the catalog.
+    pub async fn list_page(
+        &self,
+        folder: &str,
+        after: Option<&str>,
+        at_most: usize,
+        now: Timestamp,
+    ) -> Result<ListedPage> {
+        let max_keys = at_most.min(PAGE_MAX).to_string();
+        let mut query = vec![("encoding-type", "url"), ("list-type", "2"), ("max-keys", max_keys.as_str())];
+        if !folder.is_empty() {
+            query.push(("prefix", folder));
+        }
+        query.extend(after.map(|after| ("start-after", after)));
+        let answer = self.ask_bucket(now, ASK_WITHIN, &query).await?;
+        if answer.status() != StatusCode::OK {
+            return Err(BucketError::Refused { what: "a list", status: answer.status() });
+        }
+        let document = answer.into_body().bytes().await.map_err(BucketError::Unanswered)?;
+        read(&document, folder)
+    }
+}
+
+fn read(document: &[u8], folder: &str) -> Result<ListedPage> {
+    let unreadable = |error: String| BucketError::Unreadable(format!("a list: {error}"));
+    let listed: Listed = quick_xml::de::from_reader(document).map_err(|error| unreadable(error.to_string()))?;
+    let is_encoded = document.windows(URL_ENCODED.len()).any(|part| part == URL_ENCODED);
+    let mut objects = Vec::with_capacity(listed.contents.len());
+    for Entry { key, size, last_modified } in listed.contents {
+        let key = if is_encoded { decoded(&key) } else { key };
+        // Not every store keeps to the prefix.
+        if key.starts_with(folder) {
+            let written_at = last_modified.and_then(|at| at.parse().ok());
+            objects.push(ListedObject { key, size_bytes: size, written_at });
+        }
+    }
+    Ok(ListedPage { has_more: listed.is_truncated && !objects.is_empty(), objects })
+}
+
+/// A store that encodes keys says so.
+const URL_ENCODED: &[u8] = b"<EncodingType>url</EncodingType>";
+
+/// A key as it is, of one as a form would write it.
+fn decoded(key: &str) -> String {
+    let pair = format!("k={key}");
+    let decoded = url::form_urlencoded::parse(pair.as_bytes()).next();
+    decoded.map_or_else(|| key.to_owned(), |(_, key)| key.into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_is_read_whatever_its_keys_look_like() {
+        let document = "<?xml version=\"1.0\"?><ListBucketResult xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">\
+            <Name>b</Name><IsTruncated>true</IsTruncated><EncodingType>url</EncodingType>\
+            <Contents><Key>p/a%2F%2Fb+c%26d</Key><Size>7</Size><LastModified>2026-11-23T14:00:00.000Z</LastModified>\
+            <ETag>&quot;x&quot;</ETag></Contents><Contents><Key>q/else</Key><Size>1</Size></Contents></ListBucketResult>";
+        let page = read(document.as_bytes(), "p/").unwrap();
+        let written_at = Some("2026-11-23T14:00:00Z".parse().unwrap());
+        assert_eq!(page.objects, [ListedObject { key: "p/a//b c&d".to_owned(), size_bytes: 7, written_at }]);
+        assert!(page.has_more);
+        let empty = "<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>";
+        assert_eq!(read(empty.as_bytes(), "").unwrap(), ListedPage::default());
+        assert!(read(b"<html>", "").is_err());
+    }
+}
