@@ -6,22 +6,29 @@
 //! catalog's, its dice are passed in.
 
 pub mod accept;
+mod adopt;
 mod announced;
 pub mod audit;
 pub mod deliver;
 mod discover;
 pub mod fetch;
+mod flaws;
 mod flight;
+mod found;
 pub mod health;
 mod hits;
 mod inquiry;
 mod intake;
 mod lease;
 mod memory;
+mod mend;
 mod pace;
 pub mod recheck;
 pub mod reconcile;
+pub mod reindex;
+pub mod scrub;
 mod traces;
+pub mod verify;
 
 use std::collections::HashSet;
 use std::sync::Arc;

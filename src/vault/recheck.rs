@@ -12,7 +12,6 @@
 //! copy, should the recording be given up in the end. No delete outlives the
 //! lease by which it was made.
 
-use std::cmp::Reverse;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -23,27 +22,25 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Vault;
-use crate::bucket::{BucketError, ObjectFacts};
+use super::adopt::OBJECTS_AT_ONCE;
+use crate::bucket::BucketError;
 use crate::catalog::{CatalogError, Duty, Finding, Lease, Settled};
-use crate::domain::object_key::Layout;
 use crate::domain::recording::{State, StoredObject};
 use crate::telemetry;
 
 /// How long a recheck may go without renewing its lease: a minute longer than the
 /// store takes a delete that was made under it. By so much its clock may be
 /// behind the catalog's.
-const DUTY_LEASE: Duration = Duration::from_secs(120);
+pub(super) const DUTY_LEASE: Duration = Duration::from_secs(120);
 /// A renewed lease is a fresh grant: so early that a delete always has half of
 /// its time left when it is made.
 const RENEW_EVERY: Duration = Duration::from_secs(30);
 /// Epochs that are swept at once.
 const EPOCHS_AT_ONCE: usize = 4;
-/// Objects that are looked at in one go. A recording has one or two.
-const OBJECTS_AT_ONCE: usize = 1000;
 
 /// A recheck that was begun: its lease, and as of when that was last granted.
-struct Held<'a> {
-    duty: &'a Duty,
+pub(super) struct Held<'a> {
+    pub(super) duty: &'a Duty,
     granted_at: Mutex<Timestamp>,
     /// A delete was sent and not answered: it may still arrive.
     delete_in_doubt: AtomicBool,
@@ -69,37 +66,56 @@ impl Vault {
     /// Works on a recheck that was granted after `granted` until it is settled,
     /// its lease is lost, or `stopping` gives it back for another node.
     pub async fn recheck(&self, duty: &Duty, granted: Instant, stopping: &CancellationToken) {
+        self.under_duty(duty, granted, stopping, async |held: &Held<'_>| Ok((self.look_again(held).await?, ()))).await;
+    }
+
+    /// Works under the lease of a recheck, and settles it as the work says. Gives
+    /// what came of the work; None where it is not settled.
+    pub(super) async fn under_duty<T>(
+        &self,
+        duty: &Duty,
+        granted: Instant,
+        stopping: &CancellationToken,
+        work: impl AsyncFnOnce(&Held<'_>) -> Result<(Finding, T), BucketError>,
+    ) -> Option<T> {
         let granted_at = Mutex::new(duty.granted_at);
         let held = Held { duty, granted_at, delete_in_doubt: AtomicBool::new(false) };
         let recording = duty.lease.id;
-        let (finding, again) = tokio::select! {
-            looked = self.look_again(&held) => match looked {
-                Ok(finding) => (finding, self.recheck_after),
+        let (finding, came_of_it, again) = tokio::select! {
+            worked = work(&held) => match worked {
+                Ok((finding, came_of_it)) => (finding, Some(came_of_it), self.recheck_after),
                 Err(error) => {
                     tracing::warn!(%recording, %error, "a recheck is not finished");
-                    (Finding::Unfinished, self.recheck_after)
+                    (Finding::Unfinished, None, self.recheck_after)
                 }
             },
             () = self.keep_duty(&held, granted) => {
                 tracing::warn!(%recording, "the lease of a recheck was lost");
-                return telemetry::recheck_ended("stale");
+                telemetry::recheck_ended("stale");
+                return None;
             }
-            () = stopping.cancelled() => (Finding::Unfinished, Duration::ZERO),
+            () = stopping.cancelled() => (Finding::Unfinished, None, Duration::ZERO),
         };
         if held.delete_in_doubt.load(Ordering::Acquire) {
             // No claim before it has arrived, or the store refuses it: the lease lasts longer.
             tracing::warn!(%recording, "a delete is not answered; the lease of its recheck is left to run out");
-            return telemetry::recheck_ended("unfinished");
+            telemetry::recheck_ended("unfinished");
+            return None;
         }
         match self.catalog.settle_recheck(duty, &finding, again).await {
             Ok(Settled::Done) => {
                 tracing::info!(%recording, ?finding, "a recheck ended");
                 telemetry::recheck_ended(outcome_label(&finding));
+                came_of_it
             }
-            Ok(Settled::Stale) => telemetry::recheck_ended("stale"),
+            Ok(Settled::Stale) => {
+                telemetry::recheck_ended("stale");
+                None
+            }
             Err(error) => {
                 tracing::warn!(%recording, %error, "the end of a recheck is not told; its lease will run out");
                 telemetry::recheck_ended("stale");
+                None
             }
         }
     }
@@ -122,7 +138,7 @@ impl Vault {
         }
     }
 
-    async fn look_again(&self, held: &Held<'_>) -> Result<Finding, BucketError> {
+    pub(super) async fn look_again(&self, held: &Held<'_>) -> Result<Finding, BucketError> {
         self.sweep_staging(held).await?;
         let recording = &held.duty.recording;
         let folder = self.bucket.layout().recording_folder(&recording.id, &recording.details);
@@ -131,7 +147,7 @@ impl Vault {
         match (recording.state, &recording.object) {
             (State::Announced | State::Pending | State::Fetching, _) | (State::Stored, None) => Ok(Finding::InOrder),
             (State::Stored, Some(object)) => self.look_at_stored(held, &folder, object).await,
-            (State::Failed | State::Absent, _) => self.look_for_whole(held, &folder).await,
+            (State::Failed | State::Absent, named) => self.look_for_whole(held, &folder, named.as_ref()).await,
             (State::Evicted | State::Erased, _) => {
                 let keys = self.bucket.list_folder(&folder, OBJECTS_AT_ONCE).await?;
                 self.remove_ours(held, &keys, None).await
@@ -140,7 +156,7 @@ impl Vault {
     }
 
     /// Clears away what was staged by attempts that are over.
-    async fn sweep_staging(&self, held: &Held<'_>) -> Result<(), BucketError> {
+    pub(super) async fn sweep_staging(&self, held: &Held<'_>) -> Result<(), BucketError> {
         let duty = held.duty;
         let staging = |epoch| self.bucket.layout().staging(&duty.lease.id, epoch);
         if let Some(leftover) = &duty.leftover {
@@ -178,32 +194,25 @@ impl Vault {
         self.remove_ours(held, &keys, Some(&object.key)).await
     }
 
-    /// Of a recording that was given up: the newest object that is what its key says.
-    async fn look_for_whole(&self, held: &Held<'_>, folder: &str) -> Result<Finding, BucketError> {
+    /// Of a recording that was given up: what is whole. What is damaged and named by
+    /// the row stays: there may be no other copy.
+    async fn look_for_whole(
+        &self,
+        held: &Held<'_>,
+        folder: &str,
+        named: Option<&StoredObject>,
+    ) -> Result<Finding, BucketError> {
         let keys = self.bucket.list_folder(folder, OBJECTS_AT_ONCE).await?;
-        let mut candidates = Vec::new();
-        for key in &keys {
-            let Some((digest, format)) = Layout::content_of(key) else { continue };
-            if let Some(described) = self.describe_ours(held, key).await? {
-                candidates.push((Reverse(described.stored_at()), key, digest, format));
-            }
+        if let Some(object) = self.newest_whole(held.duty.lease.id.account, &keys).await? {
+            return Ok(Finding::Adopted(object));
         }
-        candidates.sort_by_key(|(stored_at, ..)| *stored_at);
-        for (_, key, digest, format) in candidates {
-            match self.bucket.read_back(key).await? {
-                Some((read, size_bytes)) if read == digest => {
-                    return Ok(Finding::Adopted(StoredObject { digest, size_bytes, format, key: key.clone() }));
-                }
-                _ => {}
-            }
-        }
-        self.remove_ours(held, &keys, None).await
+        self.remove_ours(held, &keys, named.map(|object| object.key.as_str())).await
     }
 
     /// Removes what this service wrote for the row's account, but for what the row names.
-    async fn remove_ours(&self, held: &Held<'_>, keys: &[String], named: Option<&str>) -> Result<Finding, BucketError> {
+    pub(super) async fn remove_ours(&self, held: &Held<'_>, keys: &[String], named: Option<&str>) -> Result<Finding, BucketError> {
         for key in keys.iter().filter(|key| Some(key.as_str()) != named) {
-            if self.describe_ours(held, key).await?.is_some() {
+            if self.describe_own(held.duty.lease.id.account, key).await?.is_some() {
                 self.delete(held, key).await?;
                 tracing::info!(recording = %held.duty.lease.id, key, "an object that no row names was removed");
                 telemetry::recheck_removed("object");
@@ -221,19 +230,12 @@ impl Vault {
         held.delete_in_doubt.store(!is_clear, Ordering::Release);
         deleted
     }
-
-    /// An object that this service wrote for the row's account.
-    async fn describe_ours(&self, held: &Held<'_>, key: &str) -> Result<Option<ObjectFacts>, BucketError> {
-        let account = held.duty.lease.id.account;
-        let described = self.bucket.facts(key).await?;
-        Ok(described.filter(|described| described.account_sid() == Some(account.as_str())))
-    }
 }
 
 fn outcome_label(finding: &Finding) -> &'static str {
     match finding {
         Finding::InOrder => "in_order",
-        Finding::Lost => "lost",
+        Finding::Lost | Finding::Damaged(_) => "lost",
         Finding::Adopted(_) => "adopted",
         Finding::Unfinished => "unfinished",
     }
