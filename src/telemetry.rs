@@ -39,6 +39,11 @@ const ACCOUNT_SLOWDOWNS: &str = "callvault_account_slowdowns_total";
 const RECONCILE_WALKS: &str = "callvault_reconcile_walks_total";
 const RECONCILE_FOUND: &str = "callvault_reconcile_found_total";
 const RECONCILE_LAG: &str = "callvault_reconcile_lag_seconds";
+const SCRUB_CHECKED: &str = "callvault_scrub_checked_total";
+const SCRUB_BYTES: &str = "callvault_scrub_bytes_total";
+const SCRUB_FOUND: &str = "callvault_scrub_found_total";
+const SCRUB_PROGRESS: &str = "callvault_scrub_progress_ratio";
+const SCRUB_LAG: &str = "callvault_scrub_lag_seconds";
 const TROUBLE: &str = "callvault_trouble";
 const BUILD_INFO: &str = "callvault_build_info";
 
@@ -79,7 +84,15 @@ pub const TROUBLES: &[&str] = &[
     "clock_off",
     "accounts_paused",
     "reconcile_failing",
+    "scrub_failing",
+    "unread",
+    "unindexed",
 ];
+/// What a scrub looks at: a recording, whose object is read back, and a key of the list.
+const SCRUBBED: &[&str] = &["recording", "key"];
+/// What a scrub finds; see `vault/found.rs`.
+const SCRUB_FINDS: &[&str] =
+    &["missing", "corrupted", "misdescribed", "unregistered", "leftover", "marker", "alien"];
 /// How a node's part of a walk over Twilio's list ended.
 const WALK_OUTCOMES: &[&str] = &["completed", "handed_back", "failed", "lost"];
 /// What Twilio was asked for and callbacks had not told: a recording, or what
@@ -166,6 +179,31 @@ const METRICS: &[Metric] = &[
         kind: Kind::Gauge,
         help: "Seconds since the last complete walk over Twilio's list began, of the account that waits longest; \
                the same on every node with the same accounts, and 0 where walks are switched off",
+        label: None,
+    },
+    Metric {
+        name: SCRUB_CHECKED,
+        kind: Kind::Counter,
+        help: "Recordings that this node scrubbed, and keys of the bucket's list that it looked at",
+        label: Some(("what", SCRUBBED)),
+    },
+    Metric { name: SCRUB_BYTES, kind: Kind::Counter, help: "Bytes of objects that were scrubbed", label: None },
+    Metric {
+        name: SCRUB_FOUND,
+        kind: Kind::Counter,
+        help: "What scrubs found wrong, by kind; alien is what this service did not write",
+        label: Some(("kind", SCRUB_FINDS)),
+    },
+    Metric {
+        name: SCRUB_PROGRESS,
+        kind: Kind::Gauge,
+        help: "How much of the pass was done when this node last did a part of it, from 0 to 1",
+        label: None,
+    },
+    Metric {
+        name: SCRUB_LAG,
+        kind: Kind::Gauge,
+        help: "Seconds since the last whole scrub began; 0 where there was none yet",
         label: None,
     },
     Metric {
@@ -366,6 +404,31 @@ pub fn reconcile_found(what: &'static str) {
 /// The last complete walk of the account that waits longest began so long ago.
 pub fn reconcile_lag(lag: Duration) {
     gauge!(RECONCILE_LAG).set(lag.as_secs_f64());
+}
+
+/// So many were scrubbed; `what` is one of [`SCRUBBED`].
+pub fn scrub_checked(what: &'static str, count: u64) {
+    counter!(SCRUB_CHECKED, "what" => what).increment(count);
+}
+
+/// So many bytes were scrubbed.
+pub fn scrub_bytes(bytes: u64) {
+    counter!(SCRUB_BYTES).increment(bytes);
+}
+
+/// A scrub found something wrong; `kind` is one of [`SCRUB_FINDS`].
+pub fn scrub_found(kind: &'static str) {
+    counter!(SCRUB_FOUND, "kind" => kind).increment(1);
+}
+
+/// So much of a pass is done, from 0 to 1.
+pub fn scrub_progress(ratio: f64) {
+    gauge!(SCRUB_PROGRESS).set(ratio);
+}
+
+/// The last whole scrub began so long ago.
+pub fn scrub_lag(lag: Duration) {
+    gauge!(SCRUB_LAG).set(lag.as_secs_f64());
 }
 
 /// A part of the service got into trouble, or out of it; `code` is one of [`TROUBLES`].

@@ -35,7 +35,7 @@ pub struct InHand {
 }
 
 const OF: &str = "SELECT * FROM recordings WHERE 1 = 1";
-const COUNT_STORED: &str = "SELECT count(*) AS stored FROM recordings WHERE state = 'stored'";
+const COUNT: &str = "SELECT count(*) AS known, count(CASE WHEN state = 'stored' THEN 1 END) AS stored FROM recordings";
 const AT_REST: &str = concat!(
     "SELECT *, ",
     now!(),
@@ -78,10 +78,10 @@ impl dyn Catalog + '_ {
         Ok(known)
     }
 
-    /// How many recordings are stored.
-    pub async fn count_stored(&self) -> Result<i64> {
-        let row = self.read().await?.row(COUNT_STORED, args![]).await?;
-        row.map_or(Ok(0), |row| row.get("stored"))
+    /// How many recordings there are, and how many of them are stored.
+    pub async fn count_recordings(&self) -> Result<(i64, i64)> {
+        let row = self.read().await?.row(COUNT, args![]).await?;
+        row.map_or(Ok((0, 0)), |row| Ok((row.get("known")?, row.get("stored")?)))
     }
 
     /// Notes that something lies in the bucket for a recording which its row does
