@@ -65,7 +65,7 @@ impl App {
         let vault = Arc::new(vault(&config).await?);
         let node = node_name();
         let claims = Arc::new(ClaimLoop::new(vault.clone(), node.clone(), config.fetch_concurrency));
-        let reconcile = ReconcileLoop::new(vault.clone(), node);
+        let reconcile = ReconcileLoop::new(vault.clone(), node.clone());
         let mut app = Self {
             address,
             public_url,
@@ -83,6 +83,7 @@ impl App {
         };
         app.spawn(&config, listener, metrics_listener);
         app.begin_reconciling(reconcile);
+        app.begin_scrubbing(&config, node);
         Ok(app)
     }
 
@@ -108,6 +109,15 @@ impl App {
     fn begin_reconciling(&mut self, reconcile: ReconcileLoop) {
         let no_more_claims = self.no_more_claims.clone();
         self.claiming.push(self.supervise(async move { reconcile.run(&no_more_claims).await }));
+    }
+
+    fn begin_scrubbing(&mut self, config: &Config, node: String) {
+        let (vault, no_more_claims) = (self.vault.clone(), self.no_more_claims.clone());
+        self.claiming.push(self.supervise(worker::read_bucket(vault, node.clone(), no_more_claims)));
+        if let Some(every) = config.scrub_every {
+            let (vault, no_more_claims) = (self.vault.clone(), self.no_more_claims.clone());
+            self.claiming.push(self.supervise(worker::scrub(vault, node, every, no_more_claims)));
+        }
     }
 
     /// Runs a loop that ends with the service and not before.
@@ -181,7 +191,7 @@ fn dice() -> f64 {
 
 /// A name that no other node has, and that tells people which one it is.
 #[expect(clippy::disallowed_methods, reason = "a name is to be new, nothing else")]
-fn node_name() -> String {
+pub fn node_name() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host = host.trim();
     format!("{}-{:08x}", if host.is_empty() { "node" } else { host }, rand::random::<u32>())

@@ -6,15 +6,36 @@
 use std::cmp::Reverse;
 
 use super::Vault;
+use super::fetch::AttemptError;
 use crate::bucket::{BucketError, ObjectFacts};
+use crate::catalog::Claim;
 use crate::domain::object_key::Layout;
-use crate::domain::recording::StoredObject;
+use crate::domain::recording::{Details, StoredObject};
 use crate::domain::sid::AccountSid;
 
 /// Objects that are looked at in one go. A recording has one or two.
 pub(super) const OBJECTS_AT_ONCE: usize = 1000;
 
 impl Vault {
+    /// The object of a recording that was claimed, where the catalog is not indexed:
+    /// then it may lie in the bucket already. What else lies there gets a recheck.
+    pub(super) async fn already_there(
+        &self,
+        claim: &Claim,
+        details: &Details,
+    ) -> Result<Option<StoredObject>, AttemptError> {
+        if self.catalog.is_indexed().await? {
+            return Ok(None);
+        }
+        let id = claim.lease.id;
+        let Some(folder) = self.bucket.layout().recording_folder(&id, details) else { return Ok(None) };
+        let keys = self.bucket.list_folder(&folder, OBJECTS_AT_ONCE).await?;
+        if keys.len() > 1 {
+            self.owe_recheck(&claim.lease).await?;
+        }
+        Ok(self.newest_whole(id.account, &keys).await?)
+    }
+
     /// The newest of these objects that is whole, if one is.
     pub(super) async fn newest_whole(
         &self,

@@ -108,7 +108,7 @@ impl Vault {
             return Ok((Some(Position { stage: LIST, after: None, done: 0 }), Duration::ZERO));
         };
         let next = Position { after: Some(last.id.to_string()), done: at.done + rows.len() as i64, ..*at };
-        let looks = rows.iter().map(|row| self.scrub_row(row));
+        let looks: Vec<_> = rows.iter().map(|row| self.scrub_row(row)).collect();
         let found: Vec<_> = stream::iter(looks).buffered(READS_AT_ONCE).collect().await;
         for found in found.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().flatten() {
             self.see_to(&found, node, stopping).await?;

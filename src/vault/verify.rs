@@ -181,7 +181,7 @@ impl Vault {
         run: &Run<'_>,
         rows: impl Iterator<Item = Recording>,
     ) -> Result<(), VerifyError> {
-        let looks = rows.map(|row| self.verify_row(run, row));
+        let looks: Vec<_> = rows.map(|row| self.verify_row(run, row)).collect();
         let mut looks = stream::iter(looks).buffer_unordered(run.terms.concurrency.max(1));
         while let Some(looked) = looks.next().await {
             looked?;

@@ -4,14 +4,18 @@
 //! as well: a wake-up is a hint. Nothing here decides what becomes of a
 //! recording.
 
+mod birth;
 mod claims;
 mod contact;
 mod probes;
 mod recheck;
 mod reconcile;
+mod scrub;
 
+pub use birth::read_bucket;
 pub use claims::{ClaimLoop, HAND_BACK_WITHIN};
 pub use contact::watch_parts;
 pub use probes::probe_paused_accounts;
 pub use recheck::recheck;
 pub use reconcile::ReconcileLoop;
+pub use scrub::scrub;
