@@ -63,6 +63,9 @@ impl App {
         };
         let public_url = config.public_url.clone().unwrap_or_else(|| format!("http://{address}"));
         let vault = Arc::new(vault(&config).await?);
+        if let Some(store) = vault.bucket.embedded() {
+            store.must_be_here().and_then(|()| store.announce(address)).context("the bucket cannot be served")?;
+        }
         let node = node_name();
         let claims = Arc::new(ClaimLoop::new(vault.clone(), node.clone(), config.fetch_concurrency));
         let reconcile = ReconcileLoop::new(vault.clone(), node.clone());

@@ -91,8 +91,7 @@ pub const TROUBLES: &[&str] = &[
 /// What a scrub looks at: a recording, whose object is read back, and a key of the list.
 const SCRUBBED: &[&str] = &["recording", "key"];
 /// What a scrub finds; see `vault/found.rs`.
-const SCRUB_FINDS: &[&str] =
-    &["missing", "corrupted", "misdescribed", "unregistered", "leftover", "marker", "alien"];
+const SCRUB_FINDS: &[&str] = &["missing", "corrupted", "misdescribed", "unregistered", "leftover", "marker", "alien"];
 /// How a node's part of a walk over Twilio's list ended.
 const WALK_OUTCOMES: &[&str] = &["completed", "handed_back", "failed", "lost"];
 /// What Twilio was asked for and callbacks had not told: a recording, or what

@@ -80,8 +80,7 @@ const GRANT: &str = concat!(
     now!(),
     " AS now_ms"
 );
-const AHEAD: &str =
-    concat!("SELECT due_at, covered_until, ", now!(), " AS now_ms FROM bucket_walks WHERE name = $1");
+const AHEAD: &str = concat!("SELECT due_at, covered_until, ", now!(), " AS now_ms FROM bucket_walks WHERE name = $1");
 
 /// What every update of a walk ends with.
 macro_rules! held {

@@ -30,8 +30,7 @@ const KEEP_HOLD: &str = "INSERT INTO marked_holds (account_sid, recording_sid) V
 const KNOWS_HOLD: &str = "SELECT 1 AS one FROM marked_holds WHERE account_sid = $1 AND recording_sid = $2";
 
 /// Makes a row that has just been made hold what the bucket said of it.
-pub(super) const HOLD_AS_MARKED: &str =
-    "UPDATE recordings SET hold = 1 WHERE account_sid = $1 AND recording_sid = $2 AND EXISTS \
+pub(super) const HOLD_AS_MARKED: &str = "UPDATE recordings SET hold = 1 WHERE account_sid = $1 AND recording_sid = $2 AND EXISTS \
      (SELECT 1 FROM marked_holds h WHERE h.account_sid = recordings.account_sid \
      AND h.recording_sid = recordings.recording_sid)";
 

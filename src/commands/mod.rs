@@ -3,9 +3,12 @@
 //! Results go to stdout, progress and logs to stderr. Exit status: 0 done, 1
 //! something was found wrong or failed, 2 wrong usage or settings.
 
+mod beside;
 pub mod demo;
 pub mod get;
+pub mod reindex;
 pub mod serve;
+pub mod verify;
 
 use std::process::ExitCode;
 
@@ -30,6 +33,8 @@ enum Command {
     Serve(serve::Args),
     Demo(demo::Args),
     Get(get::Args),
+    Verify(verify::Args),
+    Reindex(reindex::Args),
 }
 
 /// Runs the command.
@@ -38,6 +43,8 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Serve(_) => serve::run().await,
         Command::Demo(args) => demo::run(args).await,
         Command::Get(args) => get::run(args).await,
+        Command::Verify(args) => verify::run(args).await,
+        Command::Reindex(args) => reindex::run(args).await,
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,

@@ -219,11 +219,7 @@ impl Vault {
         Ok(found)
     }
 
-    async fn look_up(
-        &self,
-        wanted: Wanted,
-        visible: Option<&[AccountSid]>,
-    ) -> Result<Option<Recording>, CatalogError> {
+    async fn look_up(&self, wanted: Wanted, visible: Option<&[AccountSid]>) -> Result<Option<Recording>, CatalogError> {
         let in_time = tokio::time::timeout(LOOK_UP_WITHIN, self.look_ups.acquire()).await;
         let _place = in_time.map_err(|_| CatalogError::Unavailable("too many look-ups wait".to_owned()))?;
         match wanted {

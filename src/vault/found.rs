@@ -128,8 +128,7 @@ impl Vault {
         let recordings = placed.iter().filter_map(|(_, place)| recording_of(place));
         // Asked after the list was: what was stored meanwhile is named by now.
         let known = self.catalog.in_hand(recordings).await?;
-        let looks: Vec<_> =
-            placed.into_iter().map(|(object, place)| self.find_stray(object, place, &known)).collect();
+        let looks: Vec<_> = placed.into_iter().map(|(object, place)| self.find_stray(object, place, &known)).collect();
         let found: Vec<_> = stream::iter(looks).buffered(LOOKS_AT_ONCE).try_collect().await?;
         Ok(found.into_iter().flatten().collect())
     }

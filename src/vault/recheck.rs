@@ -210,7 +210,12 @@ impl Vault {
     }
 
     /// Removes what this service wrote for the row's account, but for what the row names.
-    pub(super) async fn remove_ours(&self, held: &Held<'_>, keys: &[String], named: Option<&str>) -> Result<Finding, BucketError> {
+    pub(super) async fn remove_ours(
+        &self,
+        held: &Held<'_>,
+        keys: &[String],
+        named: Option<&str>,
+    ) -> Result<Finding, BucketError> {
         for key in keys.iter().filter(|key| Some(key.as_str()) != named) {
             if self.describe_own(held.duty.lease.id.account, key).await?.is_some() {
                 self.delete(held, key).await?;

@@ -176,11 +176,7 @@ impl Vault {
         }
     }
 
-    async fn verify_some(
-        &self,
-        run: &Run<'_>,
-        rows: impl Iterator<Item = Recording>,
-    ) -> Result<(), VerifyError> {
+    async fn verify_some(&self, run: &Run<'_>, rows: impl Iterator<Item = Recording>) -> Result<(), VerifyError> {
         let looks: Vec<_> = rows.map(|row| self.verify_row(run, row)).collect();
         let mut looks = stream::iter(looks).buffer_unordered(run.terms.concurrency.max(1));
         while let Some(looked) = looks.next().await {

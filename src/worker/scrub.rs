@@ -31,12 +31,7 @@ pub async fn scrub(vault: Arc<Vault>, node: String, every: Duration, stopping: C
     }
 }
 
-async fn part(
-    vault: &Vault,
-    node: &str,
-    every: Duration,
-    stopping: &CancellationToken,
-) -> Result<Duration, WalkError> {
+async fn part(vault: &Vault, node: &str, every: Duration, stopping: &CancellationToken) -> Result<Duration, WalkError> {
     // Against a catalog that knows nothing yet all would be unnamed.
     if !vault.catalog.is_indexed().await? {
         return Ok(LOOK_EVERY);
