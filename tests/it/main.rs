@@ -47,6 +47,8 @@ mod puts;
 mod recheck;
 mod reconcile;
 mod redirects;
+mod reindex;
 mod settings;
 mod soak;
 mod upstream;
+mod verify;
