@@ -91,7 +91,7 @@ impl App {
     }
 
     fn spawn(&mut self, config: &Config, listener: TcpListener, metrics_listener: Option<TcpListener>) {
-        let state = http::State::new(self.vault.clone(), config.admin_key.as_ref(), &self.public_url);
+        let state = http::State::new(self.vault.clone(), config, &self.public_url);
         let serve = |listener, router| tokio::spawn(http::serve(listener, router, self.no_more_connections.clone()));
         self.servers.push(serve(listener, http::router(state)));
         self.servers.extend(metrics_listener.map(|listener| serve(listener, http::metrics_router())));
@@ -99,12 +99,14 @@ impl App {
         self.claiming.push(self.supervise(async move { claims.run(&no_more_claims).await }));
         let (vault, no_more_claims) = (self.vault.clone(), self.no_more_claims.clone());
         self.claiming.push(self.supervise(worker::recheck(vault, no_more_claims)));
-        let vault = self.vault.clone();
+        let (vault, keys) = (self.vault.clone(), self.vault.clone());
         self.loops = vec![
             self.supervise(worker::watch_parts(vault.clone(), self.stopped.clone())),
             self.supervise(async move { vault.write_what_was_asked().await }),
             self.supervise(worker::probe_paused_accounts(self.vault.clone())),
             self.supervise(self.vault.clone().follow_flights()),
+            self.supervise(async move { keys.follow_keys().await }),
+            self.supervise(self.vault.clone().follow_feed()),
             self.supervise(telemetry::keep_up()),
         ];
     }
@@ -155,6 +157,7 @@ impl App {
         };
         let _ = tokio::join!(tokio::time::sleep(self.drain), tokio::time::timeout_at(deadline, claiming_ended));
         self.no_more_connections.cancel();
+        self.vault.follower.end_readers();
         let left = (deadline - worker::HAND_BACK_WITHIN).saturating_duration_since(Instant::now());
         let served = async {
             for server in self.servers {
@@ -183,12 +186,18 @@ pub async fn vault(config: &Config) -> anyhow::Result<Vault> {
     let catalog = catalog::open(config).context("the catalog cannot be opened")?;
     let bucket = Bucket::open(config).await.context("the bucket cannot be opened")?;
     let twilio = Twilio::new(config).context("the clients for Twilio cannot be set up")?;
-    Ok(Vault::new(config, catalog, bucket, twilio, Box::new(dice)))
+    Ok(Vault::new(config, catalog, bucket, twilio, (Box::new(dice), entropy)))
 }
 
 /// What the vault's randomness is.
 #[expect(clippy::disallowed_methods, reason = "this is where it is passed in")]
 fn dice() -> f64 {
+    rand::random()
+}
+
+/// Where new keys and secrets come from.
+#[expect(clippy::disallowed_methods, reason = "this is where it is passed in")]
+pub fn entropy() -> [u8; 32] {
     rand::random()
 }
 

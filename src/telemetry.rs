@@ -39,13 +39,14 @@ const ACCOUNT_SLOWDOWNS: &str = "callvault_account_slowdowns_total";
 const RECONCILE_WALKS: &str = "callvault_reconcile_walks_total";
 const RECONCILE_FOUND: &str = "callvault_reconcile_found_total";
 const RECONCILE_LAG: &str = "callvault_reconcile_lag_seconds";
-const SCRUB_CHECKED: &str = "callvault_scrub_checked_total";
-const SCRUB_BYTES: &str = "callvault_scrub_bytes_total";
-const SCRUB_FOUND: &str = "callvault_scrub_found_total";
-const SCRUB_PROGRESS: &str = "callvault_scrub_progress_ratio";
-const SCRUB_LAG: &str = "callvault_scrub_lag_seconds";
+const FEED_LAG: &str = "callvault_feed_lag_seconds";
+const FEED_READERS: &str = "callvault_feed_readers";
 const TROUBLE: &str = "callvault_trouble";
 const BUILD_INFO: &str = "callvault_build_info";
+
+mod scrub;
+
+pub use scrub::{scrub_bytes, scrub_checked, scrub_found, scrub_lag, scrub_progress};
 
 enum Kind {
     Counter,
@@ -81,6 +82,7 @@ pub const TROUBLES: &[&str] = &[
     "bucket_unreachable",
     "claims_failing",
     "rechecks_failing",
+    "keys_failing",
     "clock_off",
     "accounts_paused",
     "reconcile_failing",
@@ -88,10 +90,6 @@ pub const TROUBLES: &[&str] = &[
     "unread",
     "unindexed",
 ];
-/// What a scrub looks at: a recording, whose object is read back, and a key of the list.
-const SCRUBBED: &[&str] = &["recording", "key"];
-/// What a scrub finds; see `vault/found.rs`.
-const SCRUB_FINDS: &[&str] = &["missing", "corrupted", "misdescribed", "unregistered", "leftover", "marker", "alien"];
 /// How a node's part of a walk over Twilio's list ended.
 const WALK_OUTCOMES: &[&str] = &["completed", "handed_back", "failed", "lost"];
 /// What Twilio was asked for and callbacks had not told: a recording, or what
@@ -181,30 +179,12 @@ const METRICS: &[Metric] = &[
         label: None,
     },
     Metric {
-        name: SCRUB_CHECKED,
-        kind: Kind::Counter,
-        help: "Recordings that this node scrubbed, and keys of the bucket's list that it looked at",
-        label: Some(("what", SCRUBBED)),
-    },
-    Metric { name: SCRUB_BYTES, kind: Kind::Counter, help: "Bytes of objects that were scrubbed", label: None },
-    Metric {
-        name: SCRUB_FOUND,
-        kind: Kind::Counter,
-        help: "What scrubs found wrong, by kind; alien is what this service did not write",
-        label: Some(("kind", SCRUB_FINDS)),
-    },
-    Metric {
-        name: SCRUB_PROGRESS,
+        name: FEED_LAG,
         kind: Kind::Gauge,
-        help: "How much of the pass was done when this node last did a part of it, from 0 to 1",
+        help: "Seconds since this node last knew all of the feed; near 0 unless the catalog is away or too slow",
         label: None,
     },
-    Metric {
-        name: SCRUB_LAG,
-        kind: Kind::Gauge,
-        help: "Seconds since the last whole scrub began; 0 where there was none yet",
-        label: None,
-    },
+    Metric { name: FEED_READERS, kind: Kind::Gauge, help: "Readers of the feed on this node", label: None },
     Metric {
         name: TROUBLE,
         kind: Kind::Gauge,
@@ -276,7 +256,7 @@ pub async fn keep_up() {
 }
 
 fn declare() {
-    for metric in METRICS {
+    for metric in METRICS.iter().chain(scrub::METRICS) {
         match metric.kind {
             Kind::Counter => metrics::describe_counter!(metric.name, metric.help),
             Kind::Gauge => metrics::describe_gauge!(metric.name, metric.help),
@@ -342,20 +322,29 @@ pub fn question(outcome: &'static str) {
     counter!(QUESTIONS, "outcome" => outcome).increment(1);
 }
 
-/// An attempt began; it ends when this is dropped.
-pub struct RunningFetch(());
+/// Something that is counted as long as this lives.
+pub struct Running(&'static str);
 
-impl RunningFetch {
-    /// Counts an attempt as running.
-    pub fn begin() -> Self {
-        gauge!(FETCHES_RUNNING).increment(1.0);
-        Self(())
+impl Running {
+    /// An attempt to fetch a recording.
+    pub fn fetch() -> Self {
+        Self::begin(FETCHES_RUNNING)
+    }
+
+    /// A reader of the feed.
+    pub fn feed_reader() -> Self {
+        Self::begin(FEED_READERS)
+    }
+
+    fn begin(gauge: &'static str) -> Self {
+        gauge!(gauge).increment(1.0);
+        Self(gauge)
     }
 }
 
-impl Drop for RunningFetch {
+impl Drop for Running {
     fn drop(&mut self) {
-        gauge!(FETCHES_RUNNING).decrement(1.0);
+        gauge!(self.0).decrement(1.0);
     }
 }
 
@@ -405,29 +394,9 @@ pub fn reconcile_lag(lag: Duration) {
     gauge!(RECONCILE_LAG).set(lag.as_secs_f64());
 }
 
-/// So many were scrubbed; `what` is one of [`SCRUBBED`].
-pub fn scrub_checked(what: &'static str, count: u64) {
-    counter!(SCRUB_CHECKED, "what" => what).increment(count);
-}
-
-/// So many bytes were scrubbed.
-pub fn scrub_bytes(bytes: u64) {
-    counter!(SCRUB_BYTES).increment(bytes);
-}
-
-/// A scrub found something wrong; `kind` is one of [`SCRUB_FINDS`].
-pub fn scrub_found(kind: &'static str) {
-    counter!(SCRUB_FOUND, "kind" => kind).increment(1);
-}
-
-/// So much of a pass is done, from 0 to 1.
-pub fn scrub_progress(ratio: f64) {
-    gauge!(SCRUB_PROGRESS).set(ratio);
-}
-
-/// The last whole scrub began so long ago.
-pub fn scrub_lag(lag: Duration) {
-    gauge!(SCRUB_LAG).set(lag.as_secs_f64());
+/// This node last knew all of the feed so long ago.
+pub fn feed_lag(lag: Duration) {
+    gauge!(FEED_LAG).set(lag.as_secs_f64());
 }
 
 /// A part of the service got into trouble, or out of it; `code` is one of [`TROUBLES`].
@@ -450,7 +419,7 @@ mod tests {
     #[test]
     fn every_metric_is_there_from_the_start_and_named_as_ours() {
         let text = metrics().render();
-        for metric in METRICS.iter().filter(|metric| !matches!(metric.kind, Kind::Histogram)) {
+        for metric in METRICS.iter().chain(scrub::METRICS).filter(|metric| !matches!(metric.kind, Kind::Histogram)) {
             assert!(text.contains(metric.name), "{} is missing", metric.name);
         }
         assert!(text.contains(r#"callvault_fetches_total{outcome="not_ready"} 0"#), "{text}");

@@ -46,11 +46,30 @@ pub(super) struct Room {
 
 const MAKE_ROW: &str = "INSERT INTO accounts (account_sid) VALUES ($1) ON CONFLICT DO NOTHING";
 const ROW: &str = concat!("SELECT *, ", now!(), " AS now_ms FROM accounts WHERE account_sid = $1");
-/// A lease that ran out is nobody's work any more.
-const UNDER_WAY: &str = concat!(
-    "SELECT count(*) AS under_way FROM recordings WHERE account_sid = $1 AND state = 'fetching' AND due_at > ",
-    now!()
-);
+/// Fetches of the account `$account`, and other requests that have a turn or wait for
+/// one. A lease that ran out is nobody's work any more.
+macro_rules! under_way {
+    ($account:literal, $turns:literal) => {
+        concat!(
+            "(SELECT count(*) FROM recordings f WHERE f.account_sid = ",
+            $account,
+            " AND f.state = 'fetching' AND f.due_at > ",
+            now!(),
+            ") + (SELECT count(*) FROM turns t WHERE t.account_sid = ",
+            $account,
+            " AND t.until_at > ",
+            now!(),
+            $turns,
+            ")"
+        )
+    };
+}
+pub(super) use under_way;
+
+const UNDER_WAY: &str = concat!("SELECT ", under_way!("$1", ""), " AS under_way");
+/// Those who wait do not keep each other waiting.
+const SENT: &str = concat!("SELECT ", under_way!("$1", " AND t.is_granted = 1"), " AS under_way");
+const LIMITED: &str = "SELECT account_sid FROM accounts WHERE account_sid = $1 AND fetch_limit IS NOT NULL";
 const SET_PACE: &str =
     concat!("UPDATE accounts SET fetch_limit = $2, too_many = $3, limit_set_at = ", now!(), " WHERE account_sid = $1");
 const SET_QUIET: &str = concat!(
@@ -94,6 +113,11 @@ impl dyn Catalog + '_ {
         Ok(self.read().await?.row(LEFT_ALONE, args![account]).await?.is_some())
     }
 
+    /// Whether the pace of an account is limited.
+    pub(super) async fn is_limited(&self, account: AccountSid) -> Result<bool> {
+        Ok(self.read().await?.row(LIMITED, args![account]).await?.is_some())
+    }
+
     /// Twilio asks for less of an account: fewer fetches at once from now on,
     /// and none at all for as long as it says. Gives the new pace, where it changed.
     pub async fn slow_down(&self, account: AccountSid, asked: SlowDown) -> Result<Option<Pace>> {
@@ -109,7 +133,7 @@ impl dyn Catalog + '_ {
         let mut slowed = None;
         if !is_heard {
             // The attempt that heard it may have ended already.
-            let under_way = under_way(&mut session, account).await?.max(1);
+            let under_way = count(&mut session, SENT, account).await?.max(1);
             let pace = pace(&row)?.slowed(under_way, asked.too_many);
             session.execute(SET_PACE, args![account, pace.limit, pace.too_many]).await?;
             slowed = Some(pace);
@@ -201,7 +225,7 @@ pub(super) async fn room(session: &mut Session, account: AccountSid) -> Result<O
         return Ok(None);
     }
     let Some(limit) = pace(&row)?.limit else { return Ok(Some(Room { at_most: usize::MAX, limited: false })) };
-    let left = limit - under_way(session, account).await?;
+    let left = limit - count(session, UNDER_WAY, account).await?;
     Ok(usize::try_from(left).ok().filter(|left| *left > 0).map(|at_most| Room { at_most, limited: true }))
 }
 
@@ -210,8 +234,16 @@ async fn lock(session: &mut Session, account: AccountSid, how: &str) -> Result<O
     session.row(AssertSqlSafe(format!("{ROW}{locking}")), args![account]).await
 }
 
-async fn under_way(session: &mut Session, account: AccountSid) -> Result<i64> {
-    let row = session.row(UNDER_WAY, args![account]).await?;
+/// Requests beside fetches for which there is room now, which stays so until the
+/// end of the transaction; None is any number.
+pub(super) async fn room_for_request(session: &mut Session, account: AccountSid) -> Result<Option<i64>> {
+    let Some(row) = lock(session, account, "").await? else { return Ok(None) };
+    let Some(limit) = pace(&row)?.limit else { return Ok(None) };
+    Ok(Some((limit - count(session, SENT, account).await?).max(0)))
+}
+
+async fn count(session: &mut Session, what: &'static str, account: AccountSid) -> Result<i64> {
+    let row = session.row(what, args![account]).await?;
     row.map_or(Ok(0), |row| row.get("under_way"))
 }
 

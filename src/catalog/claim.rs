@@ -8,6 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use sqlx::AssertSqlSafe;
 
+use super::accounts::under_way;
 use super::lease::{Lease, Settled, settle_failure};
 use super::sql::{Row, Session, args, now, place_each};
 use super::{Catalog, CatalogError, Result, accounts, recheck, rows};
@@ -92,13 +93,16 @@ const GRANT: &str = concat!(
     " + $4, attempts = attempts + 1 WHERE account_sid = $1 AND recording_sid = $2"
 );
 /// Of each account the first entry in the index of what is due.
-const STANDINGS: &str = "SELECT a.column1 AS account_sid, s.quiet_until, s.fetch_limit, \
+const STANDINGS: &str = concat!(
+    "SELECT a.column1 AS account_sid, s.quiet_until, s.fetch_limit, \
      (SELECT r.due_at FROM recordings r WHERE r.account_sid = a.column1 \
      AND r.state IN ('pending', 'fetching') ORDER BY r.due_at LIMIT 1) AS due_at, \
-     CASE WHEN s.fetch_limit IS NOT NULL THEN (SELECT count(*) FROM recordings r \
-     WHERE r.account_sid = a.column1 AND r.state = 'fetching' AND r.due_at > (SELECT now_ms FROM clock)) \
-     END AS under_way, \
-     (SELECT now_ms FROM clock) AS now_ms FROM";
+     CASE WHEN s.fetch_limit IS NOT NULL THEN ",
+    under_way!("a.column1", ""),
+    " END AS under_way, ",
+    now!(),
+    " AS now_ms FROM"
+);
 const NOT_PAUSED: &str = "AS a LEFT JOIN accounts s ON s.account_sid = a.column1 WHERE s.paused_at IS NULL";
 
 impl dyn Catalog + '_ {

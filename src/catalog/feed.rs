@@ -12,11 +12,16 @@ use jiff::Timestamp;
 use serde_json::{Value as Json, json};
 use sqlx::AssertSqlSafe;
 
+use super::lookup::recordings_of_call;
+use super::news::News;
 use super::rows::{self, HistoryEntry};
 use super::sql::{Row, Session, args, now};
 use super::{Catalog, CatalogError, Result};
 use crate::domain::recording::{Recording, RecordingId};
 use crate::domain::sid::{AccountSid, CallSid, RecordingSid};
+
+/// Events that a page is looked for in at most: some milliseconds.
+const LOOKED_THROUGH: i64 = 10_000;
 
 /// Entries that a recording's history keeps beside its events.
 const HISTORY_MAX: i64 = 100;
@@ -30,6 +35,28 @@ const HISTORY_MAX: i64 = 100;
 pub struct Cursor {
     catalog_created_ms: i64,
     seq: i64,
+}
+
+impl Cursor {
+    /// The event's number.
+    pub(super) fn seq(self) -> i64 {
+        self.seq
+    }
+
+    /// The cursor of the same catalog with that number.
+    pub(super) fn at(self, seq: i64) -> Self {
+        Self { seq, ..self }
+    }
+
+    /// So many events further on.
+    pub(super) fn advanced(self, events: i64) -> Self {
+        self.at(self.seq.saturating_add(events))
+    }
+
+    /// Whether it is of the same catalog as `end`, and not behind it.
+    pub(super) fn is_before_or_at(self, end: Self) -> bool {
+        self.catalog_created_ms == end.catalog_created_ms && self.seq <= end.seq
+    }
 }
 
 impl fmt::Display for Cursor {
@@ -79,8 +106,17 @@ pub struct EventFilter {
     pub accounts: Option<Vec<AccountSid>>,
     /// Only of these types.
     pub kinds: Vec<String>,
-    /// Only of recordings of this call.
+    /// Only of recordings that are asked for by this call.
     pub call: Option<CallSid>,
+}
+
+impl EventFilter {
+    /// Whether such an event is wanted, as far as its essentials tell.
+    pub fn passes(&self, news: &News) -> bool {
+        self.accounts.as_ref().is_none_or(|accounts| accounts.contains(&news.account))
+            && (self.kinds.is_empty() || self.kinds.contains(&news.kind))
+            && self.call.is_none_or(|call| news.calls.contains(&call))
+    }
 }
 
 const APPEND: &str = concat!(
@@ -193,40 +229,51 @@ impl dyn Catalog + '_ {
 
     /// The cursor behind the last event: from there on, only what is new is read.
     pub async fn latest_event(&self) -> Result<Cursor> {
-        let row = self.read().await?.row(LATEST, args![]).await?;
-        let row = row.ok_or_else(|| CatalogError::Unreadable("the catalog's own row is missing".to_owned()))?;
-        Ok(Cursor { catalog_created_ms: row.get("created_at")?, seq: row.get("last_seq")? })
+        latest(&mut self.read().await?).await
     }
 
     /// At most `limit` events behind `after` that pass the filter, in order,
     /// and the cursor to go on from. None reads from the oldest.
+    ///
+    /// Fewer than `limit` need not be the end: where few events pass, so much of
+    /// the feed is looked through as takes a moment, and the cursor moves on.
     pub async fn events(
         &self,
         after: Option<Cursor>,
         filter: &EventFilter,
         limit: i64,
     ) -> Result<(Vec<Event>, Cursor)> {
-        let latest = self.latest_event().await?;
+        let mut session = self.read().await?;
+        let latest = latest(&mut session).await?;
         let after = match after {
             Some(after) if after.catalog_created_ms == latest.catalog_created_ms => after,
             // Another catalog's, or none: all that this one has.
-            _ => Cursor { seq: 0, ..latest },
+            _ => latest.at(0),
         };
-        let (sql, args) = statement(after, latest, filter, limit);
-        let rows = self.read().await?.rows(AssertSqlSafe(sql), args).await?;
-        let read = |row: &Row| event(row, after.catalog_created_ms);
+        // The events of a call are found by its recordings, however long the feed is.
+        let until = if filter.call.is_some() { latest } else { latest.min(after.advanced(LOOKED_THROUGH)) };
+        let (sql, args) = statement(after, until, filter, limit);
+        let rows = session.rows(AssertSqlSafe(sql), args).await?;
+        let read = |row: &Row| event(row, after);
         let events: Vec<Event> = rows.iter().map(read).collect::<Result<_>>()?;
-        // A full page ends at its last event; else all up to the latest was looked at.
+        // A full page ends at its last event; else all up to there was looked at.
         let full = events.len() as i64 == limit;
-        let next = events.last().filter(|_| full).map_or(latest.max(after), |last| last.cursor);
+        let next = events.last().filter(|_| full).map_or(until.max(after), |last| last.cursor);
         Ok((events, next))
     }
 }
 
-fn event(row: &Row, catalog_created_ms: i64) -> Result<Event> {
+/// The cursor behind the last event.
+pub(super) async fn latest(session: &mut Session) -> Result<Cursor> {
+    let row = session.row(LATEST, args![]).await?;
+    let row = row.ok_or_else(|| CatalogError::Unreadable("the catalog's own row is missing".to_owned()))?;
+    Ok(Cursor { catalog_created_ms: row.get("created_at")?, seq: row.get("last_seq")? })
+}
+
+fn event(row: &Row, after: Cursor) -> Result<Event> {
     let has_recording = row.get::<Option<String>>("recording_sid")?.is_some();
     Ok(Event {
-        cursor: Cursor { catalog_created_ms, seq: row.get("event_seq")? },
+        cursor: after.at(row.get("event_seq")?),
         kind: row.get("event_type")?,
         at: row.time("event_at")?,
         account: row.parse("event_account")?,
@@ -235,22 +282,32 @@ fn event(row: &Row, catalog_created_ms: i64) -> Result<Event> {
     })
 }
 
+/// Events beside their recordings as they are now.
+const EVENTS: &str = "SELECT e.seq AS event_seq, e.type AS event_type, e.at AS event_at, \
+     e.account_sid AS event_account, e.detail AS event_detail, r.* FROM ";
+const WITH_RECORDINGS: &str = "events e LEFT JOIN recordings r \
+     ON r.account_sid = e.account_sid AND r.recording_sid = e.recording_sid ";
+/// Crossed: SQLite keeps the order of such a join, and finds the events by recording.
+const OF_CALL: &str = concat!(recordings_of_call!("$4"), " AS of_call CROSS JOIN ");
+
 /// The statement of one page. Its text depends on what is filtered by, never on values.
-fn statement(after: Cursor, latest: Cursor, filter: &EventFilter, limit: i64) -> (String, Vec<super::sql::Value>) {
-    let mut args = args![after.seq, latest.seq, limit];
-    let mut sql = "SELECT e.seq AS event_seq, e.type AS event_type, e.at AS event_at, e.account_sid AS event_account, \
-                   e.detail AS event_detail, r.* FROM events e LEFT JOIN recordings r \
-                   ON r.account_sid = e.account_sid AND r.recording_sid = e.recording_sid \
-                   WHERE e.seq > $1 AND e.seq <= $2"
-        .to_owned();
+fn statement(after: Cursor, until: Cursor, filter: &EventFilter, limit: i64) -> (String, Vec<super::sql::Value>) {
+    let mut args = args![after.seq, until.seq, limit];
+    let mut sql = EVENTS.to_owned();
+    if let Some(call) = filter.call {
+        args.extend(args![call]);
+        sql.push_str(OF_CALL);
+    }
+    sql.push_str(WITH_RECORDINGS);
+    sql.push_str("WHERE e.seq > $1 AND e.seq <= $2");
+    if filter.call.is_some() {
+        sql.push_str(" AND e.account_sid = of_call.account_sid AND e.recording_sid = of_call.recording_sid");
+    }
     if let Some(accounts) = &filter.accounts {
         sql.push_str(&super::sql::one_of("e.account_sid", accounts.iter().copied(), &mut args));
     }
     if !filter.kinds.is_empty() {
         sql.push_str(&super::sql::one_of("e.type", filter.kinds.iter().map(String::as_str), &mut args));
-    }
-    if let Some(call) = filter.call {
-        sql.push_str(&super::sql::one_of("r.call_sid", [call], &mut args));
     }
     sql.push_str(" ORDER BY e.seq LIMIT $3");
     (sql, args)

@@ -107,18 +107,34 @@ const NAMED: &str = "SELECT * FROM recordings WHERE recording_sid = $1";
 
 /// By its own SID, by another name of it, or by what was PUT for it. A union
 /// of look-ups by index: an OR of them would read the whole table.
-const OF_CALL: &str = "SELECT r.*, \
+macro_rules! recordings_of_call {
+    ($call:literal) => {
+        concat!(
+            "(SELECT account_sid, recording_sid FROM recordings WHERE call_sid = ",
+            $call,
+            " UNION SELECT account_sid, recording_sid FROM choices WHERE call_sid = ",
+            $call,
+            " UNION SELECT o.account_sid, o.recording_sid FROM aliases a JOIN recordings o \
+             ON o.account_sid = a.account_sid AND o.call_sid = a.target_sid WHERE a.alias_sid = ",
+            $call,
+            " UNION SELECT o.account_sid, o.recording_sid FROM aliases a JOIN recordings o \
+             ON o.account_sid = a.account_sid AND o.conference_sid = a.target_sid WHERE a.alias_sid = ",
+            $call,
+            ")"
+        )
+    };
+}
+pub(super) use recordings_of_call;
+
+const OF_CALL: &str = concat!(
+    "SELECT r.*, \
      CAST(CASE WHEN r.call_sid = $1 AND r.details_confirmed = 1 THEN 1 ELSE 0 END AS BIGINT) AS is_own, \
      (SELECT max(a.created_at) FROM aliases a WHERE a.alias_sid = $1 AND a.account_sid = r.account_sid \
       AND a.target_sid IN (r.call_sid, r.conference_sid)) AS alias_since \
-     FROM recordings r JOIN ( \
-     SELECT account_sid, recording_sid FROM recordings WHERE call_sid = $1 \
-     UNION SELECT account_sid, recording_sid FROM choices WHERE call_sid = $1 \
-     UNION SELECT o.account_sid, o.recording_sid FROM aliases a JOIN recordings o \
-     ON o.account_sid = a.account_sid AND o.call_sid = a.target_sid WHERE a.alias_sid = $1 \
-     UNION SELECT o.account_sid, o.recording_sid FROM aliases a JOIN recordings o \
-     ON o.account_sid = a.account_sid AND o.conference_sid = a.target_sid WHERE a.alias_sid = $1 \
-     ) AS found ON r.account_sid = found.account_sid AND r.recording_sid = found.recording_sid WHERE 1 = 1";
+     FROM recordings r JOIN ",
+    recordings_of_call!("$1"),
+    " AS found ON r.account_sid = found.account_sid AND r.recording_sid = found.recording_sid WHERE 1 = 1"
+);
 
 /// What was PUT for the call under any of its names.
 const CHOICES_OF_CALL: &str = "SELECT account_sid, recording_sid, put_at FROM choices WHERE call_sid = $1 \

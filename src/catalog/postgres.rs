@@ -95,7 +95,10 @@ impl PostgresCatalog {
 /// The schema, a step after the other.
 const MIGRATIONS: &[Step] = &[
     Step(1, "recordings", include_str!("migrations/postgres/0001_recordings.sql")),
+    Step(2, "keys", include_str!("migrations/postgres/0002_keys.sql")),
+    Step(3, "webhooks", include_str!("migrations/postgres/0003_webhooks.sql")),
     Step(5, "bucket_read", include_str!("migrations/postgres/0005_bucket_read.sql")),
+    Step(8, "turns", include_str!("migrations/postgres/0008_turns.sql")),
 ];
 
 impl Shared {

@@ -55,14 +55,19 @@ pub(super) fn recording(row: &Row) -> Result<Recording> {
 
 fn object(row: &Row) -> Result<Option<StoredObject>> {
     let Some(sha256) = row.get::<Option<Vec<u8>>>("sha256")? else { return Ok(None) };
-    let bytes: [u8; 32] =
-        sha256.try_into().map_err(|_| CatalogError::Unreadable("sha256 has not 32 bytes".to_owned()))?;
     Ok(Some(StoredObject {
-        digest: Digest::from(bytes),
+        digest: digest(sha256, "sha256")?,
         size_bytes: row.get("size_bytes")?,
         format: row.parse("format")?,
         key: row.get("object_key")?,
     }))
+}
+
+/// What a column of 32 bytes holds.
+pub(super) fn digest(bytes: Vec<u8>, column: &str) -> Result<Digest> {
+    let bytes: [u8; 32] =
+        bytes.try_into().map_err(|_| CatalogError::Unreadable(format!("{column} has not 32 bytes")))?;
+    Ok(Digest::from(bytes))
 }
 
 fn last_error(row: &Row) -> Result<Option<LastError>> {

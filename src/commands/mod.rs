@@ -6,6 +6,7 @@
 mod beside;
 pub mod demo;
 pub mod get;
+pub mod keys;
 pub mod reindex;
 pub mod serve;
 pub mod verify;
@@ -35,6 +36,7 @@ enum Command {
     Get(get::Args),
     Verify(verify::Args),
     Reindex(reindex::Args),
+    Keys(keys::Args),
 }
 
 /// Runs the command.
@@ -45,6 +47,7 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Get(args) => get::run(args).await,
         Command::Verify(args) => verify::run(args).await,
         Command::Reindex(args) => reindex::run(args).await,
+        Command::Keys(args) => keys::run(args).await,
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,

@@ -326,7 +326,6 @@ impl Config {
             ("CALLVAULT_EVICT_AFTER", self.evict_after.is_some()),
             ("CALLVAULT_RETENTION", self.retention.is_some() || account(|account| account.retention.is_some())),
             ("CALLVAULT_DELETE_AT_TWILIO_AFTER", self.delete_at_twilio_after.is_some()),
-            ("CALLVAULT_SHARE_URL", self.share_url.is_some()),
             ("CALLVAULT_TWILIO_PRIVATE_KEY_FILE", account(|account| !account.private_keys.is_empty())),
             ("OTEL_EXPORTER_OTLP_ENDPOINT", self.log.otlp_endpoint.is_some()),
         ];

@@ -14,10 +14,10 @@ use http::{HeaderValue, Method, StatusCode, header};
 use super::State;
 use super::auth::Reader;
 use super::problem::Problem;
-use super::request::{self, Named, Query};
+use super::request::{self, Query};
 use super::view::{self, LinkAnswer, PendingAnswer};
 use crate::bucket::{LinkBase, LinkMethod};
-use crate::domain::sid::{AccountSid, CallSid};
+use crate::domain::sid::AccountSid;
 use crate::telemetry;
 use crate::vault::deliver::{Delivery, Manner, Wanted};
 
@@ -38,10 +38,7 @@ impl FromRequestParts<State> for Asked {
 
     async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Problem> {
         let Reader(caller) = Reader::from_request_parts(parts, state).await?;
-        let wanted = match Named::<CallSid>::of(parts, "call_sid").await {
-            Ok(Named(call)) => Wanted::Call(call),
-            Err(_) => Wanted::Recording(Named::of(parts, "recording_sid").await?.0),
-        };
+        let wanted = request::wanted(parts).await?;
         Self::of(parts, wanted, caller.visible())
     }
 }

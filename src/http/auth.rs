@@ -1,79 +1,57 @@
-//! Who asks: API keys, and what they may see.
+//! Who asks: what a request's key may do, for as long as the request takes.
+//!
+//! A handler takes a [`Reader`], an [`Ingester`] or an [`Admin`], and is not
+//! called for anyone else. [`guard`] stands around every handler: when the key
+//! is revoked meanwhile, who still waits gets 401, and a body that is being sent
+//! breaks off.
 
-use axum::extract::FromRequestParts;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+
+use axum::body::{Body, HttpBody};
+use axum::extract::{FromRequestParts, Request, State as Shared};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use http::header::AUTHORIZATION;
 use http::request::Parts;
-use secrecy::{ExposeSecret, SecretString};
+use http_body::{Frame, SizeHint};
 
 use super::State;
 use super::problem::Problem;
-use crate::domain::digest::Digest;
+use crate::domain::key::{Holder, KeyId, Scope};
 use crate::domain::sid::AccountSid;
-
-/// What a key may do. `admin` includes the others.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Scope {
-    Read,
-    Ingest,
-    Admin,
-}
-
-impl Scope {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Read => "read",
-            Self::Ingest => "ingest",
-            Self::Admin => "admin",
-        }
-    }
-}
-
-/// The keys that this service knows. Only their hashes are kept.
-#[derive(Debug, Default)]
-pub struct Keys {
-    admin: Option<Digest>,
-}
-
-impl Keys {
-    /// The admin key of the settings, if there is one.
-    pub fn new(admin_key: Option<&SecretString>) -> Self {
-        Self { admin: admin_key.map(|key| Digest::of(key.expose_secret().as_bytes())) }
-    }
-
-    /// Who holds that key. The time it takes tells nothing: hashes are
-    /// compared, and nobody can choose a key by its hash.
-    fn holder(&self, key: &str) -> Option<Caller> {
-        let known = self.admin.is_some_and(|admin| admin == Digest::of(key.as_bytes()));
-        known.then(|| Caller { scopes: vec![Scope::Admin], accounts: None })
-    }
-}
 
 /// Who asks.
 #[derive(Debug, Clone)]
-pub struct Caller {
-    scopes: Vec<Scope>,
-    accounts: Option<Vec<AccountSid>>,
-}
+pub struct Caller(Arc<Holder>);
 
 impl Caller {
     /// The accounts that may be seen; None is all.
     pub fn visible(&self) -> Option<&[AccountSid]> {
-        self.accounts.as_deref()
+        self.0.accounts.as_deref()
     }
 
-    fn may(&self, scope: Scope) -> bool {
-        self.scopes.contains(&scope) || self.scopes.contains(&Scope::Admin)
+    /// What the key is called.
+    pub fn key_id(&self) -> KeyId {
+        self.0.id
     }
 
-    fn of_request(parts: &Parts, state: &State, scope: Scope) -> Result<Self, Problem> {
-        let header = parts.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let bearer = header.and_then(|value| {
-            let (scheme, key) = value.split_once(' ')?;
-            scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
-        });
-        let caller = bearer.and_then(|key| state.keys.holder(key)).ok_or(Problem::Unauthorized)?;
-        if caller.may(scope) { Ok(caller) } else { Err(Problem::Forbidden(scope.as_str())) }
+    async fn of_request(parts: &Parts, state: &State, scope: Scope) -> Result<Self, Problem> {
+        let key = bearer(parts).ok_or(Problem::Unauthorized)?;
+        let holder = state.vault.keys.holder(key).await?.ok_or(Problem::Unauthorized)?;
+        if let Some(admitted) = parts.extensions.get::<Admitted>() {
+            let _ = admitted.0.set(holder.id);
+        }
+        state.limits.admit(&holder).map_err(Problem::too_many_requests)?;
+        if holder.may(scope) { Ok(Self(holder)) } else { Err(Problem::Forbidden(scope.as_str())) }
     }
+}
+
+fn bearer(parts: &Parts) -> Option<&str> {
+    let (scheme, key) = parts.headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
 }
 
 macro_rules! scoped {
@@ -86,7 +64,7 @@ macro_rules! scoped {
             type Rejection = Problem;
 
             async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Problem> {
-                Caller::of_request(parts, state, $scope).map(Self)
+                Caller::of_request(parts, state, $scope).await.map(Self)
             }
         }
     };
@@ -104,3 +82,59 @@ scoped!(
     /// A caller who may do anything.
     Admin, Scope::Admin
 );
+
+/// The key with which a request was let in, once it was.
+#[derive(Debug, Clone, Default)]
+struct Admitted(Arc<OnceLock<KeyId>>);
+
+/// A body that is shorter is sent before anyone could revoke anything.
+const SHORT_BYTES: u64 = 64 << 10;
+
+/// Ends what is under way when the key is revoked with which it was let in.
+pub async fn guard(Shared(state): Shared<State>, mut request: Request, next: Next) -> Response {
+    let admitted = Admitted::default();
+    request.extensions_mut().insert(admitted.clone());
+    let revoked = state.vault.keys.until_revoked(|| admitted.0.get().copied());
+    let response = tokio::select! {
+        biased;
+        response = next.run(request) => response,
+        () = revoked => return Problem::Unauthorized.into_response(),
+    };
+    match admitted.0.get() {
+        Some(id) if response.body().size_hint().upper().is_none_or(|bytes| bytes > SHORT_BYTES) => {
+            let (state, id) = (state.clone(), *id);
+            let revoked = Box::pin(async move { state.vault.keys.until_revoked(|| Some(id)).await });
+            response.map(|body| Body::new(Guarded { body, revoked }))
+        }
+        _ => response,
+    }
+}
+
+/// A body that breaks off when a key is revoked.
+struct Guarded {
+    body: Body,
+    revoked: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+impl HttpBody for Guarded {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if self.revoked.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Some(Err(axum::Error::new("the key was revoked"))));
+        }
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -3,7 +3,7 @@
 use axum::body::Body;
 use axum::extract::State as Shared;
 use axum::response::Response;
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 
 use super::State;
@@ -45,11 +45,7 @@ pub async fn put_recording(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let media_type = content_type.split(';').next().unwrap_or_default().trim();
-    if !media_type.eq_ignore_ascii_case("application/json") {
-        return Err(Problem::UnsupportedMediaType("application/json"));
-    }
+    request::expect_json(&headers)?;
     let body = request::body(body, BODY_MAX_BYTES).await?;
     let put: PutBody = serde_json::from_slice(&body).map_err(|_| {
         Problem::InvalidRequest("The body is not {\"recording_url\": \"https://api.twilio.com/…\"}.".to_owned())

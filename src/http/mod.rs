@@ -8,11 +8,14 @@ mod audio;
 mod auth;
 mod callback;
 mod calls;
+mod events;
+mod limits;
 mod ops;
 mod problem;
 mod recordings;
 mod request;
 mod server;
+mod shares;
 mod view;
 
 use std::sync::Arc;
@@ -25,12 +28,13 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post, put};
 use http::HeaderValue;
-use secrecy::SecretString;
 
 pub use problem::Problem;
 pub use server::serve;
+pub use view::event_json;
 
 use crate::bucket::{Embedded, embedded};
+use crate::config::Config;
 use crate::telemetry;
 use crate::vault::Vault;
 
@@ -38,15 +42,18 @@ use crate::vault::Vault;
 #[derive(Clone)]
 pub struct State {
     vault: Arc<Vault>,
-    keys: Arc<auth::Keys>,
+    limits: Arc<limits::Limits>,
     /// What Twilio's signatures are over: scheme, host and perhaps a path.
     public_url: Arc<str>,
+    /// What shares begin with.
+    share_url: Arc<str>,
 }
 
 impl State {
     /// The state of a service that is called `public_url`.
-    pub fn new(vault: Arc<Vault>, admin_key: Option<&SecretString>, public_url: &str) -> Self {
-        Self { vault, keys: Arc::new(auth::Keys::new(admin_key)), public_url: public_url.into() }
+    pub fn new(vault: Arc<Vault>, config: &Config, public_url: &str) -> Self {
+        let share_url = config.share_url.as_deref().unwrap_or(public_url).into();
+        Self { vault, limits: Arc::default(), public_url: public_url.into(), share_url }
     }
 }
 
@@ -58,11 +65,15 @@ fn routes() -> Vec<(&'static str, MethodRouter<State>)> {
         ("/v1/calls/{call_sid}/recording", put(calls::put_recording)),
         ("/v1/calls/{call_sid}/audio", get(audio::audio)),
         ("/v1/calls/{call_sid}/link", get(audio::link)),
+        ("/v1/calls/{call_sid}/share", post(shares::share)),
         ("/v1/recordings", get(recordings::list)),
         ("/v1/recordings/{recording_sid}", get(recordings::recording)),
         ("/v1/recordings/{recording_sid}/audio", get(audio::audio)),
         ("/v1/recordings/{recording_sid}/link", get(audio::link)),
+        ("/v1/recordings/{recording_sid}/share", post(shares::share)),
         ("/v1/recordings/{recording_sid}/fetch", post(recordings::fetch_again)),
+        ("/s/{token}", get(shares::play)),
+        ("/v1/events", get(events::events)),
         ("/healthz", get(ops::healthz)),
         ("/readyz", get(ops::readyz)),
         ("/metrics", get(ops::metrics)),
@@ -76,7 +87,8 @@ pub fn router(state: State) -> Router {
         telemetry::http_route(path);
         router = router.route(path, methods);
     }
-    router = router.layer(middleware::from_fn(in_time));
+    router =
+        router.layer(middleware::from_fn_with_state(state.clone(), auth::guard)).layer(middleware::from_fn(in_time));
     if let Some(store) = state.vault.bucket.embedded() {
         router = with_embedded_store(router, store.clone(), &state);
     }

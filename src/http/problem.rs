@@ -4,6 +4,8 @@
 //! and say what happened and what to do. What belongs to another account is
 //! the same `not_found`, byte for byte, as what does not exist.
 
+use std::time::Duration;
+
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
@@ -13,6 +15,7 @@ use crate::catalog::CatalogError;
 use crate::domain::recording::{Recording, State};
 use crate::vault::accept::RefusedPut;
 use crate::vault::deliver::DeliveryError;
+use crate::vault::share::{NotOpened, NotShared};
 
 /// An answer that is no success.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -151,6 +154,11 @@ impl Problem {
         }
     }
 
+    /// What is said to a key that may ask again after that time.
+    pub fn too_many_requests(again_after: Duration) -> Self {
+        Self::TooManyRequests { retry_after_seconds: again_after.as_secs() + 1 }
+    }
+
     /// What is said of a recording that has no audio and will get none by waiting.
     pub fn of_gone(recording: &Recording) -> Self {
         match recording.state {
@@ -225,6 +233,28 @@ impl From<DeliveryError> for Problem {
                 Self::Unavailable("The bucket's links cannot be signed.")
             }
             DeliveryError::Twilio => Self::Unavailable("The call is not known here, and Twilio cannot be asked."),
+        }
+    }
+}
+
+impl From<NotShared> for Problem {
+    fn from(not_shared: NotShared) -> Self {
+        match not_shared {
+            NotShared::Life { .. } => Self::InvalidRequest(format!("expires_in: {not_shared}.")),
+            NotShared::Asking { retry_after_seconds } => Self::Asking { retry_after_seconds },
+            NotShared::Gone(recording) => Self::of_gone(&recording),
+            NotShared::Unknown => Self::NotFound,
+            NotShared::Failed(error) => error.into(),
+        }
+    }
+}
+
+impl From<NotOpened> for Problem {
+    fn from(not_opened: NotOpened) -> Self {
+        match not_opened {
+            NotOpened::Forged => Self::NotFound,
+            NotOpened::Over => Self::Expired,
+            NotOpened::Catalog(error) => error.into(),
         }
     }
 }

@@ -7,15 +7,13 @@ use http::StatusCode;
 use super::State;
 use super::auth::{Admin, Caller, Reader};
 use super::problem::Problem;
-use super::request::{Named, Query, wrong};
+use super::request::{Named, Query};
 use super::view::{self, Page, RecordingView};
 use crate::catalog::{ListFilter, PageCursor};
 use crate::domain::recording::{Recording, State as RecordingState};
 use crate::domain::sid::{AccountSid, RecordingSid};
 use crate::vault::deliver::Wanted;
 
-const LIMIT_DEFAULT: usize = 50;
-const LIMIT_MAX: usize = 1000;
 /// Calls that one list may be asked for.
 const CALLS_MAX: usize = 100;
 
@@ -60,11 +58,7 @@ pub async fn list(Shared(state): Shared<State>, Reader(caller): Reader, query: Q
     if filter.calls.len() > CALLS_MAX {
         return Err(Problem::InvalidRequest(format!("call_sid is given more than {CALLS_MAX} times.")));
     }
-    let limit = match query.one::<usize>("limit", "a whole number from 1 to 1000")? {
-        None => LIMIT_DEFAULT,
-        Some(limit @ 1..=LIMIT_MAX) => limit,
-        Some(limit) => return Err(wrong("limit", &limit.to_string(), "a whole number from 1 to 1000")),
-    };
+    let limit = query.limit()?;
     let after: Option<PageCursor> = query.one("after", "the `next` of an earlier page")?;
     let (recordings, next) = state.vault.catalog.list(&filter, after, limit).await?;
     let recordings = recordings.into_iter().map(|recording| RecordingView::new(&state.vault, recording)).collect();
@@ -77,7 +71,7 @@ fn states() -> String {
 }
 
 /// The accounts that a list may show: those of the key, and of these the one that is asked for.
-fn accounts(caller: &Caller, asked: Option<AccountSid>) -> Option<Vec<AccountSid>> {
+pub(super) fn accounts(caller: &Caller, asked: Option<AccountSid>) -> Option<Vec<AccountSid>> {
     match (caller.visible(), asked) {
         (None, None) => None,
         (None, Some(account)) => Some(vec![account]),

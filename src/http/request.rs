@@ -6,7 +6,8 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::{FromRequestParts, RawPathParams};
 use bytes::Bytes;
-use http::header::HOST;
+use http::HeaderMap;
+use http::header::{CONTENT_TYPE, HOST};
 use http::request::Parts;
 use http::uri::Authority;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -15,10 +16,14 @@ use jiff::Timestamp;
 use super::State;
 use super::problem::Problem;
 use crate::config::parse;
+use crate::vault::deliver::Wanted;
 
 /// The longest wait that may be asked for: proxies give up on longer ones.
 const WAIT_MAX_SECONDS: u64 = 30;
 const WAIT_DEFAULT: Duration = Duration::from_secs(10);
+
+const LIMIT_DEFAULT: usize = 50;
+const LIMIT_MAX: usize = 1000;
 
 /// A body of some kilobytes takes milliseconds.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -30,6 +35,17 @@ pub async fn body(body: Body, max_bytes: usize) -> Result<Bytes, Problem> {
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Problem::PayloadTooLarge { max_bytes }),
         Ok(Err(_)) => Err(Problem::InvalidRequest("The body broke off.".to_owned())),
         Err(_) => Err(Problem::InvalidRequest("The body did not come in time.".to_owned())),
+    }
+}
+
+/// Refuses a body that does not say that it is JSON.
+pub fn expect_json(headers: &HeaderMap) -> Result<(), Problem> {
+    let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let media_type = content_type.split(';').next().unwrap_or_default().trim();
+    if media_type.eq_ignore_ascii_case("application/json") {
+        Ok(())
+    } else {
+        Err(Problem::UnsupportedMediaType("application/json"))
     }
 }
 
@@ -65,6 +81,14 @@ impl<T: FromStr> FromRequestParts<State> for Named<T> {
         let params = RawPathParams::from_request_parts(parts, &()).await.map_err(|_| Problem::NotFound)?;
         let found = params.iter().next().and_then(|(_, text)| text.parse().ok());
         found.map(Self).ok_or(Problem::NotFound)
+    }
+}
+
+/// What a path names: a call, or a recording.
+pub async fn wanted(parts: &mut Parts) -> Result<Wanted, Problem> {
+    match Named::of(parts, "call_sid").await {
+        Ok(Named(call)) => Ok(Wanted::Call(call)),
+        Err(_) => Ok(Wanted::Recording(Named::of(parts, "recording_sid").await?.0)),
     }
 }
 
@@ -115,6 +139,16 @@ impl Query {
             None => Ok(WAIT_DEFAULT),
             Some(seconds) if seconds <= WAIT_MAX_SECONDS => Ok(Duration::from_secs(seconds)),
             Some(seconds) => Err(wrong("wait", &seconds.to_string(), expected)),
+        }
+    }
+
+    /// `limit`: how many at once.
+    pub fn limit(&self) -> Result<usize, Problem> {
+        let expected = "a whole number from 1 to 1000";
+        match self.one::<usize>("limit", expected)? {
+            None => Ok(LIMIT_DEFAULT),
+            Some(limit @ 1..=LIMIT_MAX) => Ok(limit),
+            Some(limit) => Err(wrong("limit", &limit.to_string(), expected)),
         }
     }
 

@@ -5,7 +5,7 @@ use http::{HeaderValue, StatusCode, header};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::catalog::HistoryEntry;
+use crate::catalog::{Event, HistoryEntry};
 use crate::domain::digest::Digest;
 use crate::domain::media::Format;
 use crate::domain::recording::{LastError, Recording, State};
@@ -112,6 +112,46 @@ pub struct Page {
     pub recordings: Vec<RecordingView>,
     /// What the next page is asked for with.
     pub next: Option<String>,
+}
+
+/// Something that happened, beside its recording as it is now.
+#[derive(Debug, Serialize)]
+pub struct EventView {
+    id: String,
+    #[serde(rename = "type")]
+    kind: String,
+    at: Timestamp,
+    account_sid: AccountSid,
+    recording: Option<RecordingView>,
+    detail: serde_json::Value,
+}
+
+impl EventView {
+    /// An event as the feed and webhooks tell it.
+    pub fn new(vault: &Vault, event: Event) -> Self {
+        Self {
+            id: event.cursor.to_string(),
+            kind: event.kind,
+            at: event.at,
+            account_sid: event.account,
+            recording: event.recording.map(|recording| RecordingView::new(vault, recording)),
+            detail: event.detail,
+        }
+    }
+}
+
+/// The JSON of an event.
+pub fn event_json(vault: &Vault, event: Event) -> String {
+    serde_json::to_string(&EventView::new(vault, event)).expect("these shapes have text keys only")
+}
+
+/// A page of the feed.
+#[derive(Debug, Serialize)]
+pub struct FeedPage {
+    /// What happened, in order.
+    pub events: Vec<EventView>,
+    /// What the next page is asked for with; always there.
+    pub next: String,
 }
 
 /// A link.

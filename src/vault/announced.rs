@@ -72,8 +72,8 @@ impl Vault {
     async fn ask_twilio(&self, announced: &Announced) -> Result<(), AskError> {
         let id = announced.recording.id;
         let source = source_of(&id, announced.recording.source_host.as_deref());
-        let began = Instant::now();
-        let described = self.twilio.describe(&source).await;
+        let (began, described) =
+            self.in_turn(id.account, async { (Instant::now(), self.twilio.describe(&source).await) }).await?;
         if let Err(error) = &described {
             self.heed(id.account, error, began).await;
         }

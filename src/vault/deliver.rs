@@ -175,7 +175,7 @@ impl Vault {
     }
 
     /// The answer for what is not known; None once there is a reason to look again.
-    async fn unknown(
+    pub(super) async fn unknown(
         self: &Arc<Self>,
         wanted: Wanted,
         visible: Option<&[AccountSid]>,
@@ -219,7 +219,12 @@ impl Vault {
         Ok(found)
     }
 
-    async fn look_up(&self, wanted: Wanted, visible: Option<&[AccountSid]>) -> Result<Option<Recording>, CatalogError> {
+    /// The recording that is wanted, if the catalog knows it.
+    pub(super) async fn look_up(
+        &self,
+        wanted: Wanted,
+        visible: Option<&[AccountSid]>,
+    ) -> Result<Option<Recording>, CatalogError> {
         let in_time = tokio::time::timeout(LOOK_UP_WITHIN, self.look_ups.acquire()).await;
         let _place = in_time.map_err(|_| CatalogError::Unavailable("too many look-ups wait".to_owned()))?;
         match wanted {

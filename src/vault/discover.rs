@@ -117,7 +117,8 @@ impl Vault {
         if !own.is_empty() {
             return Ok(Told::Recordings(own));
         }
-        let Some(parent) = self.twilio.parent(&account, call).await?.flatten() else { return Ok(Told::Nothing) };
+        let asked = self.in_turn(account, self.twilio.parent(&account, call)).await?;
+        let Some(parent) = asked?.flatten() else { return Ok(Told::Nothing) };
         if self.catalog.note_parent(question, parent).await? == Settled::Stale {
             return Ok(Told::Overtaken);
         }
@@ -129,8 +130,8 @@ impl Vault {
     }
 
     /// What Twilio has of a call. The first page is enough: it has a thousand.
-    async fn recordings_of(&self, account: &AccountSid, call: CallSid) -> Result<Vec<Announcement>, MediaError> {
-        let page = self.twilio.list(account, Listing::OfCall(call), None).await?;
+    async fn recordings_of(&self, account: &AccountSid, call: CallSid) -> Result<Vec<Announcement>, RoundError> {
+        let page = self.in_turn(*account, self.twilio.list(account, Listing::OfCall(call), None)).await??;
         let source_host = self.twilio.home(account).and_then(SourceHost::name);
         let listed = page.map(|page| page.recordings).unwrap_or_default();
         let there = listed.into_iter().filter(|listed| listed.described.status != "deleted");

@@ -117,8 +117,10 @@ impl Vault {
         if !self.accounts.contains(&account) {
             return Err(format!("no credentials are configured for {account}"));
         }
-        let began = Instant::now();
-        match self.twilio.describe(&source_of(&recording.id, recording.source_host.as_deref())).await {
+        let source = source_of(&recording.id, recording.source_host.as_deref());
+        let described = self.in_turn(account, async { (Instant::now(), self.twilio.describe(&source).await) }).await;
+        let (began, described) = described.map_err(|error| format!("Twilio is not asked for it: {error}"))?;
+        match described {
             Ok(Some(described)) => Ok(!matches!(described.status.as_str(), "absent" | "deleted" | "failed")),
             Ok(None) => Ok(false),
             Err(error) => {

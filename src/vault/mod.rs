@@ -12,14 +12,17 @@ pub mod audit;
 pub mod cure;
 pub mod deliver;
 mod discover;
+pub mod feed;
 pub mod fetch;
 mod flaws;
 mod flight;
+pub mod follow;
 pub mod found;
 pub mod health;
 mod hits;
 mod inquiry;
 mod intake;
+pub mod keys;
 mod lease;
 mod memory;
 mod mend;
@@ -28,7 +31,9 @@ pub mod recheck;
 pub mod reconcile;
 pub mod reindex;
 pub mod scrub;
+pub mod share;
 mod traces;
+mod turns;
 pub mod verify;
 
 use std::collections::HashSet;
@@ -47,9 +52,11 @@ use crate::domain::sid::AccountSid;
 use crate::twilio::Twilio;
 use crate::twilio::source::{Source, SourceHost};
 use flight::{Flights, Hurried};
+use follow::Follower;
 use health::Health;
 use hits::Hits;
 use inquiry::Questions;
+use keys::{Entropy, KeyRing};
 use memory::MemoryBudget;
 pub use memory::Reservation;
 
@@ -86,6 +93,10 @@ pub struct Vault {
     pub twilio: Twilio,
     /// What the service knows of its own parts.
     pub health: Health,
+    /// Who holds a key.
+    pub keys: KeyRing,
+    /// What is new in the feed.
+    pub follower: Follower,
     accounts: Vec<AccountSid>,
     retry: retry::Policy,
     max_recording_bytes: u64,
@@ -93,7 +104,9 @@ pub struct Vault {
     reconcile: reconcile::Terms,
     recheck_after: Duration,
     memory: MemoryBudget,
+    share_max: Duration,
     dice: Dice,
+    entropy: Entropy,
     /// Look-ups for requests that may be under way at once.
     look_ups: Semaphore,
     flights: Flights,
@@ -108,16 +121,24 @@ pub struct Vault {
 
 impl Vault {
     /// A vault over these parts.
-    pub fn new(config: &Config, catalog: Arc<dyn Catalog>, bucket: Bucket, twilio: Twilio, dice: Dice) -> Self {
+    pub fn new(
+        config: &Config,
+        catalog: Arc<dyn Catalog>,
+        bucket: Bucket,
+        twilio: Twilio,
+        (dice, entropy): (Dice, Entropy),
+    ) -> Self {
         let mut accounts: Vec<AccountSid> = twilio.accounts().copied().collect();
         accounts.sort();
         let (asked, asked_to_write) = mpsc::channel(ASKED_WAITING_MAX);
         let look_ups = config.database_max_connections.saturating_sub(CONNECTIONS_LEFT).max(1);
         Self {
+            follower: Follower::new(catalog.clone(), follow::POLL_EVERY),
             catalog,
             bucket,
             twilio,
             health: Health::default(),
+            keys: KeyRing::new(config.admin_key.as_ref()),
             questions: Questions::new(&accounts),
             accounts,
             retry: config.retry,
@@ -126,7 +147,9 @@ impl Vault {
             reconcile: reconcile::Terms { every: config.reconcile_every, window: config.reconcile_window },
             recheck_after: config.recheck_after,
             memory: MemoryBudget::new(config.memory_budget_bytes),
+            share_max: config.share_max,
             dice,
+            entropy,
             look_ups: Semaphore::new(look_ups as usize),
             flights: Flights::default(),
             hurried: Hurried::default(),

@@ -210,8 +210,8 @@ impl Vault {
         listing: Listing,
         next: Option<&str>,
     ) -> Result<ListPage, WalkError> {
-        let began = Instant::now();
-        let page = self.twilio.list(&account, listing, next).await;
+        let (began, page) =
+            self.in_turn(account, async { (Instant::now(), self.twilio.list(&account, listing, next).await) }).await?;
         if let Err(error) = &page {
             self.heed(account, error, began).await;
         }

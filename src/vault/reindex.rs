@@ -103,9 +103,9 @@ impl Vault {
     /// Makes a catalog of all that lies in the bucket, as a process of that name.
     /// Where another one is at it, that is waited for, and its work gone on with.
     pub async fn reindex(&self, node: &str, progress: &ReindexProgress) -> Result<(), WalkError> {
-        let (walk, granted) = self.turn(BucketWalkKind::Markers, node).await?;
+        let (walk, granted) = self.wait_for_walk(BucketWalkKind::Markers, node).await?;
         self.walk_markers(&walk, granted, progress).await?;
-        let (walk, granted) = self.turn(BucketWalkKind::Objects, node).await?;
+        let (walk, granted) = self.wait_for_walk(BucketWalkKind::Objects, node).await?;
         let renew = || self.catalog.renew_bucket_walk(&walk, self.lease);
         tokio::select! {
             walked = self.walk_objects(&walk, progress) => walked,
@@ -114,7 +114,7 @@ impl Vault {
     }
 
     /// Waits until the walk is granted.
-    async fn turn(&self, kind: BucketWalkKind, node: &str) -> Result<(BucketWalk, Instant), WalkError> {
+    async fn wait_for_walk(&self, kind: BucketWalkKind, node: &str) -> Result<(BucketWalk, Instant), WalkError> {
         let mut is_told = false;
         loop {
             let granted = Instant::now();

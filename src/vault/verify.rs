@@ -145,7 +145,7 @@ impl Vault {
     }
 
     async fn verify_sample(&self, run: &Run<'_>, count: usize) -> Result<(), VerifyError> {
-        let chosen = self.choose(run, count).await?;
+        let chosen = self.choose_sample(run, count).await?;
         run.progress.to_read.store(chosen.len() as u64, Ordering::Relaxed);
         for some in chosen.chunks(PAGE_ROWS.unsigned_abs() as usize) {
             let rows = self.catalog.recordings(some).await?;
@@ -155,7 +155,7 @@ impl Vault {
     }
 
     /// So many of the recordings that are meant, each with the same chance.
-    async fn choose(&self, run: &Run<'_>, count: usize) -> Result<Vec<RecordingId>, VerifyError> {
+    async fn choose_sample(&self, run: &Run<'_>, count: usize) -> Result<Vec<RecordingId>, VerifyError> {
         let mut chosen = Vec::new();
         let mut seen = 0_usize;
         let mut after: Option<RecordingId> = None;

@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::catalog::{CatalogError, Claim, Claimant, Standing, Wish};
 use crate::domain::sid::AccountSid;
-use crate::telemetry::RunningFetch;
+use crate::telemetry::Running;
 use crate::vault::{Reservation, Vault};
 
 /// How long a lost wake-up can delay a claim.
@@ -140,7 +140,7 @@ impl ClaimLoop {
         let (vault, cut_short, ended) = (self.vault.clone(), self.cut_short.clone(), self.ended.clone());
         let counted = Counted::begin(self.running_of.clone(), claim.lease.id.account);
         self.running.spawn(async move {
-            let _running = RunningFetch::begin();
+            let _running = Running::fetch();
             let outcome = vault.fetch(&claim, granted, place.memory, &cut_short).await;
             tracing::debug!(recording = %claim.lease.id, epoch = claim.lease.epoch, ?outcome, "an attempt ended");
             drop((place.permit, counted));

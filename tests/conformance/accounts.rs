@@ -1,6 +1,6 @@
 //! How accounts fare: pace, pauses, probes, and claims that heed them.
 
-use callvault::catalog::{EventFilter, SlowDown};
+use callvault::catalog::{EventFilter, SlowDown, Turn};
 use callvault::domain::recording::{ErrorCode, State};
 use callvault::domain::retry::Pace;
 
@@ -123,6 +123,35 @@ on_every_catalog! {
         let first = claim_some(&catalog, LONG, 1).await.remove(0);
         assert_eq!(first.lease.id, recording_id(27));
         assert_eq!(first.recording.state, State::Fetching);
+    }
+
+    async fn a_request_that_is_no_fetch_takes_a_place_where_the_pace_is_limited(database: Database) {
+        let nodes = [database.node().await, database.node().await];
+        accept(&nodes[0], 1..=4).await;
+        let take = async |node: usize, waiting| nodes[node].take_turn(account(), waiting, LONG, LONG).await.unwrap();
+        assert_eq!(take(0, None).await, Turn::Free);
+        assert_eq!(nodes[0].slow_down(account(), too_many(Duration::ZERO)).await.unwrap().unwrap().limit, Some(1));
+        let claim = claim_some(&nodes[0], LONG, 1).await.remove(0);
+        // The fetch has the only place; whoever waits gets it next, before the backlog.
+        let Turn::Waiting(first) = take(1, None).await else { panic!("there was no place") };
+        let _ = nodes[0].store(&claim.lease, &object(&claim.lease.id, b"audio"), true).await.unwrap();
+        assert_eq!(claim_some(&nodes[0], LONG, 1).await, []);
+        assert_eq!(take(1, Some(first)).await, Turn::Granted(first));
+        let Turn::Waiting(second) = take(0, None).await else { panic!("there was no place") };
+        nodes[1].give_back_turn(first).await.unwrap();
+        assert_eq!(take(0, Some(second)).await, Turn::Granted(second));
+        assert_eq!(claim_some(&nodes[1], LONG, 1).await, []);
+        nodes[0].give_back_turn(second).await.unwrap();
+        assert_eq!(claim_some(&nodes[1], LONG, 2).await.len(), 1);
+    }
+
+    async fn a_turn_that_nobody_gives_back_runs_out(database: Database) {
+        let catalog = database.node().await;
+        accept(&catalog, [1]).await;
+        catalog.slow_down(account(), too_many(Duration::ZERO)).await.unwrap();
+        let short = Duration::from_millis(200);
+        assert!(matches!(catalog.take_turn(account(), None, short, LONG).await.unwrap(), Turn::Granted(_)));
+        eventually("its place is free again", async || claim_some(&catalog, LONG, 1).await.pop()).await;
     }
 
     async fn one_account_leaves_another_as_it_is(database: Database) {

@@ -90,6 +90,7 @@ mod accepting;
 mod accounts;
 mod bucket;
 mod feed;
+mod follow;
 mod leases;
 mod lookups;
 mod questions;

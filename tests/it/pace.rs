@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use callvault::domain::recording::RecordingId;
 use callvault::domain::sid::AccountSid;
-use callvault::twilio::simulator::{Fault, SimulatedRecording};
+use callvault::twilio::simulator::{Fault, RestFault, SimulatedRecording};
 use futures::StreamExt;
 use reqwest::StatusCode;
 
@@ -70,9 +70,17 @@ on_all_parts! {
         assert_eq!(world.simulator.fetches(), 0);
 
         world.simulator.always_of(account(), None);
+        // Questions and lists take their time, so that any beside the fetches would be seen.
+        world.simulator.rest_fault(account(), Some(RestFault::Slow(Duration::from_millis(300))));
         world.simulator.forget_in_flight_max();
         let calm = tokio::time::Instant::now();
+        let mut unknown = 1000;
         for id in &ids {
+            // Nobody knows these calls: Twilio is asked by each node.
+            for node in &nodes {
+                unknown += 1;
+                let _ = node.get(&format!("/v1/calls/{}/audio?wait=0", call_sid(unknown))).await;
+            }
             nodes[0].recording_in(id.recording, "stored").await;
         }
         let steps = calm.elapsed().as_secs() / step.as_secs();
@@ -81,6 +89,36 @@ on_all_parts! {
         let seen = world.simulator.in_flight_max(account());
         assert!(seen <= allowed, "{seen} at once after {steps} steps");
         assert_eq!(world.simulator.fetches(), 40);
+        let seen = world.simulator.seen();
+        assert!(seen.iter().any(|seen| seen.target.contains("/Calls/")), "calls were asked for");
+    }
+
+    async fn someone_who_waits_goes_before_the_backlog_of_all_nodes(world: World) {
+        world.set("CALLVAULT_FETCH_CONCURRENCY", "1");
+        world.set("CALLVAULT_LEASE", "1m");
+        let nodes = world.start_nodes(3).await;
+        // Each node has its only place taken.
+        let held: Vec<_> = (1..=nodes.len()).map(|number| world.record(u32::try_from(number).unwrap())).collect();
+        for id in &held {
+            world.simulator.script(id.recording, [Fault::Held(1)]);
+        }
+        announce(&world, &nodes, held.iter().copied()).await;
+        for id in &held {
+            nodes[0].recording_in(id.recording, "fetching").await;
+        }
+        let ids: Vec<_> = (11..=50).map(|number| world.record(number)).collect();
+        announce(&world, &nodes, ids.iter().copied()).await;
+        let wanted = ids.last().unwrap().recording;
+        let answer = nodes.last().unwrap().get(&format!("/v1/recordings/{wanted}/audio?wait=0")).await;
+        assert_eq!(answer.status(), StatusCode::NOT_FOUND);
+        held.iter().for_each(|id| world.simulator.release(id.recording));
+        for id in held.iter().chain(&ids) {
+            nodes[0].recording_in(id.recording, "stored").await;
+        }
+        let media = |target: &str| ids.iter().any(|id| target.contains(&format!("/{}.", id.recording)));
+        let asked: Vec<_> = world.simulator.seen().into_iter().map(|seen| seen.target).filter(|target| media(target)).collect();
+        let place = asked.iter().position(|target| target.contains(wanted.as_str())).unwrap();
+        assert!(place < nodes.len(), "{place} others went first");
     }
 
     async fn refused_credentials_pause_their_account_until_they_are_taken_again(world: World) {

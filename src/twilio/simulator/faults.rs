@@ -59,6 +59,8 @@ pub enum RestFault {
         /// The header's value.
         retry_after: Option<String>,
     },
+    /// The right answer, after a wait.
+    Slow(Duration),
     /// No answer until the fault is over; then the right one.
     Silent,
 }

@@ -260,7 +260,7 @@ impl Simulator {
         self.shared.state().counts.values().map(|counts| counts.fetches).sum()
     }
 
-    /// The most media requests of an account that were under way at once.
+    /// The most requests of an account that were under way at once.
     pub fn in_flight_max(&self, account: AccountSid) -> usize {
         self.shared.state().in_flight_max.get(&account).copied().unwrap_or_default()
     }

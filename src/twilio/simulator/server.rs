@@ -101,12 +101,24 @@ impl Exchange {
         if !self.may_enter(account, credentials) {
             return error(StatusCode::UNAUTHORIZED, 20003, "Authenticate");
         }
-        if path.ends_with(".json")
-            && let Some(answer) = self.rest_fault(account).await
-        {
-            return answer;
-        }
-        match (method, &rest[1..]) {
+        let in_flight = InFlight::begin(self.shared.clone(), account);
+        let fault = if path.ends_with(".json") { self.rest_fault(account).await } else { None };
+        let answer = match fault {
+            Some(answer) => answer,
+            None => self.of_account(account, method, &rest[1..], query).await,
+        };
+        answer.map(|body| {
+            // The request is under way until its body is sent or given up.
+            body.map_frame(move |frame| {
+                let _under_way = &in_flight;
+                frame
+            })
+            .boxed_unsync()
+        })
+    }
+
+    async fn of_account(&self, account: AccountSid, method: &Method, path: &[&str], query: &str) -> Answer {
+        match (method, path) {
             (&Method::GET, []) => answer_json(json!({"sid": account, "status": "active"})),
             (&Method::GET, ["Recordings.json"]) => self.list_of_account(account, query).await,
             (&Method::GET, ["Calls", call, "Recordings.json"]) => match call.parse() {
@@ -127,6 +139,10 @@ impl Exchange {
         match fault {
             RestFault::Status(status) => Some(of_status(status)),
             RestFault::RateLimited { retry_after } => Some(rate_limited(retry_after)),
+            RestFault::Slow(wait) => {
+                tokio::time::sleep(wait).await;
+                None
+            }
             RestFault::Silent => None,
         }
     }
@@ -162,19 +178,11 @@ impl Exchange {
         let Some(recording) = recording.filter(|known| known.id.account == account && known.status != "deleted") else {
             return not_found();
         };
-        let in_flight = InFlight::begin(self.shared.clone(), account);
         let answer = self.media(&recording, extension, channels, true).await;
         if answer.status() == StatusCode::OK {
             self.shared.state().counts.entry(sid).or_default().fetches += 1;
         }
-        answer.map(|body| {
-            // The request is under way until its body is sent or given up.
-            body.map_frame(move |frame| {
-                let _under_way = &in_flight;
-                frame
-            })
-            .boxed_unsync()
-        })
+        answer
     }
 
     async fn media(
@@ -265,7 +273,7 @@ impl Exchange {
     }
 }
 
-/// A media request that counts as under way while this lives.
+/// A request that counts as under way while this lives.
 struct InFlight {
     shared: Arc<Shared>,
     account: AccountSid,

@@ -1,0 +1,77 @@
+//! Turns of requests to Twilio that are no fetches, of accounts whose pace is limited.
+//!
+//! Such a request takes one of the places that fetches have. Whoever wants a
+//! turn and finds all places taken is noted as waiting: fewer fetches are begun
+//! then, so that a backlog keeps nobody waiting for long. A turn that is not
+//! given back, because its node died, runs out.
+
+use std::time::Duration;
+
+use super::accounts;
+use super::sql::{args, now};
+use super::{Catalog, CatalogError, Result};
+use crate::domain::sid::AccountSid;
+
+/// A request's place, or its place in the queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// Nobody counts: the account's pace is not limited.
+    Free,
+    /// It may be sent, within the time that was asked for; to be given back.
+    Granted(i64),
+    /// All places are taken: to be asked for again, by this number.
+    Waiting(i64),
+}
+
+const TAKE: &str = "INSERT INTO turns (account_sid, is_granted, until_at) \
+                    SELECT $1, $2, now_ms + $3 FROM clock WHERE 1 = 1 RETURNING turn_id";
+const MOVE_UP: &str =
+    concat!("UPDATE turns SET is_granted = $2, until_at = ", now!(), " + $3 WHERE turn_id = $1 RETURNING turn_id");
+const GIVE_BACK: &str = "DELETE FROM turns WHERE turn_id = $1";
+const FORGET: &str = concat!("DELETE FROM turns WHERE account_sid = $1 AND until_at <= ", now!());
+
+impl dyn Catalog + '_ {
+    /// Takes a turn for a request to Twilio that ends within `lasts`, where there
+    /// is one; else a place among those who wait, which holds for `waits`.
+    /// `waiting` is the place that was given before.
+    pub async fn take_turn(
+        &self,
+        account: AccountSid,
+        waiting: Option<i64>,
+        lasts: Duration,
+        waits: Duration,
+    ) -> Result<Turn> {
+        // Most accounts are not limited, which a look shows.
+        if waiting.is_none() && !self.is_limited(account).await? {
+            return Ok(Turn::Free);
+        }
+        let mut session = self.begin().await?;
+        let room = accounts::room_for_request(&mut session, account).await?;
+        let is_granted = i64::from(room != Some(0));
+        let length = if is_granted == 1 { lasts } else { waits };
+        let moved = match waiting {
+            Some(turn) => session.row(MOVE_UP, args![turn, is_granted, length]).await?,
+            None => None,
+        };
+        let row = match moved {
+            Some(row) => row,
+            None => {
+                session.execute(FORGET, args![account]).await?;
+                let taken = session.row(TAKE, args![account, is_granted, length]).await?;
+                taken.ok_or_else(|| CatalogError::Unreadable("an insert gave nothing".to_owned()))?
+            }
+        };
+        let turn: i64 = row.get("turn_id")?;
+        session.commit().await?;
+        Ok(if is_granted == 1 { Turn::Granted(turn) } else { Turn::Waiting(turn) })
+    }
+
+    /// Gives a turn back, or leaves the queue.
+    pub async fn give_back_turn(&self, turn: i64) -> Result<()> {
+        let mut session = self.begin().await?;
+        session.execute(GIVE_BACK, args![turn]).await?;
+        session.commit().await?;
+        self.announce_change();
+        Ok(())
+    }
+}
