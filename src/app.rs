@@ -119,10 +119,8 @@ impl App {
     fn begin_scrubbing(&mut self, config: &Config, node: String) {
         let (vault, no_more_claims) = (self.vault.clone(), self.no_more_claims.clone());
         self.claiming.push(self.supervise(worker::read_bucket(vault, node.clone(), no_more_claims)));
-        if let Some(every) = config.scrub_every {
-            let (vault, no_more_claims) = (self.vault.clone(), self.no_more_claims.clone());
-            self.claiming.push(self.supervise(worker::scrub(vault, node, every, no_more_claims)));
-        }
+        let (vault, no_more_claims) = (self.vault.clone(), self.no_more_claims.clone());
+        self.claiming.push(self.supervise(worker::scrub(vault, node, config.scrub_every, no_more_claims)));
     }
 
     /// Runs a loop that ends with the service and not before.

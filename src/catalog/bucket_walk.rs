@@ -22,6 +22,8 @@ pub enum BucketWalkKind {
     Objects,
     /// Reading objects back, and looking for what no row names.
     Scrub,
+    /// Looking for what is staged and no row names.
+    Staging,
 }
 
 impl BucketWalkKind {
@@ -30,6 +32,7 @@ impl BucketWalkKind {
             Self::Markers => "markers",
             Self::Objects => "objects",
             Self::Scrub => "scrub",
+            Self::Staging => "staging",
         }
     }
 }

@@ -261,3 +261,26 @@ fn worst(flaws: &[Flaw]) -> Option<FoundKind> {
     };
     flaws.iter().map(kind).min()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry;
+
+    #[test]
+    fn every_kind_is_counted_from_the_start() {
+        let metrics = telemetry::metrics().render();
+        for kind in FoundKind::ALL {
+            let counted = format!("callvault_scrub_found_total{{kind=\"{}\"}}", kind.as_str());
+            assert!(metrics.contains(&counted), "{counted}");
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_worse_than_what_is_wrong() {
+        let facts = Flaw::Facts("x".to_owned());
+        assert_eq!(worst(&[]), None);
+        assert_eq!(worst(&[facts.clone(), Flaw::Bytes("y".to_owned())]), Some(FoundKind::Corrupted));
+        assert_eq!(worst(&[facts, Flaw::Missing("z".to_owned())]), Some(FoundKind::Missing));
+    }
+}

@@ -39,25 +39,58 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(2);
 const ROWS: i64 = 0;
 const LIST: i64 = 1;
 
+/// What is gone over again and again, and how often.
+#[derive(Debug, Clone, Copy)]
+pub struct Round {
+    kind: BucketWalkKind,
+    every: Duration,
+}
+
+impl Round {
+    /// The scrub of the whole bucket, one pass in that time.
+    pub fn scrub(every: Duration) -> Self {
+        Self { kind: BucketWalkKind::Scrub, every }
+    }
+
+    /// The daily look at what is staged: no row may name it.
+    pub fn staging() -> Self {
+        Self { kind: BucketWalkKind::Staging, every: Duration::from_secs(86_400) }
+    }
+}
+
+/// A part that was granted, and who does it.
+struct Part<'a> {
+    round: Round,
+    walk: &'a BucketWalk,
+    node: &'a str,
+    stopping: &'a CancellationToken,
+}
+
+/// Where the next part goes on, and after which pause; None where the round is over.
+type Next = (Option<Position>, Duration);
+
 impl Vault {
-    /// Does the next part of the scrub as a node of that name, if it is due and no
+    /// Does the next part of a round as a node of that name, if it is due and no
     /// other node does. Says how long until the next one is.
     pub async fn scrub_part(
         &self,
+        round: Round,
         node: &str,
-        every: Duration,
         stopping: &CancellationToken,
     ) -> Result<Duration, WalkError> {
-        let ahead = self.catalog.bucket_walk_ahead(BucketWalkKind::Scrub).await?;
-        telemetry::scrub_lag(ahead.covered_for.unwrap_or_default());
+        let ahead = self.catalog.bucket_walk_ahead(round.kind).await?;
+        if round.kind == BucketWalkKind::Scrub {
+            telemetry::scrub_lag(ahead.covered_for.unwrap_or_default());
+        }
         if !ahead.due_in.is_zero() {
             return Ok(ahead.due_in);
         }
         let granted = Instant::now();
-        let walk = self.catalog.grant_bucket_walk(BucketWalkKind::Scrub, node, self.lease).await?;
+        let walk = self.catalog.grant_bucket_walk(round.kind, node, self.lease).await?;
         let Some(walk) = walk else { return Ok(self.lease) };
+        let part = Part { round, walk: &walk, node, stopping };
         let worked = tokio::select! {
-            worked = self.scrub_walk(&walk, node, every, stopping) => worked,
+            worked = self.do_part(&part) => worked,
             () = self.keep(granted, || self.catalog.renew_bucket_walk(&walk, self.lease)) => Err(WalkError::Lost),
             () = stopping.cancelled() => {
                 let left = self.catalog.leave_bucket_walk(&walk, &walk.position, Duration::ZERO);
@@ -72,36 +105,29 @@ impl Vault {
         worked
     }
 
-    async fn scrub_walk(
-        &self,
-        walk: &BucketWalk,
-        node: &str,
-        every: Duration,
-        stopping: &CancellationToken,
-    ) -> Result<Duration, WalkError> {
-        let (next, pause) = match walk.position.stage {
-            ROWS => self.scrub_rows(walk, node, every, stopping).await?,
-            _ => self.scrub_list(walk, node, every, stopping).await?,
+    async fn do_part(&self, part: &Part<'_>) -> Result<Duration, WalkError> {
+        let walk = part.walk;
+        let is_scrub = part.round.kind == BucketWalkKind::Scrub;
+        let (next, pause) = match (is_scrub, walk.position.stage) {
+            (true, ROWS) => self.scrub_rows(part).await?,
+            (true, _) => self.scrub_list(part, self.bucket.layout().prefix()).await?,
+            (false, _) => self.scrub_list(part, &self.bucket.layout().staging_folder()).await?,
         };
         match next {
             Some(next) => held(self.catalog.leave_bucket_walk(walk, &next, pause).await?)?,
             None => {
-                held(self.catalog.finish_bucket_walk(walk, every).await?)?;
-                telemetry::scrub_progress(1.0);
-                tracing::info!(took = ?walk.under_way_for, "the whole bucket was scrubbed");
+                held(self.catalog.finish_bucket_walk(walk, part.round.every).await?)?;
+                if is_scrub {
+                    telemetry::scrub_progress(1.0);
+                    tracing::info!(took = ?walk.under_way_for, "the whole bucket was scrubbed");
+                }
             }
         }
         Ok(pause)
     }
 
-    async fn scrub_rows(
-        &self,
-        walk: &BucketWalk,
-        node: &str,
-        every: Duration,
-        stopping: &CancellationToken,
-    ) -> Result<(Option<Position>, Duration), WalkError> {
-        let at = &walk.position;
+    async fn scrub_rows(&self, part: &Part<'_>) -> Result<Next, WalkError> {
+        let at = &part.walk.position;
         let after = at.after.as_deref().and_then(place_of);
         let rows = self.catalog.every_recording(after.as_ref(), PART_ROWS).await?;
         let Some(last) = rows.last() else {
@@ -111,11 +137,11 @@ impl Vault {
         let looks: Vec<_> = rows.iter().map(|row| self.scrub_row(row)).collect();
         let found: Vec<_> = stream::iter(looks).buffered(READS_AT_ONCE).collect().await;
         for found in found.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().flatten() {
-            self.see_to(&found, node, stopping).await?;
+            self.see_to(&found, part).await?;
         }
         let (all, _) = self.catalog.count_recordings().await?;
         telemetry::scrub_progress(SHARE * next.done as f64 / all.max(1) as f64);
-        let left = (every.mul_f64(SHARE)).saturating_sub(walk.under_way_for);
+        let left = part.round.every.mul_f64(SHARE).saturating_sub(part.walk.under_way_for);
         let parts_left = ((all - next.done).max(0) as f64 / PART_ROWS as f64).max(1.0);
         Ok((Some(next), left.div_f64(parts_left)))
     }
@@ -135,35 +161,27 @@ impl Vault {
         Ok(found)
     }
 
-    async fn scrub_list(
-        &self,
-        walk: &BucketWalk,
-        node: &str,
-        every: Duration,
-        stopping: &CancellationToken,
-    ) -> Result<(Option<Position>, Duration), WalkError> {
-        let at = &walk.position;
-        let prefix = self.bucket.layout().prefix();
-        let page = self.bucket.list_page(prefix, at.after.as_deref(), PART_KEYS, self.now()?).await?;
+    async fn scrub_list(&self, part: &Part<'_>, folder: &str) -> Result<Next, WalkError> {
+        let at = &part.walk.position;
+        let page = self.bucket.list_page(folder, at.after.as_deref(), PART_KEYS, self.now()?).await?;
         for found in self.find_strays(&page.objects).await? {
-            self.see_to(&found, node, stopping).await?;
+            self.see_to(&found, part).await?;
         }
         telemetry::scrub_checked("key", page.objects.len() as u64);
-        telemetry::scrub_progress(SHARE);
         let last = page.objects.last().filter(|_| page.has_more);
         let done = at.done + page.objects.len() as i64;
         let next = last.map(|last| Position { after: Some(last.key.clone()), done, ..*at });
-        Ok((next, (every / 1000).min(LIST_PAUSE_MAX)))
+        Ok((next, (part.round.every / 1000).min(LIST_PAUSE_MAX)))
     }
 
-    async fn see_to(&self, found: &Found, node: &str, stopping: &CancellationToken) -> Result<(), AuditError> {
+    async fn see_to(&self, found: &Found, part: &Part<'_>) -> Result<(), AuditError> {
         telemetry::scrub_found(found.kind.as_str());
         let (kind, key) = (found.kind.as_str(), &found.key);
         if matches!(found.cure, Cure::LeaveAlone | Cure::Register(_)) {
             tracing::warn!(kind, key, "the scrub found what {}", found.words);
             return Ok(());
         }
-        let remedy = self.cure(found, node, stopping).await?;
+        let remedy = self.cure(found, part.node, part.stopping).await?;
         tracing::warn!(kind, key, ?remedy, "the scrub found what {}", found.words);
         Ok(())
     }

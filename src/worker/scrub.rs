@@ -7,16 +7,19 @@ use tokio_util::sync::CancellationToken;
 
 use crate::vault::Vault;
 use crate::vault::reindex::WalkError;
+use crate::vault::scrub::Round;
 
 /// How often is looked whether a part is due that another node was to do.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
-/// Scrubs as a node of that name, one pass `every`, until `stopping`.
-pub async fn scrub(vault: Arc<Vault>, node: String, every: Duration, stopping: CancellationToken) {
+/// Scrubs as a node of that name, and looks at what is staged, until `stopping`. One
+/// pass of the scrub is done `every` so often; None: none is.
+pub async fn scrub(vault: Arc<Vault>, node: String, every: Option<Duration>, stopping: CancellationToken) {
+    let rounds: Vec<Round> = every.map(Round::scrub).into_iter().chain([Round::staging()]).collect();
     while !stopping.is_cancelled() {
         let mut idle_for = LOOK_EVERY;
         if vault.health.is_ready() && vault.check_clock().is_ok() {
-            let done = part(&vault, &node, every, &stopping).await;
+            let done = parts(&vault, &node, &rounds, &stopping).await;
             if let Ok(due_in) = &done {
                 idle_for = LOOK_EVERY.min(*due_in);
             }
@@ -31,10 +34,18 @@ pub async fn scrub(vault: Arc<Vault>, node: String, every: Duration, stopping: C
     }
 }
 
-async fn part(vault: &Vault, node: &str, every: Duration, stopping: &CancellationToken) -> Result<Duration, WalkError> {
+async fn parts(
+    vault: &Vault,
+    node: &str,
+    rounds: &[Round],
+    stopping: &CancellationToken,
+) -> Result<Duration, WalkError> {
+    let mut due_in = LOOK_EVERY;
     // Against a catalog that knows nothing yet all would be unnamed.
-    if !vault.catalog.is_indexed().await? {
-        return Ok(LOOK_EVERY);
+    if vault.catalog.is_indexed().await? {
+        for round in rounds {
+            due_in = due_in.min(vault.scrub_part(*round, node, stopping).await?);
+        }
     }
-    vault.scrub_part(node, every, stopping).await
+    Ok(due_in)
 }

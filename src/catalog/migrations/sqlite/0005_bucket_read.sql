@@ -6,7 +6,7 @@ ALTER TABLE catalog ADD COLUMN unindexed INTEGER NOT NULL DEFAULT 0;
 UPDATE catalog SET unread = 1, unindexed = 1 WHERE NOT EXISTS (SELECT 1 FROM recordings);
 
 -- What goes over the whole bucket, a row each: reading the markers, reindexing,
--- scrubbing.
+-- scrubbing, and the daily look at what is staged.
 CREATE TABLE bucket_walks (
     name           TEXT PRIMARY KEY,
     -- Raised by every grant; what saves or ends a part names it.
@@ -26,6 +26,8 @@ CREATE TABLE bucket_walks (
     covered_until  INTEGER
 ) STRICT, WITHOUT ROWID;
 INSERT INTO bucket_walks (name) VALUES ('markers'), ('objects'), ('scrub');
+-- What is staged is at first looked at after a day.
+INSERT INTO bucket_walks (name, due_at) SELECT 'staging', now_ms + 86400000 FROM clock;
 
 -- Holds that the bucket tells of recordings without a row: a row that is made
 -- later is held from the start.
