@@ -19,6 +19,9 @@ use super::{ACQUIRE_TIMEOUT, Birth, Catalog, CatalogError, Clock, Result, STATEM
 /// How long another process's transaction is waited for.
 const BUSY_TIMEOUT: Duration = STATEMENT_TIMEOUT;
 
+/// What another process may need to end the step that it is at.
+const MIGRATE_AGAIN_AFTER: Duration = Duration::from_millis(100);
+
 /// The catalog in a file.
 pub struct SqliteCatalog {
     writer: SqlitePool,
@@ -77,12 +80,15 @@ impl SqliteCatalog {
 #[async_trait]
 impl Catalog for SqliteCatalog {
     async fn prepare(&self) -> Result<()> {
-        let mut migrated = migrator(MIGRATIONS).run(&self.writer).await;
-        if migrated.is_err() {
-            // SQLite takes no migration lock: another process may have been quicker.
-            migrated = migrator(MIGRATIONS).run(&self.writer).await;
+        // SQLite takes no migration lock: another process may be quicker, at every step.
+        let mut quicker = MIGRATIONS.len();
+        while let Err(error) = migrator(MIGRATIONS).run(&self.writer).await {
+            if quicker == 0 {
+                return Err(CatalogError::Migration(error));
+            }
+            quicker -= 1;
+            tokio::time::sleep(MIGRATE_AGAIN_AFTER).await;
         }
-        migrated.map_err(CatalogError::Migration)?;
         // The time is known before anybody is let in.
         let catalog: &dyn Catalog = self;
         catalog.read_clock_by(Session::sqlite(self.readers.acquire().await.map_err(sql::error)?)).await?;
