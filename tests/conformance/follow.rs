@@ -56,8 +56,12 @@ on_every_catalog! {
             }
         });
         let writers = (0..3u32).map(|at| {
-            let node = nodes[at as usize].clone();
-            async move { accept(&node, at * 40 + 1..=at * 40 + 40).await }
+            let (node, followed) = (nodes[at as usize].clone(), nodes[0].clone());
+            async move {
+                accept(&node, at * 40 + 1..=at * 40 + 40).await;
+                // Of SQLite no node hears what another one commits.
+                followed.announce_change();
+            }
         });
         let (seen, _) = tokio::join!(join_all(subscribers), join_all(writers));
         for seen in seen {
