@@ -1,12 +1,15 @@
 # Everything that is run by name. `make test` is what CI runs.
 
-.PHONY: test tools lint check soak demo bench help
+.PHONY: test tools lint check soak demo bench deploy-check image image-check help
 
 help:
 	@echo 'make test    install what tests need, then run every check and test'
 	@echo 'make lint    formatting and clippy alone'
 	@echo 'make check   the quick tests: no server, no browser'
 	@echo 'make soak    random trouble for SOAK_SECONDS (600), repeated by SOAK_SEED'
+	@echo 'make deploy-check  what is in deploy/, by the tools that read it (part of make test)'
+	@echo 'make image   the container image, with docker'
+	@echo 'make image-check   the image built and run without a container engine, as root'
 	@echo 'make bench   the benchmarks, as ratios against peers'
 	@echo 'make demo    a recording from callback to a link that plays'
 
@@ -27,6 +30,19 @@ check:
 
 bench:
 	cargo bench --locked
+
+# Part of `make test`: alone, when only deploy/ was changed.
+deploy-check: tools
+	cargo test --locked --test deploy
+	cargo test --locked --test it -- topology::
+
+image:
+	docker build -f deploy/Dockerfile -t callvault .
+
+# A whole release build in a chroot: too slow for `make test`.
+image-check:
+	tests/install-tools.sh image
+	tests/deploy/image.sh
 
 SOAK_SECONDS ?= 600
 SOAK_SEED ?= $(shell date +%s)

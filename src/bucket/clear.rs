@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use object_store::client::{HttpClient, HttpRequest, HttpRequestBody, HttpResponse};
 use object_store::multipart::MultipartStore;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use url::Url;
 
 use super::credentials::Signer;
@@ -46,7 +47,7 @@ struct Upload {
 }
 
 impl Direct {
-    async fn ask(&self, method: Method, url: &Url) -> Result<HttpResponse> {
+    pub(super) async fn ask(&self, method: Method, url: &Url) -> Result<HttpResponse> {
         let mut request = HttpRequest::new(HttpRequestBody::empty());
         *request.method_mut() = method;
         let uri = url.as_str().parse();
@@ -84,6 +85,17 @@ impl Bucket {
     /// catalog; one that is not there is fine. The store refuses it when it
     /// arrives more than [`DELETE_WITHIN`] later.
     pub async fn delete_under_lease(&self, key: &str, granted_at: Timestamp) -> Result<()> {
+        self.delete_version_under_lease(key, None, granted_at).await?;
+        self.forget(key).await
+    }
+
+    /// The same with one version of it.
+    pub(super) async fn delete_version_under_lease(
+        &self,
+        key: &str,
+        version: Option<&str>,
+        granted_at: Timestamp,
+    ) -> Result<()> {
         let signer = self.inner.credentials.current().await?;
         let end = granted_at.as_second() + DELETE_WITHIN.as_secs() as i64;
         // What a session signs, it signs after it began.
@@ -94,7 +106,8 @@ impl Bucket {
         let as_of = Timestamp::from_second(begin).unwrap_or(granted_at);
         let direct = &self.inner.direct;
         let object = direct.bucket.object_url(key);
-        let url = direct.sign(&signer, rusty_s3::Method::Delete, object, as_of, within, &[]);
+        let query: Vec<(&str, &str)> = version.iter().map(|version| ("versionId", *version)).collect();
+        let url = direct.sign(&signer, rusty_s3::Method::Delete, object, as_of, within, &query);
         match direct.ask(Method::DELETE, &url).await?.status() {
             status if status.is_success() || status == StatusCode::NOT_FOUND => Ok(()),
             status => Err(BucketError::Refused { what: "a delete", status }),
@@ -109,32 +122,35 @@ impl Bucket {
         }
         // MinIO lists an exact key only; of others whose keys begin alike it sorts first.
         let query = [("prefix", key), ("uploads", "")];
-        let answer = self.ask_bucket(now, ASK_WITHIN, &query).await?;
-        match answer.status() {
-            StatusCode::OK => {}
-            StatusCode::NOT_IMPLEMENTED | StatusCode::METHOD_NOT_ALLOWED => return Ok(Vec::new()),
-            status => return Err(BucketError::Refused { what: "a list of open uploads", status }),
-        }
-        let document = answer.into_body().bytes().await.map_err(BucketError::Unanswered)?;
-        let listed: Uploads = quick_xml::de::from_reader(&*document)
-            .map_err(|error| BucketError::Unreadable(format!("a list of open uploads: {error}")))?;
+        let Some(listed) = self.ask_for_list::<Uploads>("a list of open uploads", &query, now).await? else {
+            return Ok(Vec::new());
+        };
         let at_key = listed.uploads.into_iter().filter(|upload| upload.key == key);
         Ok(at_key.map(|upload| upload.upload_id).collect())
     }
 
-    /// Asks the store about the bucket itself, at that time of the catalog.
-    pub(super) async fn ask_bucket(
+    /// Asks the bucket for a list, at that time of the catalog. None where the
+    /// store does not know such lists.
+    pub(super) async fn ask_for_list<T: DeserializeOwned>(
         &self,
-        now: Timestamp,
-        within: Duration,
+        what: &'static str,
         query: &[(&str, &str)],
-    ) -> Result<HttpResponse> {
+        now: Timestamp,
+    ) -> Result<Option<T>> {
         let signer = self.inner.credentials.current().await?;
         let as_of = signer.issued_at.map_or(now, |issued| now.max(issued));
         let direct = &self.inner.direct;
         let folder = direct.bucket.base_url().clone();
-        let url = direct.sign(&signer, rusty_s3::Method::Get, folder, as_of, within, query);
-        direct.ask(Method::GET, &url).await
+        let url = direct.sign(&signer, rusty_s3::Method::Get, folder, as_of, ASK_WITHIN, query);
+        let answer = direct.ask(Method::GET, &url).await?;
+        match answer.status() {
+            StatusCode::OK => {}
+            StatusCode::NOT_IMPLEMENTED | StatusCode::METHOD_NOT_ALLOWED => return Ok(None),
+            status => return Err(BucketError::Refused { what, status }),
+        }
+        let document = answer.into_body().bytes().await.map_err(BucketError::Unanswered)?;
+        let listed = quick_xml::de::from_reader(&*document);
+        listed.map(Some).map_err(|error| BucketError::Unreadable(format!("{what}: {error}")))
     }
 
     /// Ends a multipart upload; one that is not open is fine.

@@ -158,10 +158,20 @@ impl Embedded {
         self.in_objects(move |objects| {
             let is_of_it = |name: &str| name == metadata || name == upload || name.starts_with(&part);
             let files = of_file_names(&objects, |name| is_of_it(name).then(|| objects.join(name)))?;
-            files.into_iter().try_for_each(|file| match std::fs::remove_file(file) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-                _ => Ok(()),
-            })
+            files.into_iter().try_for_each(remove_file)
+        })
+        .await
+    }
+
+    /// Removes what the store leaves of an object that was deleted: what it knew
+    /// of it beside the bytes.
+    pub(super) async fn forget(&self, key: &str) -> Result<()> {
+        let key = key.to_owned();
+        self.in_objects(move |objects| {
+            if objects.join(BUCKET).join(&key).exists() {
+                return Ok(());
+            }
+            sidecars(&objects, &key).into_iter().try_for_each(remove_file)
         })
         .await
     }
@@ -264,6 +274,14 @@ fn sidecar_name(key: &str) -> String {
     format!(".bucket-{}.object-{}", URL_SAFE_NO_PAD.encode(BUCKET), URL_SAFE_NO_PAD.encode(key))
 }
 
+/// Removes a file; one that is not there is fine.
+fn remove_file(file: PathBuf) -> std::io::Result<()> {
+    match std::fs::remove_file(file) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// What `pick` makes of the names in a folder: there may be very many.
 fn of_file_names<T>(folder: &Path, pick: impl Fn(&str) -> Option<T>) -> std::io::Result<Vec<T>> {
     let names = std::fs::read_dir(folder)?.map(|entry| Ok(pick(&entry?.file_name().to_string_lossy())));
@@ -349,5 +367,10 @@ mod tests {
         bucket.put(&object, vec![Bytes::from_static(b"audio")]).await.unwrap();
         let metadata = &sidecars(&folder.path().join(OBJECTS_FOLDER), &object.key)[0];
         assert!(std::fs::read_to_string(metadata).unwrap().contains("sha256"));
+        // And all of them go with it.
+        bucket.delete(&object.key).await.unwrap();
+        let objects = folder.path().join(OBJECTS_FOLDER);
+        let left = of_file_names(&objects, |name| Some(name.to_owned())).unwrap();
+        assert_eq!(left, [BUCKET]);
     }
 }

@@ -58,7 +58,12 @@ impl Bucket {
 
     /// What the store says of an object; None where there is none.
     pub async fn facts(&self, key: &str) -> Result<Option<ObjectFacts>> {
-        let options = GetOptions { head: true, ..GetOptions::default() };
+        self.facts_of_version(key, None).await
+    }
+
+    /// The same of one version of it; None is the newest.
+    pub(super) async fn facts_of_version(&self, key: &str, version: Option<String>) -> Result<Option<ObjectFacts>> {
+        let options = GetOptions { head: true, version, ..GetOptions::default() };
         let Some(head) = found(self.inner.reads.get_opts(&path(key)?, options).await)? else { return Ok(None) };
         let mut facts = ObjectFacts {
             size_bytes: head.meta.size,
@@ -101,7 +106,7 @@ impl Bucket {
     }
 }
 
-fn found<T>(answer: object_store::Result<T>) -> Result<Option<T>> {
+pub(super) fn found<T>(answer: object_store::Result<T>) -> Result<Option<T>> {
     match answer {
         Ok(found) => Ok(Some(found)),
         Err(object_store::Error::NotFound { .. }) => Ok(None),

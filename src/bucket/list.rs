@@ -3,9 +3,6 @@
 //! Asked for by a request of our own: a walk goes on behind a key that was saved,
 //! whoever saved it, and other people's keys may look like no path at all.
 
-use std::time::Duration;
-
-use http::StatusCode;
 use jiff::Timestamp;
 use serde::Deserialize;
 
@@ -13,8 +10,6 @@ use super::{Bucket, BucketError, Result};
 
 /// The most that a store puts on a page.
 pub const PAGE_MAX: usize = 1000;
-/// The life of a list's signature.
-const ASK_WITHIN: Duration = Duration::from_secs(600);
 
 /// An entry of the list.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +38,7 @@ pub struct ListedPage {
 struct Listed {
     #[serde(default)]
     is_truncated: bool,
+    encoding_type: Option<String>,
     #[serde(default)]
     contents: Vec<Entry>,
 }
@@ -75,19 +71,16 @@ impl Bucket {
             query.push(("prefix", folder));
         }
         query.extend(after.map(|after| ("start-after", after)));
-        let answer = self.ask_bucket(now, ASK_WITHIN, &query).await?;
-        if answer.status() != StatusCode::OK {
-            return Err(BucketError::Refused { what: "a list", status: answer.status() });
+        match self.ask_for_list::<Listed>("a list", &query, now).await? {
+            Some(listed) => Ok(page(listed, folder)),
+            None => Err(BucketError::Unreadable("the store knows no ListObjectsV2".to_owned())),
         }
-        let document = answer.into_body().bytes().await.map_err(BucketError::Unanswered)?;
-        read(&document, folder)
     }
 }
 
-fn read(document: &[u8], folder: &str) -> Result<ListedPage> {
-    let unreadable = |error: String| BucketError::Unreadable(format!("a list: {error}"));
-    let listed: Listed = quick_xml::de::from_reader(document).map_err(|error| unreadable(error.to_string()))?;
-    let is_encoded = document.windows(URL_ENCODED.len()).any(|part| part == URL_ENCODED);
+fn page(listed: Listed, folder: &str) -> ListedPage {
+    // A store that encodes keys says so.
+    let is_encoded = listed.encoding_type.as_deref() == Some("url");
     let mut objects = Vec::with_capacity(listed.contents.len());
     for Entry { key, size, last_modified } in listed.contents {
         let key = if is_encoded { decoded(&key) } else { key };
@@ -97,11 +90,8 @@ fn read(document: &[u8], folder: &str) -> Result<ListedPage> {
             objects.push(ListedObject { key, size_bytes: size, written_at });
         }
     }
-    Ok(ListedPage { has_more: listed.is_truncated && !objects.is_empty(), objects })
+    ListedPage { has_more: listed.is_truncated && !objects.is_empty(), objects }
 }
-
-/// A store that encodes keys says so.
-const URL_ENCODED: &[u8] = b"<EncodingType>url</EncodingType>";
 
 /// A key as it is, of one as a form would write it.
 fn decoded(key: &str) -> String {
@@ -120,12 +110,13 @@ mod tests {
             <Name>b</Name><IsTruncated>true</IsTruncated><EncodingType>url</EncodingType>\
             <Contents><Key>p/a%2F%2Fb+c%26d</Key><Size>7</Size><LastModified>2026-11-23T14:00:00.000Z</LastModified>\
             <ETag>&quot;x&quot;</ETag></Contents><Contents><Key>q/else</Key><Size>1</Size></Contents></ListBucketResult>";
-        let page = read(document.as_bytes(), "p/").unwrap();
+        let read = |document: &str, folder| Some(page(quick_xml::de::from_str(document).ok()?, folder));
+        let listed = read(document, "p/").unwrap();
         let written_at = Some("2026-11-23T14:00:00Z".parse().unwrap());
-        assert_eq!(page.objects, [ListedObject { key: "p/a//b c&d".to_owned(), size_bytes: 7, written_at }]);
-        assert!(page.has_more);
+        assert_eq!(listed.objects, [ListedObject { key: "p/a//b c&d".to_owned(), size_bytes: 7, written_at }]);
+        assert!(listed.has_more);
         let empty = "<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>";
-        assert_eq!(read(empty.as_bytes(), "").unwrap(), ListedPage::default());
-        assert!(read(b"<html>", "").is_err());
+        assert_eq!(read(empty, ""), Some(ListedPage::default()));
+        assert_eq!(read("<html>", ""), None);
     }
 }

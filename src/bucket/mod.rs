@@ -10,9 +10,12 @@ pub mod embedded;
 mod inspect;
 pub mod link;
 mod list;
+mod markers;
+mod read;
 mod rewrite;
 mod throttle;
 mod upload;
+mod versions;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -33,8 +36,10 @@ pub use embedded::Embedded;
 pub use inspect::ObjectFacts;
 pub use link::{Disposition, Link, LinkBase, LinkMethod};
 pub use list::{ListedObject, ListedPage, PAGE_MAX};
+pub use read::Reading;
 pub use throttle::Throttle;
 pub use upload::{NewObject, SINGLE_PUT_MAX_BYTES, Staging, UPLOAD_RESERVE_BYTES};
+pub use versions::Version;
 
 use crate::config::{BucketConfig, Config, S3Config};
 use crate::domain::object_key::Layout;
@@ -252,8 +257,16 @@ impl Bucket {
     /// Removes an object; one that is not there is fine.
     pub async fn delete(&self, key: &str) -> Result<()> {
         match self.inner.control.delete(&path(key)?).await {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => self.forget(key).await,
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Removes what a store keeps of an object that is gone. Only the embedded one does.
+    async fn forget(&self, key: &str) -> Result<()> {
+        match self.embedded() {
+            Some(embedded) => embedded.forget(key).await,
+            None => Ok(()),
         }
     }
 }

@@ -100,6 +100,10 @@ pub(super) const TO_FAILED: &str = concat!(
     " WHERE account_sid = $1 AND recording_sid = $2"
 );
 
+/// What was found by asking counts as announced once it was.
+const ANNOUNCE: &str = "UPDATE recordings SET announced_by = $3 WHERE account_sid = $1 AND recording_sid = $2 \
+                        AND announced_by NOT IN ('callback', 'put')";
+
 const CHOOSE: &str = concat!(
     "INSERT INTO choices (account_sid, call_sid, recording_sid, put_at) VALUES ($1, $2, $3, ",
     now!(),
@@ -248,6 +252,9 @@ async fn update(session: &mut Session, known: &Recording, said: &Announcement) -
         };
     }
     let first_time = note_what_was_said(session, said).await?;
+    if first_time && !matches!(said.by, AnnouncedBy::Found { .. }) {
+        session.execute(ANNOUNCE, args![said.id.account, said.id.recording, said.announced_by()]).await?;
+    }
     let unused = matches!(known.state, State::Announced | State::Pending | State::Absent | State::Failed);
     if unused {
         learn(session, known, said).await?;

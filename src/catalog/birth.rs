@@ -32,6 +32,11 @@ impl Default for Birth {
 }
 
 impl Birth {
+    /// Whether this node has seen that the bucket's objects were indexed.
+    pub fn was_seen_indexed(&self) -> bool {
+        self.is_indexed.load(Ordering::Acquire)
+    }
+
     fn saw(&self, is_read: bool, is_indexed: bool) {
         if is_read {
             self.is_read.send_replace(true);
@@ -56,10 +61,10 @@ impl dyn Catalog + '_ {
 
     /// Whether the bucket's objects were indexed. One that is not read is not.
     pub async fn is_indexed(&self) -> Result<bool> {
-        if !self.birth().is_indexed.load(Ordering::Acquire) {
+        if !self.birth().was_seen_indexed() {
             self.look_at_birth().await?;
         }
-        Ok(self.birth().is_indexed.load(Ordering::Acquire))
+        Ok(self.birth().was_seen_indexed())
     }
 
     async fn look_at_birth(&self) -> Result<()> {

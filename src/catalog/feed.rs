@@ -270,7 +270,8 @@ pub(super) async fn latest(session: &mut Session) -> Result<Cursor> {
     Ok(Cursor { catalog_created_ms: row.get("created_at")?, seq: row.get("last_seq")? })
 }
 
-fn event(row: &Row, after: Cursor) -> Result<Event> {
+/// An event beside its recording, of columns that [`event_columns`] names.
+pub(super) fn event(row: &Row, after: Cursor) -> Result<Event> {
     let has_recording = row.get::<Option<String>>("recording_sid")?.is_some();
     Ok(Event {
         cursor: after.at(row.get("event_seq")?),
@@ -282,11 +283,25 @@ fn event(row: &Row, after: Cursor) -> Result<Event> {
     })
 }
 
-/// Events beside their recordings as they are now.
-const EVENTS: &str = "SELECT e.seq AS event_seq, e.type AS event_type, e.at AS event_at, \
-     e.account_sid AS event_account, e.detail AS event_detail, r.* FROM ";
-const WITH_RECORDINGS: &str = "events e LEFT JOIN recordings r \
-     ON r.account_sid = e.account_sid AND r.recording_sid = e.recording_sid ";
+/// Of events `e` beside their recordings `r` as they are now.
+macro_rules! event_columns {
+    () => {
+        "e.seq AS event_seq, e.type AS event_type, e.at AS event_at, e.account_sid AS event_account, \
+         e.detail AS event_detail, r.*"
+    };
+}
+pub(super) use event_columns;
+
+/// The recordings `r` of events `e`.
+macro_rules! with_recordings {
+    () => {
+        " LEFT JOIN recordings r ON r.account_sid = e.account_sid AND r.recording_sid = e.recording_sid "
+    };
+}
+pub(super) use with_recordings;
+
+const EVENTS: &str = concat!("SELECT ", event_columns!(), " FROM ");
+const WITH_RECORDINGS: &str = concat!("events e", with_recordings!());
 /// Crossed: SQLite keeps the order of such a join, and finds the events by recording.
 const OF_CALL: &str = concat!(recordings_of_call!("$4"), " AS of_call CROSS JOIN ");
 

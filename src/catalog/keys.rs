@@ -76,18 +76,15 @@ pub struct KeyRingRows {
 /// What a rotation does to what was signed before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rotation {
-    /// Nothing: it is good until it ends. Secrets that were retired longer ago
-    /// than any share lives are forgotten.
+    /// Nothing: it is good until it ends.
     LetThemEnd {
-        /// The longest life of a share.
-        share_max: Duration,
+        /// Secrets that were retired longer ago are forgotten: nothing that they
+        /// signed is left.
+        forget_after: Duration,
     },
     /// It is over.
     EndThem,
 }
-
-/// Nodes that were cut off sign with a retired secret for a while.
-const RETIRED_SIGNS_FOR: Duration = Duration::from_secs(24 * 3600);
 
 const REVISION: &str = "SELECT revision FROM key_changes";
 const RAISE_REVISION: &str = concat!(
@@ -165,15 +162,15 @@ impl dyn Catalog + '_ {
     /// Makes a secret that signs shares from now on; gives its number.
     pub async fn rotate_share_secret(&self, secret: [u8; 32], rotation: Rotation) -> Result<i64> {
         let mut session = self.begin_key_change().await?;
-        session.execute(RETIRE, args![]).await?;
         match rotation {
-            Rotation::LetThemEnd { share_max } => {
-                session.execute(FORGET, args![share_max + RETIRED_SIGNS_FOR]).await?;
+            Rotation::LetThemEnd { forget_after } => {
+                session.execute(FORGET, args![forget_after]).await?;
             }
             Rotation::EndThem => {
                 session.execute(END, args![]).await?;
             }
         }
+        session.execute(RETIRE, args![]).await?;
         let id = insert_secret(&mut session, secret).await?;
         self.commit_key_change(session).await?;
         Ok(id)

@@ -225,8 +225,8 @@ impl dyn Catalog + '_ {
         session.commit().await
     }
 
-    /// Asks by hand for another attempt: at a recording that was given up, and
-    /// at once at one that is waiting for its next. Gives the recording as it is
+    /// Asks by hand for another attempt: at a recording that was given up or evicted,
+    /// and at once at one that is waiting for its next. Gives the recording as it is
     /// then; None where it is not known.
     pub async fn fetch_again(&self, id: &RecordingId) -> Result<Option<Recording>> {
         let mut session = self.begin().await?;
@@ -234,7 +234,7 @@ impl dyn Catalog + '_ {
             session.rollback().await?;
             return Ok(None);
         };
-        if matches!(known.state, State::Failed | State::Absent) {
+        if matches!(known.state, State::Failed | State::Absent | State::Evicted) {
             session.execute(TO_PENDING, args![id.account, id.recording]).await?;
             feed::note(&mut session, id, "fetch_requested", json!({})).await?;
         }

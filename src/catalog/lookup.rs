@@ -1,4 +1,4 @@
-//! Finding recordings: by their SID, by their call, in lists.
+//! Finding recordings: by their SID, by their call, by their content, in lists.
 //!
 //! Every look-up names the accounts that may be seen; None is all of them.
 //! Nothing here ever asks anybody but the database.
@@ -11,8 +11,9 @@ use jiff::Timestamp;
 use sqlx::AssertSqlSafe;
 
 use super::rows;
-use super::sql::{args, one_of};
+use super::sql::{Value, args, one_of};
 use super::{Catalog, Result};
+use crate::domain::digest::Digest;
 use crate::domain::recording::{Recording, RecordingId, State, answer_for_call};
 use crate::domain::sid::{AccountSid, CallSid, ConferenceSid, RecordingSid};
 
@@ -104,6 +105,9 @@ impl FromStr for PageCursor {
 const ONE: &str = "SELECT * FROM recordings WHERE account_sid = $1 AND recording_sid = $2";
 const SOME: &str = "SELECT * FROM recordings WHERE (account_sid, recording_sid) IN";
 const NAMED: &str = "SELECT * FROM recordings WHERE recording_sid = $1";
+const WITH: &str = "SELECT * FROM recordings WHERE sha256 = $1 AND state = 'stored'";
+/// It was evicted or lost, and is fetched again when it is asked for.
+const AWAITED: &str = "SELECT * FROM recordings WHERE sha256 = $1 AND state IN ('evicted', 'pending', 'fetching')";
 
 /// By its own SID, by another name of it, or by what was PUT for it. A union
 /// of look-ups by index: an OR of them would read the whole table.
@@ -173,12 +177,28 @@ impl dyn Catalog + '_ {
         recording: RecordingSid,
         accounts: Option<&[AccountSid]>,
     ) -> Result<Option<Recording>> {
-        let mut args = args![recording];
-        let mut sql = NAMED.to_owned();
-        if let Some(accounts) = accounts {
-            sql.push_str(&one_of("account_sid", accounts.iter().copied(), &mut args));
+        self.first_of(NAMED, args![recording], accounts, "accepted_at, account_sid").await
+    }
+
+    /// A stored recording with those bytes in one of the accounts: the same for
+    /// everyone who may see the same.
+    pub async fn recording_with(&self, digest: Digest, accounts: Option<&[AccountSid]>) -> Result<Option<Recording>> {
+        let order = "account_sid, recording_sid";
+        match self.first_of(WITH, args![digest], accounts, order).await? {
+            None => self.first_of(AWAITED, args![digest], accounts, order).await,
+            stored => Ok(stored),
         }
-        sql.push_str(" ORDER BY accepted_at, account_sid LIMIT 1");
+    }
+
+    async fn first_of(
+        &self,
+        sql: &str,
+        mut args: Vec<Value>,
+        accounts: Option<&[AccountSid]>,
+        order: &str,
+    ) -> Result<Option<Recording>> {
+        let visible = accounts.map(|accounts| one_of("account_sid", accounts.iter().copied(), &mut args));
+        let sql = format!("{sql}{} ORDER BY {order} LIMIT 1", visible.unwrap_or_default());
         let row = self.read().await?.row(AssertSqlSafe(sql), args).await?;
         row.as_ref().map(rows::recording).transpose()
     }

@@ -10,22 +10,35 @@ use serde_json::{Value as Json, json};
 
 use super::accept::lock;
 use super::bucket_walk::{BucketWalk, Position, finish, save};
+use super::erase::{ErasedBy, erase};
 use super::lease::{Lease, Settled};
 use super::sql::{Session, args};
-use super::{Catalog, Result, birth, feed, recheck};
+use super::{Catalog, Result, birth, feed, recheck, scrub};
 use crate::domain::object_key::Marker;
-use crate::domain::recording::{Recording, RecordingId, State};
+use crate::domain::recording::{RecordingId, State};
+use crate::domain::sid::{CallSid, ConferenceSid};
 
+/// What a marker names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Marked {
+    /// The recording.
+    pub id: RecordingId,
+    /// The call it was made of, where the marker says so.
+    pub call_sid: Option<CallSid>,
+    /// The conference it was made of, where the marker says so.
+    pub conference_sid: Option<ConferenceSid>,
+}
+
+/// Its marker is there; whether anything else of it still is, is looked at.
 const CREATE_ERASED: &str = "INSERT INTO recordings (account_sid, recording_sid, state, announced_by, details_confirmed, \
-     accepted_at, ordered_at) SELECT $1, $2, 'erased', 'reindex', 0, now_ms, now_ms FROM clock WHERE 1 = 1 \
-     ON CONFLICT DO NOTHING";
-/// The SIDs and times stay, and the upload until it was aborted.
-const ERASE: &str = "UPDATE recordings SET state = 'erased', epoch = epoch + 1, lease_node = NULL, due_at = NULL, \
-     not_before = NULL, pending_since = NULL, asked_about_at = NULL, duration_seconds = NULL, channels = NULL, \
-     track = NULL, recording_source = NULL, sha256 = NULL, size_bytes = NULL, format = NULL, object_key = NULL, \
-     error_code = NULL, error_detail = NULL, error_at = NULL, hold = 0, duty_until = NULL \
-     WHERE account_sid = $1 AND recording_sid = $2";
-const HOLD: &str = "UPDATE recordings SET hold = 1 WHERE account_sid = $1 AND recording_sid = $2";
+     call_sid, conference_sid, accepted_at, ordered_at, erase_marked, erase_due_at) \
+     SELECT $1, $2, 'erased', '', CASE WHEN $3 IS NULL AND $4 IS NULL THEN 0 ELSE 1 END, $3, $4, now_ms, now_ms, 1, \
+     now_ms FROM clock WHERE 1 = 1 ON CONFLICT DO NOTHING";
+/// Erased wins over held.
+const RELEASE: &str = "UPDATE recordings SET hold = 0 WHERE account_sid = $1 AND recording_sid = $2";
+/// The marker of a hold that is being released says nothing any more.
+const HOLD: &str = "UPDATE recordings SET hold = 1 WHERE account_sid = $1 AND recording_sid = $2 \
+     AND hold_marker_due_at IS NULL";
 const KEEP_HOLD: &str = "INSERT INTO marked_holds (account_sid, recording_sid) VALUES ($1, $2) ON CONFLICT DO NOTHING";
 const KNOWS_HOLD: &str = "SELECT 1 AS one FROM marked_holds WHERE account_sid = $1 AND recording_sid = $2";
 
@@ -42,7 +55,7 @@ impl dyn Catalog + '_ {
         &self,
         walk: &BucketWalk,
         marker: Marker,
-        marked: &[RecordingId],
+        marked: &[Marked],
         next: Option<&Position>,
         after: Duration,
     ) -> Result<Settled> {
@@ -55,8 +68,8 @@ impl dyn Catalog + '_ {
             session.rollback().await?;
             return Ok(Settled::Stale);
         }
-        for id in marked {
-            apply(&mut session, marker, id, after).await?;
+        for marked in marked {
+            apply(&mut session, marker, marked, after).await?;
         }
         if next.is_none() {
             birth::all_is_read(&mut session).await?;
@@ -67,9 +80,9 @@ impl dyn Catalog + '_ {
     }
 
     /// Takes one marker.
-    pub async fn take_marker(&self, marker: Marker, id: &RecordingId, after: Duration) -> Result<()> {
+    pub async fn take_marker(&self, marker: Marker, marked: &Marked, after: Duration) -> Result<()> {
         let mut session = self.begin().await?;
-        apply(&mut session, marker, id, after).await?;
+        apply(&mut session, marker, marked, after).await?;
         session.commit().await?;
         self.announce_change();
         Ok(())
@@ -81,10 +94,11 @@ impl dyn Catalog + '_ {
     }
 }
 
-async fn apply(session: &mut Session, marker: Marker, id: &RecordingId, after: Duration) -> Result<()> {
+async fn apply(session: &mut Session, marker: Marker, marked: &Marked, after: Duration) -> Result<()> {
+    let id = &marked.id;
     let mut known = lock(session, id).await?;
     if known.is_none() && marker == Marker::Erased {
-        if create_erased(session, id).await? {
+        if create_erased(session, marked).await? {
             return Ok(());
         }
         // Another node made one between the two statements.
@@ -92,8 +106,15 @@ async fn apply(session: &mut Session, marker: Marker, id: &RecordingId, after: D
     }
     match (marker, known) {
         (Marker::Erased, None) => Ok(()),
-        (_, Some(known)) if known.state == State::Erased => Ok(()),
-        (Marker::Erased, Some(known)) => erase(session, &known, after).await,
+        (_, Some(known)) if known.state == State::Erased => {
+            scrub::tell_call(session, &known, marked.call_sid, marked.conference_sid).await
+        }
+        (Marker::Erased, Some(_)) => {
+            erase(session, id, ErasedBy::Marker, false).await?;
+            session.execute(RELEASE, args![id.account, id.recording]).await?;
+            // Whatever comes of the erasing: late writes are looked for.
+            recheck::owe(session, &Lease { id: *id, epoch: 0 }, after).await
+        }
         (Marker::Held, None) => {
             session.execute(KEEP_HOLD, args![id.account, id.recording]).await?;
             // A row that came in between is held, too.
@@ -101,28 +122,22 @@ async fn apply(session: &mut Session, marker: Marker, id: &RecordingId, after: D
             Ok(())
         }
         (Marker::Held, Some(known)) if known.hold => Ok(()),
-        (Marker::Held, Some(_)) => {
-            session.execute(HOLD, args![id.account, id.recording]).await?;
-            feed::append(session, id, "recording.held", told_by()).await
-        }
+        (Marker::Held, Some(_)) => match session.execute(HOLD, args![id.account, id.recording]).await? {
+            0 => Ok(()),
+            _ => feed::append(session, id, "recording.held", told_by()).await,
+        },
     }
 }
 
 /// Makes the row; false where it is there already.
-async fn create_erased(session: &mut Session, id: &RecordingId) -> Result<bool> {
-    if session.execute(CREATE_ERASED, args![id.account, id.recording]).await? == 0 {
+async fn create_erased(session: &mut Session, marked: &Marked) -> Result<bool> {
+    let Marked { id, call_sid, conference_sid } = marked;
+    if session.execute(CREATE_ERASED, args![id.account, id.recording, *call_sid, *conference_sid]).await? == 0 {
         return Ok(false);
     }
-    feed::append(session, id, "recording.accepted", told_by()).await?;
+    feed::append(session, id, "recording.accepted", Json::Null).await?;
     feed::append(session, id, "recording.erased", told_by()).await?;
     Ok(true)
-}
-
-async fn erase(session: &mut Session, known: &Recording, after: Duration) -> Result<()> {
-    let id = &known.id;
-    session.execute(ERASE, args![id.account, id.recording]).await?;
-    recheck::owe(session, &Lease { id: *id, epoch: 0 }, after).await?;
-    feed::append(session, id, "recording.erased", told_by()).await
 }
 
 fn told_by() -> Json {

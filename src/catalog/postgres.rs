@@ -97,8 +97,11 @@ const MIGRATIONS: &[Step] = &[
     Step(1, "recordings", include_str!("migrations/postgres/0001_recordings.sql")),
     Step(2, "keys", include_str!("migrations/postgres/0002_keys.sql")),
     Step(3, "webhooks", include_str!("migrations/postgres/0003_webhooks.sql")),
+    Step(4, "letting_go", include_str!("migrations/postgres/0004_letting_go.sql")),
     Step(5, "bucket_read", include_str!("migrations/postgres/0005_bucket_read.sql")),
+    Step(6, "content", include_str!("migrations/postgres/0006_content.sql")),
     Step(8, "turns", include_str!("migrations/postgres/0008_turns.sql")),
+    Step(14, "awaited_content", include_str!("migrations/postgres/0014_awaited_content.sql")),
 ];
 
 impl Shared {

@@ -2,39 +2,21 @@
 //! what came of it.
 //!
 //! A row owes a recheck when an attempt may have left something that the row
-//! does not name. It is granted on a row at rest, under a lease of its own: the
-//! grant raises the epoch, so that every older holder is stale, and no claim is
-//! granted while the lease lasts. Only the holder of that epoch settles it. What
-//! is owed stays owed until a recheck that began later has found all in order.
+//! does not name, and when it was erased or evicted. It is a duty like others
+//! (`duty.rs`). What is owed stays owed until a recheck that began later has found
+//! all in order.
 
 use std::time::Duration;
 
-use jiff::Timestamp;
 use serde_json::json;
-use sqlx::AssertSqlSafe;
 
 use super::accept::lock;
-use super::claim::Leftover;
+use super::duty::{Due, Duty, held};
 use super::lease::{Lease, Settled};
-use super::sql::{Row, Session, Value, args, now, place_each};
-use super::{Catalog, Result, feed, rows};
+use super::sql::{Session, Value, args, now};
+use super::{Catalog, Result, feed};
 use crate::domain::recording::{ErrorCode, Recording, State, StoredObject};
 use crate::domain::sid::AccountSid;
-
-/// A lease that was just granted for a recheck, and all that the work needs.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Duty {
-    /// The lease.
-    pub lease: Lease,
-    /// The recording, at rest.
-    pub recording: Recording,
-    /// When it was granted, by the catalog's clock, or a little earlier.
-    pub granted_at: Timestamp,
-    /// Nothing is staged by any attempt of a lower epoch.
-    pub swept_epoch: i64,
-    /// An upload that the row still names.
-    pub leftover: Option<Leftover>,
-}
 
 /// What a recheck found. All but `Unfinished` say that nothing is staged any more.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,36 +41,6 @@ const OWE: &str = concat!(
     " + $4, swept_epoch = CASE WHEN swept_epoch > $3 THEN $3 ELSE swept_epoch END \
      WHERE account_sid = $1 AND recording_sid = $2"
 );
-/// What is due of the account `$1`, or of the one that a statement calls `a`.
-macro_rules! due {
-    ($account:literal) => {
-        concat!(
-            " FROM recordings WHERE account_sid = ",
-            $account,
-            " AND recheck_due_at <= ",
-            now!(),
-            " AND state <> 'fetching' AND (duty_until IS NULL OR duty_until <= ",
-            now!(),
-            ") ORDER BY recheck_due_at LIMIT "
-        )
-    };
-}
-const OLDEST: &str =
-    concat!("SELECT a.column1 AS account_sid, (SELECT recheck_due_at", due!("a.column1"), "1) AS due_at FROM");
-const DUE: &str = concat!("SELECT *, ", now!(), " AS now_ms", due!("$1"), "$2");
-const GRANT: &str = concat!(
-    "UPDATE recordings SET epoch = epoch + 1, duty_until = ",
-    now!(),
-    " + $3 WHERE account_sid = $1 AND recording_sid = $2"
-);
-
-/// What every update of a duty ends with.
-macro_rules! held {
-    () => {
-        " WHERE account_sid = $1 AND recording_sid = $2 AND epoch = $3 AND duty_until IS NOT NULL"
-    };
-}
-const RENEW: &str = concat!("UPDATE recordings SET duty_until = ", now!(), " + $4", held!(), " RETURNING duty_until");
 /// What was owed since the grant (`$4`) stays owed. So does what a recording
 /// that is still on its way may leave: its folder was not looked at.
 const END: &str = concat!(
@@ -133,26 +85,11 @@ pub(super) async fn owe(session: &mut Session, lease: &Lease, after: Duration) -
     Ok(())
 }
 
-impl Duty {
-    fn read(row: &Row) -> Result<Self> {
-        let recording = rows::recording(row)?;
-        let epoch = recording.epoch + 1;
-        Ok(Self {
-            lease: Lease { id: recording.id, epoch },
-            recording: Recording { epoch, ..recording },
-            granted_at: row.time("now_ms")?,
-            swept_epoch: row.get("swept_epoch")?,
-            leftover: Leftover::read(row)?,
-        })
-    }
+/// A recording that owes a recheck.
+const DUE: Due = Due { since: "recheck_due_at", only: "recheck_due_at IS NOT NULL", age: Duration::ZERO };
 
-    fn args(&self) -> Vec<Value> {
-        args![self.lease.id.account, self.lease.id.recording, self.lease.epoch]
-    }
-
-    fn end_args(&self, again: Duration) -> Vec<Value> {
-        self.args().into_iter().chain(args![self.granted_at, again]).collect()
-    }
+fn end_args(duty: &Duty, again: Duration) -> Vec<Value> {
+    duty.args_and(args![duty.granted_at, again])
 }
 
 impl dyn Catalog + '_ {
@@ -172,59 +109,7 @@ impl dyn Catalog + '_ {
         at_most: usize,
         duration: Duration,
     ) -> Result<Vec<Duty>> {
-        let ready = self.accounts_to_recheck(accounts).await?;
-        if ready.is_empty() {
-            return Ok(Vec::new());
-        }
-        let share = at_most.div_ceil(ready.len());
-        let mut session = self.begin().await?;
-        let locking = if session.is_postgres() { " FOR UPDATE SKIP LOCKED" } else { "" };
-        let mut duties: Vec<Duty> = Vec::new();
-        for account in ready {
-            let room = share.min(at_most - duties.len());
-            let args = args![account, i64::try_from(room).unwrap_or(i64::MAX)];
-            for row in session.rows(AssertSqlSafe(format!("{DUE}{locking}")), args).await? {
-                match Duty::read(&row) {
-                    Ok(duty) => duties.push(duty),
-                    // One row that a newer node wrote must not keep all others from being looked at.
-                    Err(error) => tracing::error!(%error, "a recording cannot be rechecked"),
-                }
-            }
-        }
-        for duty in &duties {
-            grant(&mut session, duty, duration).await?;
-        }
-        session.commit().await?;
-        Ok(duties)
-    }
-
-    /// Those of the accounts that have a recheck due, the longest overdue first.
-    async fn accounts_to_recheck(&self, accounts: &[AccountSid]) -> Result<Vec<AccountSid>> {
-        if accounts.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut args = args![];
-        let places = place_each(accounts.iter().copied(), &mut args);
-        let sql = format!("{OLDEST} (VALUES ({})) AS a ORDER BY due_at", places.join("), ("));
-        let rows = self.read().await?.rows(AssertSqlSafe(sql), args).await?;
-        let mut ready = Vec::new();
-        for row in &rows {
-            if row.time_opt("due_at")?.is_some() {
-                ready.push(row.parse("account_sid")?);
-            }
-        }
-        Ok(ready)
-    }
-
-    /// Prolongs the lease of a recheck; gives the time as of which it is granted
-    /// anew, None where it is another's by now.
-    pub async fn renew_recheck(&self, duty: &Duty, duration: Duration) -> Result<Option<Timestamp>> {
-        let mut session = self.begin().await?;
-        let args = duty.args().into_iter().chain(args![duration]).collect();
-        let row = session.row(RENEW, args).await?;
-        session.commit().await?;
-        let until = row.map(|row| row.time("duty_until")).transpose()?;
-        Ok(until.map(|until| until - duration))
+        self.grant_duties(&DUE, accounts, at_most, duration).await
     }
 
     /// Ends a recheck. What is not finished, or is still on its way, is looked
@@ -235,7 +120,7 @@ impl dyn Catalog + '_ {
         let mut session = self.begin().await?;
         let known = lock(&mut session, &duty.lease.id).await?;
         let end = if *finding == Finding::Unfinished { LEAVE } else { END };
-        let held = session.execute(end, duty.end_args(again)).await? == 1;
+        let held = session.execute(end, end_args(duty, again)).await? == 1;
         let settled = match (known, finding) {
             (Some(known), Finding::Lost) if held => lose(&mut session, &known, None, again).await?,
             (Some(known), Finding::Damaged(how)) if held => lose(&mut session, &known, Some(how), again).await?,
@@ -250,18 +135,6 @@ impl dyn Catalog + '_ {
         self.announce_change();
         Ok(settled)
     }
-}
-
-async fn grant(session: &mut Session, duty: &Duty, duration: Duration) -> Result<()> {
-    session.execute(GRANT, args![duty.lease.id.account, duty.lease.id.recording, duration]).await?;
-    Ok(())
-}
-
-/// Grants the lease of a recheck on a row at rest, which is locked.
-pub(super) async fn grant_row(session: &mut Session, row: &Row, duration: Duration) -> Result<Duty> {
-    let duty = Duty::read(row)?;
-    grant(session, &duty, duration).await?;
-    Ok(duty)
 }
 
 async fn lose(session: &mut Session, known: &Recording, why: Option<&str>, again: Duration) -> Result<Settled> {

@@ -10,8 +10,8 @@ use sqlx::AssertSqlSafe;
 
 use super::accept::lock;
 use super::claim::{Claim, Claimant, claim_row};
+use super::duty::{Duty, at_rest, grant};
 use super::lease::Lease;
-use super::recheck::{Duty, grant_row};
 use super::sql::{Row, Session, args, now, one_of};
 use super::{Catalog, Result, recheck, rows};
 use crate::domain::recording::{Recording, RecordingId, State};
@@ -32,6 +32,8 @@ pub struct InHand {
     pub is_owed: bool,
     /// Whether it is held.
     pub hold: bool,
+    /// Whether the marker of its hold is still to be brought in line with it.
+    pub owes_hold_marker: bool,
 }
 
 const OF: &str = "SELECT * FROM recordings WHERE 1 = 1";
@@ -39,10 +41,8 @@ const COUNT: &str = "SELECT count(*) AS known, count(CASE WHEN state = 'stored' 
 const AT_REST: &str = concat!(
     "SELECT *, ",
     now!(),
-    " AS now_ms FROM recordings WHERE account_sid = $1 AND recording_sid = $2 AND state <> 'fetching' \
-     AND (duty_until IS NULL OR duty_until <= ",
-    now!(),
-    ")"
+    " AS now_ms FROM recordings WHERE account_sid = $1 AND recording_sid = $2 AND ",
+    at_rest!()
 );
 const DUE: &str = concat!(
     "SELECT *, ",
@@ -108,7 +108,7 @@ impl dyn Catalog + '_ {
         let mut session = self.begin().await?;
         let row = one_row(&mut session, AT_REST, id).await?;
         let duty = match &row {
-            Some(row) => Some(grant_row(&mut session, row, duration).await?),
+            Some(row) => Some(grant(&mut session, row, duration).await?),
             None => None,
         };
         session.commit().await?;
@@ -140,8 +140,11 @@ fn in_hand(row: &Row) -> Result<InHand> {
         state: recording.state,
         epoch: recording.epoch,
         key: recording.object.map(|object| object.key),
-        is_owed: row.get::<Option<i64>>("recheck_due_at")?.is_some() || row.get::<Option<i64>>("duty_until")?.is_some(),
+        is_owed: ["recheck_due_at", "duty_until", "erase_due_at"].iter().try_fold(false, |owed, column| {
+            Ok::<_, super::CatalogError>(owed || row.get::<Option<i64>>(column)?.is_some())
+        })?,
         hold: recording.hold,
+        owes_hold_marker: row.get::<Option<i64>>("hold_marker_due_at")?.is_some(),
     })
 }
 

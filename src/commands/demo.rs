@@ -262,12 +262,14 @@ fn milliseconds(took: Duration) -> String {
     format!("{:.1} ms", took.as_secs_f64() * 1000.0)
 }
 
+/// When a scripted call is made.
 #[expect(clippy::disallowed_methods, reason = "the scripted call is made now")]
-fn now() -> Timestamp {
+pub(super) fn now() -> Timestamp {
     Timestamp::now()
 }
 
-fn sid(prefix: &str) -> String {
+/// A SID that nobody has.
+pub(super) fn sid(prefix: &str) -> String {
     format!("{prefix}{}", random_hex())
 }
 

@@ -6,6 +6,7 @@
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::error::ErrorKind;
@@ -26,6 +27,9 @@ use crate::domain::sid::AccountSid;
 const NAME_MAX_CHARS: usize = 100;
 /// Every request's key carries its accounts along.
 const ACCOUNTS_MAX: usize = 100;
+/// Nodes that are cut off from the catalog sign with a retired secret for a quarter
+/// of an hour; a day is more than that by any clock.
+const RETIRED_SIGNS_FOR: Duration = Duration::from_secs(24 * 3600);
 const RATE_MAX_PER_SECOND: u32 = 1_000_000;
 
 /// API keys, and the secret of the shares.
@@ -282,7 +286,7 @@ async fn revoke(config: &Config, catalog: &Arc<dyn Catalog>, args: &Revoke) -> a
 async fn rotate(config: &Config, catalog: &Arc<dyn Catalog>, args: &Rotate) -> anyhow::Result<()> {
     let rotation = match args.end_shares {
         true => Rotation::EndThem,
-        false => Rotation::LetThemEnd { share_max: config.share_max },
+        false => Rotation::LetThemEnd { forget_after: config.share_max + RETIRED_SIGNS_FOR },
     };
     let secret_id = catalog.rotate_share_secret(app::entropy(), rotation).await?;
     tell(match args.end_shares {

@@ -9,6 +9,7 @@ pub mod get;
 pub mod keys;
 pub mod reindex;
 pub mod serve;
+pub mod simulate;
 pub mod verify;
 
 use std::process::ExitCode;
@@ -37,6 +38,8 @@ enum Command {
     Verify(verify::Args),
     Reindex(reindex::Args),
     Keys(keys::Args),
+    #[command(hide = true)]
+    Simulate(simulate::Args),
 }
 
 /// Runs the command.
@@ -48,6 +51,7 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Verify(args) => verify::run(args).await,
         Command::Reindex(args) => reindex::run(args).await,
         Command::Keys(args) => keys::run(args).await,
+        Command::Simulate(args) => simulate::run(args).await,
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,

@@ -32,7 +32,7 @@ pub async fn run() -> anyhow::Result<()> {
         tracing::warn!("no Twilio account is configured: callbacks are refused, and nothing is fetched");
     }
     if config.admin_key.is_none() {
-        tracing::warn!("CALLVAULT_ADMIN_KEY is not set: callbacks are taken, but nobody can ask for a recording");
+        tracing::info!("CALLVAULT_ADMIN_KEY is not set: keys that `callvault keys create` made are good, no others");
     }
     for name in config.without_effect() {
         tracing::warn!("{name} is set, but has no effect in this version");

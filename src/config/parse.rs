@@ -11,7 +11,7 @@ use base64::Engine as _;
 use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
-use url::Url;
+use url::{Host, Url};
 
 use super::{EVENT_TYPES, PrivateKey};
 use crate::domain::media::Variant;
@@ -133,6 +133,39 @@ pub fn http_url(text: &str) -> Result<Url, Expected> {
     let expected = || "an http or https URL".to_owned();
     let url = Url::parse(text).map_err(|_| expected())?;
     if matches!(url.scheme(), "http" | "https") && url.has_host() { Ok(url) } else { Err(expected()) }
+}
+
+/// Where events are posted. Anywhere but to link-local addresses, where clouds
+/// give out credentials; names are checked on the address that is connected to.
+pub fn receiver_url(text: &str) -> Result<Url, Expected> {
+    let url = http_url(text)?;
+    let address = match url.host() {
+        Some(Host::Ipv4(address)) => Some(IpAddr::V4(address)),
+        Some(Host::Ipv6(address)) => Some(IpAddr::V6(address)),
+        _ => None,
+    };
+    if address.is_some_and(is_link_local) {
+        return Err("an http or https URL whose address is not link-local".to_owned());
+    }
+    Ok(url)
+}
+
+/// Whether an address is good on one link only, also where an IPv6 form carries an IPv4 one.
+pub fn is_link_local(address: IpAddr) -> bool {
+    let IpAddr::V6(v6) = address else { return is_link_local_v4(address) };
+    let embedded = match v6.segments() {
+        // IPv4-mapped, RFC 4291, and NAT64's well-known prefix, RFC 6052.
+        [0, 0, 0, 0, 0, 0xffff, ..] | [0x64, 0xff9b, 0, 0, 0, 0, ..] => {
+            let [.., a, b, c, d] = v6.octets();
+            Some(IpAddr::from([a, b, c, d]))
+        }
+        _ => None,
+    };
+    v6.is_unicast_link_local() || embedded.is_some_and(is_link_local_v4)
+}
+
+fn is_link_local_v4(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V4(address) if address.is_link_local())
 }
 
 /// What a browser sends as `Origin`: scheme, host and perhaps a port.
@@ -324,6 +357,19 @@ mod tests {
         for wrong in ["*", "https://app.example.com/", "app.example.com", "https://app.example.com:443"] {
             assert!(origin(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn events_go_to_private_addresses_but_never_to_link_local_ones() {
+        for url in
+            ["https://app.example.com/hook?tenant=1", "http://10.0.0.1/", "http://127.0.0.1:8000/x", "http://[::1]/"]
+        {
+            assert!(receiver_url(url).is_ok(), "{url}");
+        }
+        for host in ["169.254.169.254", "0xa9fea9fe", "[fe80::1]", "[::ffff:169.254.169.254]", "[64:ff9b::a9fe:a9fe]"] {
+            assert!(receiver_url(&format!("http://{host}/x")).is_err(), "{host}");
+        }
+        assert!(receiver_url("ftp://10.0.0.1/").is_err());
     }
 
     #[test]

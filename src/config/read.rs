@@ -1,4 +1,4 @@
-//! From texts to a [`Config`]: which setting each field comes from, and what contradicts what.
+//! From texts to a [`Config`]: which setting each field comes from.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
+use super::contradictions;
 use super::source::{Reader, TableReader};
 use super::{
     ACCOUNT_KEYS, Account, ApiKey, AwsKeys, BucketConfig, Config, Database, LinkConfig, LogConfig, LogFormat,
@@ -13,9 +14,6 @@ use super::{
 };
 use crate::domain::media::Variant;
 use crate::domain::retry;
-
-/// The longest life of a presigned URL (S3's limit).
-const LINK_MAX: Duration = Duration::from_secs(7 * 86_400);
 
 /// None only where something needed could not be read; the problem is noted then.
 pub(super) fn read(reader: &mut Reader) -> Option<Config> {
@@ -57,49 +55,8 @@ pub(super) fn read(reader: &mut Reader) -> Option<Config> {
         shutdown_timeout: reader.get_or_default("CALLVAULT_SHUTDOWN_TIMEOUT", parse::some_time),
         log: read_log(reader),
     };
-    refuse_contradictions(reader, &config);
+    contradictions::refuse(reader, &config);
     Some(config)
-}
-
-fn refuse_contradictions(reader: &mut Reader, config: &Config) {
-    let embedded = matches!(config.bucket, BucketConfig::Embedded(_));
-    if embedded && matches!(config.database, Database::Postgres(_)) {
-        reader.problem(
-            "CALLVAULT_BUCKET_URL",
-            "is not set, but CALLVAULT_DATABASE_URL is PostgreSQL: many nodes cannot share the embedded store; \
-             expected s3://bucket or s3://bucket/prefix",
-        );
-    }
-    if embedded && config.delete_at_twilio_after.is_some() {
-        reader.problem(
-            "CALLVAULT_DELETE_AT_TWILIO_AFTER",
-            "is refused with the embedded store, whose copy would be the only one; expected it unset, or \
-             CALLVAULT_BUCKET_URL set",
-        );
-    }
-    let link_life = config.links.window + config.links.ttl;
-    if link_life > LINK_MAX {
-        reader.problem("CALLVAULT_LINK_TTL", "and CALLVAULT_LINK_WINDOW are together more than 7d, the limit of S3");
-    }
-    if let Some(evict_after) = config.evict_after {
-        if config.delete_at_twilio_after.is_some() {
-            reader.problem(
-                "CALLVAULT_EVICT_AFTER",
-                "and CALLVAULT_DELETE_AT_TWILIO_AFTER are both set: what is dropped here could not be fetched again; \
-                 expected one of them unset",
-            );
-        }
-        if evict_after <= link_life {
-            reader.problem(
-                "CALLVAULT_EVICT_AFTER",
-                "is not longer than a link lives (CALLVAULT_LINK_TTL and CALLVAULT_LINK_WINDOW together): links \
-                 would break",
-            );
-        }
-    }
-    if config.drain >= config.shutdown_timeout {
-        reader.problem("CALLVAULT_DRAIN", "is not shorter than CALLVAULT_SHUTDOWN_TIMEOUT, of which it is a part");
-    }
 }
 
 fn read_database(reader: &mut Reader) -> Database {
@@ -356,7 +313,7 @@ fn read_private_keys(reader: &mut Reader, table: &TableReader) -> BTreeMap<Strin
 
 fn read_webhooks(reader: &mut Reader) -> Vec<Webhook> {
     let mut webhooks = Vec::new();
-    let url = reader.get("CALLVAULT_EVENTS_URL", parse::http_url);
+    let url = reader.get("CALLVAULT_EVENTS_URL", parse::receiver_url);
     let secret = reader.get("CALLVAULT_EVENTS_SECRET", parse::webhook_secret);
     let types = reader.get("CALLVAULT_EVENTS_TYPES", parse::event_types).unwrap_or_default();
     let set = ["CALLVAULT_EVENTS_URL", "CALLVAULT_EVENTS_SECRET"].map(|name| reader.is_set(name));
@@ -371,7 +328,7 @@ fn read_webhooks(reader: &mut Reader) -> Vec<Webhook> {
     }
     webhooks.extend(url.zip(secret).map(|(url, secret)| Webhook { url, secret: secret.into(), types }));
     for table in reader.tables("webhooks", WEBHOOK_KEYS) {
-        let url = table.get(reader, "url", parse::http_url);
+        let url = table.get(reader, "url", parse::receiver_url);
         let secret = table.secret(reader, "secret", parse::webhook_secret);
         let types = table.get(reader, "types", parse::event_types).unwrap_or_default();
         if table.raw("url").is_none() {
@@ -380,6 +337,10 @@ fn read_webhooks(reader: &mut Reader) -> Vec<Webhook> {
         let has_secret = ["secret", "secret_file", "secret_env"].iter().any(|key| table.raw(key).is_some());
         if !has_secret {
             reader.problem(table.name("secret"), "is not set; expected whsec_…");
+        }
+        // A receiver is known by its URL: its place in the feed, and what it is still to get.
+        if webhooks.iter().any(|known: &Webhook| Some(&known.url) == url.as_ref()) {
+            reader.problem(table.name("url"), "is the URL of another receiver; expected each once, with all its types");
         }
         webhooks.extend(url.zip(secret).map(|(url, secret)| Webhook { url, secret: secret.into(), types }));
     }

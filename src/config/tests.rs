@@ -195,7 +195,9 @@ fn accounts_come_from_the_file_and_the_environment() {
 fn what_is_wrong_in_the_file_is_named_with_its_place() {
     let said = load_file(
         "leese = \"1s\"\n[[accounts]]\nsid = \"AC1\"\ntoken = \"hunter2\"\n[[accounts]]\nauth_token = \"hunter2\"\n\
-         [[webhooks]]\nurl = \"x\"",
+         [[webhooks]]\nurl = \"x\"\n[[webhooks]]\nurl = \"https://a.example\"\n[[webhooks]]\nurl = \"https://a.example\"\n\
+         secret = \"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\"\n[[webhooks]]\nurl = \"http://169.254.169.254/\"\n\
+         [[webhooks]]\nurl = \"https://a.example\"",
         &[],
     );
     let said = said.unwrap_err().to_string();
@@ -207,6 +209,8 @@ fn what_is_wrong_in_the_file_is_named_with_its_place() {
         "accounts[1].sid: is not set",
         "webhooks[0].url: \"x\" is wrong",
         "webhooks[0].secret: is not set",
+        "webhooks[3].url: \"http://169.254.169.254/\" is wrong",
+        "webhooks[4].url: is the URL of another receiver",
     ];
     for line in expected {
         assert!(said.contains(line), "{line} in\n{said}");
@@ -224,6 +228,15 @@ fn contradictions_are_refused() {
     assert!(load(&[postgres, bucket]).is_ok());
     let both = [bucket, ("CALLVAULT_EVICT_AFTER", "30d"), ("CALLVAULT_DELETE_AT_TWILIO_AFTER", "30d")];
     assert!(problems(&both).contains("are both set"));
+    let too_early = [("CALLVAULT_EVICT_AFTER", "75m")];
+    assert!(problems(&too_early).contains("CALLVAULT_EVICT_AFTER: is not longer than a link lives"));
+    let account = [("CALLVAULT_TWILIO_ACCOUNT_SID", SID), ("CALLVAULT_TWILIO_AUTH_TOKEN", "x"), bucket];
+    let with = |more: [(&'static str, &'static str); 2]| [&account[..], &more[..]].concat();
+    let in_vain = with([("CALLVAULT_RETENTION", "7d"), ("CALLVAULT_DELETE_AT_TWILIO_AFTER", "7d")]);
+    assert!(problems(&in_vain).contains("stay at Twilio for ever"));
+    assert!(load(&with([("CALLVAULT_RETENTION", "8d"), ("CALLVAULT_DELETE_AT_TWILIO_AFTER", "7d")])).is_ok());
+    let embedded = [("CALLVAULT_DELETE_AT_TWILIO_AFTER", "7d")];
+    assert!(problems(&embedded).contains("is refused with the embedded store"));
     let half = [bucket, ("AWS_ACCESS_KEY_ID", "AKIA")];
     assert!(problems(&half).contains("AWS_SECRET_ACCESS_KEY: is not set"));
     let twice = format!("[[accounts]]\nsid = \"{SID}\"\nauth_token = \"x\"");

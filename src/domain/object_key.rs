@@ -24,6 +24,14 @@ pub enum Marker {
 }
 
 impl Marker {
+    /// What it says, in a word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Erased => "erased",
+            Self::Held => "held",
+        }
+    }
+
     fn folder(self) -> &'static str {
         match self {
             Self::Erased => ".erased/",
@@ -83,7 +91,7 @@ impl Layout {
 
     /// Where the attempt of one epoch is staged.
     pub fn staging(&self, id: &RecordingId, epoch: i64) -> String {
-        format!("{}{}/{}.{epoch}", self.staging_folder(), id.account, id.recording)
+        format!("{}{epoch}", self.staging_of(id))
     }
 
     /// Where all markers of a kind lie.
@@ -96,11 +104,28 @@ impl Layout {
         format!("{}{}/{}", self.marker_folder(marker), id.account, id.recording)
     }
 
+    /// What the staging keys of all attempts at a recording begin with.
+    pub fn staging_of(&self, id: &RecordingId) -> String {
+        format!("{}{}/{}.", self.staging_folder(), id.account, id.recording)
+    }
+
     /// The recording that a marker's key names; None where it is no such key.
     pub fn marked(&self, marker: Marker, key: &str) -> Option<RecordingId> {
         let (account, recording) = key.strip_prefix(&self.marker_folder(marker))?.split_once('/')?;
         Some(RecordingId { account: account.parse().ok()?, recording: recording.parse().ok()? })
     }
+}
+
+/// The user metadata of a marker: the SIDs that its key does not name, by which
+/// calls that it belongs to are answered.
+pub fn marker_metadata(id: &RecordingId, details: &Details) -> Vec<(&'static str, String)> {
+    let known = [
+        ("account-sid", Some(id.account.to_string())),
+        ("call-sid", details.call_sid.map(|sid| sid.to_string())),
+        ("recording-sid", Some(id.recording.to_string())),
+        ("conference-sid", details.conference_sid.map(|sid| sid.to_string())),
+    ];
+    known.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
 }
 
 /// The user metadata of one object, as names and values.

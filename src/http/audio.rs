@@ -19,16 +19,19 @@ use super::view::{self, LinkAnswer, PendingAnswer};
 use crate::bucket::{LinkBase, LinkMethod};
 use crate::domain::sid::AccountSid;
 use crate::telemetry;
-use crate::vault::deliver::{Delivery, Manner, Wanted};
+use crate::vault::deliver::{Delivery, Manner, Playable, Wanted};
 
 /// Who asks for what, and how: of a call or of a recording, as the path says.
 #[derive(Debug)]
 pub struct Asked {
     /// What.
     pub wanted: Wanted,
-    visible: Option<Vec<AccountSid>>,
-    patience: Duration,
-    attachment: bool,
+    /// The accounts that may be seen; None is all.
+    pub visible: Option<Vec<AccountSid>>,
+    /// How long to wait for what is on its way.
+    pub patience: Duration,
+    /// Whether it is to be saved rather than played.
+    pub attachment: bool,
     method: LinkMethod,
     host: Option<Authority>,
 }
@@ -44,6 +47,11 @@ impl FromRequestParts<State> for Asked {
 }
 
 impl Asked {
+    /// Whether the same recording is meant for ever: which one a call answers for may change.
+    pub fn is_lasting(&self) -> bool {
+        !matches!(self.wanted, Wanted::Call(_))
+    }
+
     /// The request for that, by someone who may see these accounts (None is all).
     pub fn of(parts: &Parts, wanted: Wanted, visible: Option<&[AccountSid]>) -> Result<Self, Problem> {
         let query = Query::of(parts);
@@ -60,27 +68,29 @@ impl Asked {
 
 /// `GET` or `HEAD …/audio`: a redirect to a link.
 pub async fn audio(Shared(state): Shared<State>, asked: Asked) -> Result<Response, Problem> {
-    // What a call answers for may change; a recording's link does not.
-    let is_lasting = !matches!(asked.wanted, Wanted::Call(_));
-    redirect(&state, &asked, is_lasting).await
+    redirect(&state, &asked, asked.is_lasting()).await
 }
 
 /// The redirect to a link, which a browser may keep where it is lasting.
 pub async fn redirect(state: &State, asked: &Asked, is_lasting: bool) -> Result<Response, Problem> {
-    match deliver(state, asked).await? {
-        Delivery::Redirect(playable) => {
-            let seconds = view::seconds_left(&playable);
-            let cache = if is_lasting { format!("private, max-age={seconds}") } else { "no-store".to_owned() };
-            let headers = [(header::LOCATION, String::from(playable.link.url)), (header::CACHE_CONTROL, cache)];
-            Ok((StatusCode::TEMPORARY_REDIRECT, headers).into_response())
-        }
+    let playable = there(deliver(state, asked).await?)?;
+    let seconds = view::seconds_left(&playable);
+    let cache = if is_lasting { format!("private, max-age={seconds}") } else { "no-store".to_owned() };
+    let headers = [(header::LOCATION, String::from(playable.link.url)), (header::CACHE_CONTROL, cache)];
+    Ok((StatusCode::TEMPORARY_REDIRECT, headers).into_response())
+}
+
+/// What is there, or what is said where it is not.
+pub fn there<T>(delivery: Delivery<T>) -> Result<T, Problem> {
+    Err(match delivery {
+        Delivery::Ready(ready) => return Ok(ready),
         Delivery::NotReady { recording, retry_after_seconds } => {
-            Err(Problem::NotReady { state: recording.state, retry_after_seconds })
+            Problem::NotReady { state: recording.state, retry_after_seconds }
         }
-        Delivery::Asking { retry_after_seconds } => Err(Problem::Asking { retry_after_seconds }),
-        Delivery::Gone(recording) => Err(Problem::of_gone(&recording)),
-        Delivery::Unknown => Err(Problem::NotFound),
-    }
+        Delivery::Asking { retry_after_seconds } => Problem::Asking { retry_after_seconds },
+        Delivery::Gone(recording) => Problem::of_gone(&recording),
+        Delivery::Unknown => Problem::NotFound,
+    })
 }
 
 /// `GET …/link`: the link itself, or 202 while a recording is known to be on its way.
@@ -88,7 +98,6 @@ pub async fn link(Shared(state): Shared<State>, asked: Asked) -> Result<Response
     // A HEAD here asks about the answer, not for a link to HEAD with.
     let asked = Asked { method: LinkMethod::Get, ..asked };
     match deliver(&state, &asked).await? {
-        Delivery::Redirect(playable) => Ok(view::json(StatusCode::OK, &LinkAnswer::new(&state.vault, *playable))),
         Delivery::NotReady { recording, retry_after_seconds } => {
             let pending =
                 PendingAnswer { state: recording.state, recording_sid: recording.id.recording, retry_after_seconds };
@@ -96,13 +105,11 @@ pub async fn link(Shared(state): Shared<State>, asked: Asked) -> Result<Response
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(retry_after_seconds));
             Ok(response)
         }
-        Delivery::Asking { retry_after_seconds } => Err(Problem::Asking { retry_after_seconds }),
-        Delivery::Gone(recording) => Err(Problem::of_gone(&recording)),
-        Delivery::Unknown => Err(Problem::NotFound),
+        other => Ok(view::json(StatusCode::OK, &LinkAnswer::new(&state.vault, there(other)?))),
     }
 }
 
-async fn deliver(state: &State, asked: &Asked) -> Result<Delivery, Problem> {
+async fn deliver(state: &State, asked: &Asked) -> Result<Delivery<Playable>, Problem> {
     let manner = Manner {
         visible: asked.visible.as_deref(),
         patience: asked.patience,
@@ -110,13 +117,17 @@ async fn deliver(state: &State, asked: &Asked) -> Result<Delivery, Problem> {
         attachment: asked.attachment,
         base: LinkBase { request_host: asked.host.as_ref().map(Authority::as_str) },
     };
-    let delivered = state.vault.deliver(asked.wanted, &manner).await;
+    Ok(counted(state.vault.deliver(asked.wanted, &manner).await, "redirect")?)
+}
+
+/// The same answer, counted as `ready` where there is something.
+pub fn counted<T, E>(delivered: Result<Delivery<T>, E>, ready: &'static str) -> Result<Delivery<T>, E> {
     telemetry::delivery(match &delivered {
-        Ok(Delivery::Redirect(_)) => "redirect",
+        Ok(Delivery::Ready(_)) => ready,
         Ok(Delivery::NotReady { .. } | Delivery::Asking { .. }) => "not_ready",
         Ok(Delivery::Gone(_)) => "gone",
         Ok(Delivery::Unknown) => "unknown",
         Err(_) => "unavailable",
     });
-    Ok(delivered?)
+    delivered
 }

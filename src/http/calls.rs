@@ -7,7 +7,7 @@ use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 
 use super::State;
-use super::auth::{Ingester, Reader};
+use super::auth::{Caller, Ingester, Reader};
 use super::problem::Problem;
 use super::request::{self, Named};
 use super::view::{self, CallAnswer, RecordingView};
@@ -23,13 +23,23 @@ pub async fn call(
     Reader(caller): Reader,
     Named(call_sid): Named<CallSid>,
 ) -> Result<Response, Problem> {
+    call_view(&state, &caller, call_sid, StatusCode::OK).await
+}
+
+/// A call's recordings as they are now.
+pub(super) async fn call_view(
+    state: &State,
+    caller: &Caller,
+    call_sid: CallSid,
+    status: StatusCode,
+) -> Result<Response, Problem> {
     let view = state.vault.call(call_sid, caller.visible()).await?.ok_or(Problem::NotFound)?;
     let answer = CallAnswer {
         call_sid,
         recording_sid: view.answer().map(|recording| recording.id.recording),
         recordings: view.recordings.into_iter().map(|recording| RecordingView::new(&state.vault, recording)).collect(),
     };
-    Ok(view::json(StatusCode::OK, &answer))
+    Ok(view::json(status, &answer))
 }
 
 #[derive(Debug, Deserialize)]

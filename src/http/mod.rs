@@ -6,17 +6,24 @@
 
 mod audio;
 mod auth;
+mod blobs;
 mod callback;
 mod calls;
+mod conditions;
+mod content;
+mod cors;
+mod erase;
 mod events;
 mod limits;
 mod ops;
+mod patience;
 mod problem;
 mod recordings;
 mod request;
 mod server;
 mod shares;
 mod view;
+mod webhooks;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -47,13 +54,15 @@ pub struct State {
     public_url: Arc<str>,
     /// What shares begin with.
     share_url: Arc<str>,
+    origins: cors::Origins,
 }
 
 impl State {
     /// The state of a service that is called `public_url`.
     pub fn new(vault: Arc<Vault>, config: &Config, public_url: &str) -> Self {
         let share_url = config.share_url.as_deref().unwrap_or(public_url).into();
-        Self { vault, limits: Arc::default(), public_url: public_url.into(), share_url }
+        let origins = cors::Origins::new(&config.cors_origins);
+        Self { vault, limits: Arc::default(), public_url: public_url.into(), share_url, origins }
     }
 }
 
@@ -61,28 +70,43 @@ impl State {
 fn routes() -> Vec<(&'static str, MethodRouter<State>)> {
     vec![
         ("/webhooks/twilio/recording", post(callback::receive).get(callback::receive)),
-        ("/v1/calls/{call_sid}", get(calls::call)),
+        ("/v1/calls/{call_sid}", get(calls::call).delete(erase::call)),
         ("/v1/calls/{call_sid}/recording", put(calls::put_recording)),
         ("/v1/calls/{call_sid}/audio", get(audio::audio)),
         ("/v1/calls/{call_sid}/link", get(audio::link)),
+        ("/v1/calls/{call_sid}/content", get(content::content)),
+        ("/api/calls/{call_sid}/download", get(content::content)),
         ("/v1/calls/{call_sid}/share", post(shares::share)),
         ("/v1/recordings", get(recordings::list)),
-        ("/v1/recordings/{recording_sid}", get(recordings::recording)),
+        ("/v1/recordings/{recording_sid}", get(recordings::recording).delete(erase::recording)),
         ("/v1/recordings/{recording_sid}/audio", get(audio::audio)),
         ("/v1/recordings/{recording_sid}/link", get(audio::link)),
+        ("/v1/recordings/{recording_sid}/content", get(content::content)),
+        ("/v1/blobs/{blob}", get(blobs::blob)),
         ("/v1/recordings/{recording_sid}/share", post(shares::share)),
         ("/v1/recordings/{recording_sid}/fetch", post(recordings::fetch_again)),
+        ("/v1/recordings/{recording_sid}/hold", put(erase::hold).delete(erase::release)),
         ("/s/{token}", get(shares::play)),
         ("/v1/events", get(events::events)),
+        ("/v1/webhooks", get(webhooks::list)),
+        ("/v1/webhooks/{receiver}/deliveries", get(webhooks::deliveries)),
+        ("/v1/webhooks/{receiver}/deliveries/{event}/retry", post(webhooks::retry)),
+        ("/v1/webhooks/{receiver}/enable", post(webhooks::enable)),
         ("/healthz", get(ops::healthz)),
         ("/readyz", get(ops::readyz)),
         ("/metrics", get(ops::metrics)),
     ]
 }
 
-/// The service's own port.
-pub fn router(state: State) -> Router {
-    let mut router = Router::new();
+/// The path of every route, as a pattern. Which methods it has is in the header
+/// Allow of the answer to one that it has not.
+pub fn paths() -> Vec<&'static str> {
+    routes().into_iter().map(|(path, _)| path).collect()
+}
+
+/// The service's own port, with the pages of other rooms.
+pub fn router(state: State, pages: Router<State>) -> Router {
+    let mut router = pages;
     for (path, methods) in routes() {
         telemetry::http_route(path);
         router = router.route(path, methods);
@@ -95,6 +119,7 @@ pub fn router(state: State) -> Router {
     router
         .fallback(async || Problem::NotFound)
         .method_not_allowed_fallback(async || Problem::MethodNotAllowed)
+        .layer(middleware::from_fn_with_state(state.origins.clone(), cors::cors))
         .layer(middleware::from_fn(observe))
         .with_state(state)
 }

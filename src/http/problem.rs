@@ -66,6 +66,8 @@ pub enum Problem {
         /// The length of the whole.
         size_bytes: i64,
     },
+    /// The client's own condition (RFC 9110, 13) does not hold.
+    PreconditionFailed,
     /// The recording was given up.
     RecordingFailed(String),
     /// The key asks too often.
@@ -73,6 +75,8 @@ pub enum Problem {
         /// When to ask again.
         retry_after_seconds: u64,
     },
+    /// The object of a stored recording is not there, or not what it should be.
+    ObjectMissing,
     /// A part of the service is away.
     Unavailable(&'static str),
 }
@@ -110,7 +114,12 @@ impl Problem {
             Self::RecordingFailed(_) => {
                 (StatusCode::FAILED_DEPENDENCY, "recording_failed", "The recording could not be fetched")
             }
-            Self::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "Not possible at the moment"),
+            Self::PreconditionFailed => {
+                (StatusCode::PRECONDITION_FAILED, "precondition_failed", "The condition does not hold")
+            }
+            Self::ObjectMissing | Self::Unavailable(_) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "Not possible at the moment")
+            }
         }
     }
 
@@ -140,6 +149,13 @@ impl Problem {
             Self::TooManyRequests { retry_after_seconds } => format!("Ask again in {retry_after_seconds} s."),
             Self::PayloadTooLarge { max_bytes } => format!("At most {max_bytes} bytes are read."),
             Self::UnsupportedMediaType(expected) => format!("{expected} is expected."),
+            Self::PreconditionFailed => {
+                "The audio is not, or no more, what If-Match or If-Unmodified-Since names.".to_owned()
+            }
+            Self::ObjectMissing => {
+                "Its object in the bucket is not there, or not what it should be. It is being looked at; try again."
+                    .to_owned()
+            }
             Self::Unavailable(what) => format!("{what} Nothing was lost; try again."),
         }
     }
@@ -149,7 +165,7 @@ impl Problem {
             Self::NotReady { retry_after_seconds, .. }
             | Self::Asking { retry_after_seconds }
             | Self::TooManyRequests { retry_after_seconds } => Some(*retry_after_seconds),
-            Self::Unavailable(_) => Some(1),
+            Self::ObjectMissing | Self::Unavailable(_) => Some(1),
             _ => None,
         }
     }
@@ -199,6 +215,11 @@ impl IntoResponse for Problem {
         if let Some(seconds) = self.retry_after_seconds() {
             headers.insert(header::RETRY_AFTER, seconds.into());
         }
+        if let Self::RangeNotSatisfiable { size_bytes } = self {
+            let unsatisfied = HeaderValue::try_from(format!("bytes */{size_bytes}"));
+            headers.insert(header::CONTENT_RANGE, unsatisfied.expect("digits are a header's value"));
+            headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+        }
         if self == Self::Unauthorized {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
@@ -232,6 +253,12 @@ impl From<DeliveryError> for Problem {
                 tracing::error!(%error, "no link could be made");
                 Self::Unavailable("The bucket's links cannot be signed.")
             }
+            DeliveryError::Read(error) => {
+                tracing::warn!(%error, "an object could not be read");
+                Self::Unavailable("The bucket cannot be read.")
+            }
+            DeliveryError::Missing => Self::ObjectMissing,
+            DeliveryError::Busy => Self::Unavailable("As much audio flows through this node as it has room for."),
             DeliveryError::Twilio => Self::Unavailable("The call is not known here, and Twilio cannot be asked."),
         }
     }

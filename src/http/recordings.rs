@@ -80,7 +80,8 @@ pub(super) fn accounts(caller: &Caller, asked: Option<AccountSid>) -> Option<Vec
     }
 }
 
-async fn find(state: &State, caller: &Caller, sid: RecordingSid) -> Result<Recording, Problem> {
+/// The recording of that name that the caller may see.
+pub(super) async fn find(state: &State, caller: &Caller, sid: RecordingSid) -> Result<Recording, Problem> {
     let recording = state.vault.find(Wanted::Recording(sid), caller.visible()).await?;
     recording.ok_or(Problem::NotFound)
 }

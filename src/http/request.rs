@@ -142,6 +142,11 @@ impl Query {
         }
     }
 
+    /// Something that is or is not wanted: `true` or `false`, or not said.
+    pub fn flag(&self, name: &str) -> Result<bool, Problem> {
+        Ok(self.one(name, "true or false")?.unwrap_or(false))
+    }
+
     /// `limit`: how many at once.
     pub fn limit(&self) -> Result<usize, Problem> {
         let expected = "a whole number from 1 to 1000";

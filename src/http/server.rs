@@ -18,6 +18,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
+use super::patience::Patient;
+
 /// Connections at once; further ones wait to be accepted. Each may hold some
 /// 100 KB of buffers.
 const CONNECTIONS_MAX: usize = 4096;
@@ -95,7 +97,7 @@ async fn serve_connection(
         .timer(TokioTimer::new())
         .header_read_timeout(IDLE_TIMEOUT)
         .max_buf_size(HEAD_MAX_BYTES)
-        .serve_connection(TokioIo::new(socket), TowerToHyperService::new(service));
+        .serve_connection(TokioIo::new(Patient::new(socket)), TowerToHyperService::new(service));
     let mut connection = std::pin::pin!(connection);
     let mut first_request = std::pin::pin!(tokio::time::sleep(FIRST_REQUEST_TIMEOUT));
     let (mut watching, mut ending) = (true, false);

@@ -3,6 +3,8 @@
 //! The token is never logged: routes are, by their pattern. Nobody is told where
 //! a player came from, and nobody keeps what it got.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::extract::{FromRequestParts, Request, State as Shared};
 use axum::response::{IntoResponse, Response};
@@ -10,7 +12,6 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use std::time::Duration;
 
 use super::State;
 use super::audio::{self, Asked};

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use http::StatusCode;
+use http::{Method, StatusCode};
 use jiff::Timestamp;
 use jiff::civil::Date;
 use reqwest::Response;
@@ -109,9 +109,25 @@ struct RecordingResource {
 impl Twilio {
     /// Asks what a recording is. None: Twilio does not know it (yet).
     pub async fn describe(&self, source: &Source) -> Result<Option<Described>, MediaError> {
-        let path = format!("/2010-04-01/Accounts/{}/Recordings/{}.json", source.id.account, source.id.recording);
-        let url = self.hosts().url(source.host, &path);
+        let url = self.resource_url(source);
         Ok(self.get::<RecordingResource>(&source.id.account, source.host, url).await?.map(described))
+    }
+
+    /// Deletes a recording, its audio at once; one that is not there is fine.
+    pub async fn delete(&self, source: &Source) -> Result<(), MediaError> {
+        let url = self.resource_url(source);
+        let request = self.authorized_to(Method::DELETE, &source.id.account, url).ok_or(MediaError::NotConfigured)?;
+        let response = request.timeout(TIMEOUT).send().await.map_err(unreachable)?;
+        match response.status() {
+            status if status.is_success() => Ok(()),
+            StatusCode::NOT_FOUND => Ok(()),
+            _ => Err(refusal(&response, source.host, self)),
+        }
+    }
+
+    fn resource_url(&self, source: &Source) -> Url {
+        let path = format!("/2010-04-01/Accounts/{}/Recordings/{}.json", source.id.account, source.id.recording);
+        self.hosts().url(source.host, &path)
     }
 
     /// A page of an account's recordings: the first one, or the one that an

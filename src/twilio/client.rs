@@ -78,8 +78,18 @@ impl Twilio {
 
     /// A request with the account's credentials; None where it is not configured.
     pub(super) fn authorized(&self, account: &AccountSid, url: url::Url) -> Option<reqwest::RequestBuilder> {
+        self.authorized_to(http::Method::GET, account, url)
+    }
+
+    /// The same with another method.
+    pub(super) fn authorized_to(
+        &self,
+        method: http::Method,
+        account: &AccountSid,
+        url: url::Url,
+    ) -> Option<reqwest::RequestBuilder> {
         let configured = self.accounts.get(account)?;
-        let request = self.origin.get(url);
+        let request = self.origin.request(method, url);
         match (&configured.api_key, &configured.auth_token) {
             (Some(key), _) => Some(request.basic_auth(key.sid.expose_secret(), Some(key.secret.expose_secret()))),
             (None, Some(token)) => Some(request.basic_auth(account.as_str(), Some(token.expose_secret()))),

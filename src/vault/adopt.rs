@@ -6,15 +6,13 @@
 use std::cmp::Reverse;
 
 use super::Vault;
+use super::duty::OBJECTS_AT_ONCE;
 use super::fetch::AttemptError;
 use crate::bucket::{BucketError, ObjectFacts};
 use crate::catalog::Claim;
 use crate::domain::object_key::Layout;
 use crate::domain::recording::{Details, StoredObject};
 use crate::domain::sid::AccountSid;
-
-/// Objects that are looked at in one go. A recording has one or two.
-pub(super) const OBJECTS_AT_ONCE: usize = 1000;
 
 impl Vault {
     /// The object of a recording that was claimed, where the catalog is not indexed:

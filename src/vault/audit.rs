@@ -14,8 +14,9 @@ use super::Vault;
 use super::flaws::Flaw;
 use crate::bucket::{BucketError, Throttle};
 use crate::catalog::{CatalogError, Told};
+use crate::domain::object_key::Marker;
 use crate::domain::place::Place;
-use crate::domain::recording::{Recording, State};
+use crate::domain::recording::{Recording, RecordingId, State};
 
 /// Rows that are read at once.
 const PAGE_ROWS: i64 = 500;
@@ -110,6 +111,7 @@ impl Vault {
                 None => findings.push("is stored but names no object".to_owned()),
             }
         }
+        findings.extend(self.audit_markers(recording).await?);
         if findings.is_empty() {
             return Ok(findings);
         }
@@ -118,6 +120,31 @@ impl Vault {
         let unchanged = now.is_some_and(|now| (now.epoch, now.state) == (recording.epoch, recording.state));
         let named = findings.into_iter().map(|finding| format!("{} {finding}", recording.id));
         Ok(if unchanged { named.collect() } else { Vec::new() })
+    }
+
+    /// What the bucket alone must know of it, once nothing of that is owed.
+    async fn audit_markers(&self, recording: &Recording) -> Result<Vec<String>, AuditError> {
+        let id = recording.id;
+        let mut findings = Vec::new();
+        let mut wanted = None;
+        if recording.state == State::Erased {
+            if recording.object.is_some()
+                || recording.last_error.is_some()
+                || recording.details.duration_seconds.is_some()
+            {
+                findings.push("is erased, but the catalog still tells of it".to_owned());
+            }
+            let is_marked = self.catalog.erasures(&[id]).await?.iter().any(|erasure| erasure.is_marked);
+            wanted = is_marked.then_some(Marker::Erased);
+        } else if recording.hold && !self.catalog.owes_hold_marker(&id).await? {
+            wanted = Some(Marker::Held);
+        }
+        if let Some(marker) = wanted
+            && self.bucket.facts(&self.bucket.layout().marker(marker, &id)).await?.is_none()
+        {
+            findings.push(format!("is {}, but has no marker in the bucket", marker.as_str()));
+        }
+        Ok(findings)
     }
 
     async fn audit_feed(&self) -> Result<Vec<String>, AuditError> {
@@ -134,15 +161,31 @@ impl Vault {
         Ok(findings)
     }
 
+    async fn audit_marker(&self, key: &str, marker: Marker, id: &RecordingId) -> Result<Option<String>, AuditError> {
+        let row = self.catalog.recording(id).await?;
+        Ok(match marker {
+            Marker::Held => {
+                let is_held = row.is_some_and(|recording| recording.hold);
+                let is_right = is_held || self.catalog.owes_hold_marker(id).await?;
+                (!is_right).then(|| format!("{key} marks a hold that no row has"))
+            }
+            Marker::Erased => {
+                let is_erased = row.is_some_and(|recording| recording.state == State::Erased);
+                (!is_erased).then(|| format!("{key} marks as erased what no row calls so"))
+            }
+        })
+    }
+
     async fn audit_keys(&self, report: &mut Report) -> Result<(), AuditError> {
         let mut keys = self.bucket.keys();
         while let Some(key) = keys.try_next().await? {
             match self.bucket.layout().place(&key) {
+                Place::Marker(marker, id) => report.add(self.audit_marker(&key, marker, &id).await?),
                 Place::Staged { .. } => report.add([format!("{key} is staged, and nobody works on it")]),
                 Place::Audio(audio) if !self.catalog.names_object(audio.recording, &key).await? => {
                     report.add([format!("{key} is named by no row")]);
                 }
-                Place::Audio(_) | Place::Marker(..) | Place::Foreign => {}
+                Place::Audio(_) | Place::Foreign => {}
             }
         }
         Ok(())

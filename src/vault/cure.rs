@@ -53,7 +53,8 @@ impl Vault {
             }
             (Cure::Register(object), _) => self.register(object).await?,
             (Cure::Heed(marker), Some(id)) => {
-                self.catalog.take_marker(*marker, id, self.recheck_after).await?;
+                let marked = self.marked(*id, &found.key).await?;
+                self.catalog.take_marker(*marker, &marked, self.recheck_after).await?;
                 Remedy::Cured("is heeded")
             }
             (Cure::Sweep, _) => {

@@ -5,6 +5,7 @@
 //! likes; so is Twilio's answer where a call is not known. The same question
 //! gets the same answer from every node.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +17,8 @@ use super::flight::Waiter;
 use super::inquiry::{Inquired, Inquiry};
 use crate::bucket::{BucketError, Disposition, Link, LinkBase, LinkMethod};
 use crate::catalog::{CallView, CatalogError};
+use crate::domain::digest::Digest;
+use crate::domain::media::Format;
 use crate::domain::recording::{Recording, RecordingId, State, StoredObject};
 use crate::domain::sid::{AccountSid, CallSid, RecordingSid};
 
@@ -36,6 +39,8 @@ pub enum Wanted {
     Recording(RecordingSid),
     /// That recording of that account.
     Exact(RecordingId),
+    /// Any that is stored with those bytes.
+    Content(Digest),
 }
 
 /// How it is to be given.
@@ -55,9 +60,9 @@ pub struct Manner<'a> {
 
 /// The answer to "play this".
 #[derive(Debug)]
-pub enum Delivery {
+pub enum Delivery<T> {
     /// It is there.
-    Redirect(Box<Playable>),
+    Ready(T),
     /// It is on its way.
     NotReady {
         /// The recording.
@@ -98,23 +103,93 @@ pub enum DeliveryError {
     /// No link could be made.
     #[error(transparent)]
     Bucket(#[from] BucketError),
+    /// The bucket did not give the bytes.
+    #[error("the object cannot be read: {0}")]
+    Read(#[source] BucketError),
+    /// The object of a stored recording is not there, or not what its row says.
+    #[error("the object of a stored recording is missing or wrong")]
+    Missing,
+    /// As much audio flows through this node as it has room for.
+    #[error("too many streams at once")]
+    Busy,
     /// It is not known here, and Twilio could not be asked.
     #[error("the call is not known, and Twilio cannot be asked")]
     Twilio,
 }
 
+/// What somebody waited for.
+pub(super) enum Arrival<L> {
+    /// A stored recording.
+    Stored {
+        /// The recording.
+        recording: Recording,
+        /// Its object.
+        object: StoredObject,
+        /// Whether the catalog has just said so.
+        is_fresh: bool,
+        /// The catalog's time.
+        now: Timestamp,
+    },
+    /// One that can be heard while it is being fetched.
+    Live(Recording, L),
+}
+
+impl<T> Delivery<T> {
+    /// What is there, else the same answer for whoever wanted something else.
+    pub fn ready<U>(self) -> Result<T, Delivery<U>> {
+        match self {
+            Self::Ready(ready) => Ok(ready),
+            Self::NotReady { recording, retry_after_seconds } => {
+                Err(Delivery::NotReady { recording, retry_after_seconds })
+            }
+            Self::Asking { retry_after_seconds } => Err(Delivery::Asking { retry_after_seconds }),
+            Self::Gone(recording) => Err(Delivery::Gone(recording)),
+            Self::Unknown => Err(Delivery::Unknown),
+        }
+    }
+}
+
 impl Vault {
-    /// Answers "play this". Gives up waiting when it is dropped; what is on its
-    /// way goes on, and so does a question to Twilio.
-    pub async fn deliver(self: &Arc<Self>, wanted: Wanted, manner: &Manner<'_>) -> Result<Delivery, DeliveryError> {
-        let until = Instant::now() + manner.patience;
+    /// Answers "play this" with a link. Gives up waiting when it is dropped; what
+    /// is on its way goes on, and so does a question to Twilio.
+    pub async fn deliver(
+        self: &Arc<Self>,
+        wanted: Wanted,
+        manner: &Manner<'_>,
+    ) -> Result<Delivery<Playable>, DeliveryError> {
+        let deaf = |_| std::future::pending::<Infallible>();
+        let arrived = self.arrival(wanted, manner.visible, manner.patience, deaf).await?;
+        let (recording, object, is_fresh, now) = match arrived.ready() {
+            Ok(Arrival::Stored { recording, object, is_fresh, now }) => (recording, object, is_fresh, now),
+            Ok(Arrival::Live(_, never)) => match never {},
+            Err(other) => return Ok(other),
+        };
+        let playable = self.playable(recording, object, manner, now).await?;
+        if is_fresh {
+            self.hits.keep(wanted, manner.visible, &playable.recording, playable.link.expires_at);
+        }
+        Ok(Delivery::Ready(playable))
+    }
+
+    /// Waits until what is wanted is stored, or can be heard, or is known not to come.
+    pub(super) async fn arrival<L, H>(
+        self: &Arc<Self>,
+        wanted: Wanted,
+        visible: Option<&[AccountSid]>,
+        patience: Duration,
+        hear: impl Fn(RecordingId) -> H,
+    ) -> Result<Delivery<Arrival<L>>, DeliveryError>
+    where
+        H: Future<Output = L>,
+    {
+        let until = Instant::now() + patience;
         let mut waiter = Waiter::new(self.catalog.changes(), until);
         let mut inquiry = Inquiry::default();
         let mut is_noted = false;
         loop {
             waiter.look();
-            let Some((recording, is_fresh)) = self.find_or_recall(wanted, manner.visible).await? else {
-                match self.unknown(wanted, manner.visible, &mut inquiry, &mut waiter).await? {
+            let Some((recording, is_fresh)) = self.find_or_recall(wanted, visible).await? else {
+                match self.unknown(wanted, visible, &mut inquiry, &mut waiter).await? {
                     Some(delivery) => return Ok(delivery),
                     None => continue,
                 }
@@ -127,22 +202,28 @@ impl Vault {
             match (recording.state, &recording.object) {
                 (State::Stored, Some(object)) => {
                     let object = object.clone();
-                    let playable = self.playable(recording, object, manner, now).await?;
-                    if is_fresh {
-                        self.hits.keep(wanted, manner.visible, &playable.recording, playable.link.expires_at);
-                    }
-                    return Ok(Delivery::Redirect(Box::new(playable)));
+                    return Ok(Delivery::Ready(Arrival::Stored { recording, object, is_fresh, now }));
                 }
                 (State::Stored, None) => {
                     let words = format!("{} is stored but has no object", recording.id);
                     return Err(CatalogError::Unreadable(words).into());
                 }
+                (State::Evicted, _) => {
+                    self.catalog.bring_back(&recording.id).await?;
+                    continue;
+                }
                 (state, _) if !state.is_on_its_way() => return Ok(Delivery::Gone(Box::new(recording))),
                 _ => {}
             }
-            if !self.flights.join(&recording).wait(until).await {
+            let mut waiting = self.flights.join(&recording);
+            let goes_on = tokio::select! {
+                biased;
+                live = hear(recording.id) => return Ok(Delivery::Ready(Arrival::Live(recording, live))),
+                goes_on = waiting.wait(until) => goes_on,
+            };
+            if !goes_on {
                 // Whoever waits has it brought forward; whoever does not wait asks for that, too.
-                if manner.patience.is_zero() {
+                if patience.is_zero() {
                     self.hurry_once(&recording, now).await;
                 }
                 let retry_after_seconds = retry_after_seconds(&recording, now);
@@ -175,13 +256,13 @@ impl Vault {
     }
 
     /// The answer for what is not known; None once there is a reason to look again.
-    pub(super) async fn unknown(
+    pub(super) async fn unknown<T>(
         self: &Arc<Self>,
         wanted: Wanted,
         visible: Option<&[AccountSid]>,
         inquiry: &mut Inquiry,
         waiter: &mut Waiter,
-    ) -> Result<Option<Delivery>, DeliveryError> {
+    ) -> Result<Option<Delivery<T>>, DeliveryError> {
         let Wanted::Call(call) = wanted else {
             self.must_be_indexed().await?;
             return Ok(Some(Delivery::Unknown));
@@ -233,6 +314,7 @@ impl Vault {
                 let is_visible = visible.is_none_or(|accounts| accounts.contains(&id.account));
                 if is_visible { self.catalog.recording(&id).await } else { Ok(None) }
             }
+            Wanted::Content(digest) => self.catalog.recording_with(digest, visible).await,
             Wanted::Call(sid) => {
                 Ok(self.catalog.call(sid, visible).await?.first().and_then(|view| view.answer().cloned()))
             }
@@ -263,7 +345,7 @@ impl Vault {
         now: Timestamp,
     ) -> Result<Playable, DeliveryError> {
         let disposition = match manner.attachment {
-            true => Disposition::Attachment(download_name(&recording, &object)),
+            true => Disposition::Attachment(download_name(&recording, object.format)),
             false => Disposition::Inline,
         };
         let link = self.bucket.link(&object.key, manner.method, &disposition, now, manner.base).await?;
@@ -278,7 +360,7 @@ fn retry_after_seconds(recording: &Recording, now: Timestamp) -> u64 {
 }
 
 /// The name under which a browser saves a recording: when, and of which call.
-fn download_name(recording: &Recording, object: &StoredObject) -> String {
+pub(super) fn download_name(recording: &Recording, format: Format) -> String {
     let details = &recording.details;
     let of = match (details.call_sid, details.conference_sid) {
         (Some(call), _) => call.to_string(),
@@ -286,5 +368,5 @@ fn download_name(recording: &Recording, object: &StoredObject) -> String {
         (None, None) => recording.id.recording.to_string(),
     };
     let at = recording.ordered_at().strftime("%Y-%m-%d %H.%M");
-    format!("{at} {of}.{}", object.format.as_str())
+    format!("{at} {of}.{}", format.as_str())
 }

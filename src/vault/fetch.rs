@@ -17,6 +17,7 @@ use super::traces::Traces;
 use super::{Reservation, Vault, source_of};
 use crate::bucket::{BucketError, NewObject, SINGLE_PUT_MAX_BYTES, Staging};
 use crate::catalog::{CatalogError, Claim, Lease, Settled};
+use crate::domain::media::Format;
 use crate::domain::object_key;
 use crate::domain::recording::{Details, ErrorCode, State, StoredObject};
 use crate::domain::retry::{Decision, Failure};
@@ -149,12 +150,19 @@ impl Vault {
         if let Some(announced) = media.announced_bytes {
             memory.shrink_to(announced);
         }
-        let (object, staging_is_gone) = self.transfer(lease, &details, &mut media, traces).await?;
-        drop(memory);
+        let mut intake = Intake::of(&media);
+        let format = intake.begin(&mut media).await?;
+        let is_open = self.may_be_heard(&lease.id.account);
+        let broadcast = is_open.then(|| self.lives.begin(lease, format, intake.tape.clone()));
+        let (object, staging_is_gone) = self.transfer(lease, &details, format, &mut media, intake, traces).await?;
         // Until the row names it.
         traces.left_something();
         telemetry::stored_bytes(object.size_bytes);
-        self.settle_stored(lease, &object, staging_is_gone).await
+        self.settle_stored(lease, &object, staging_is_gone).await?;
+        if let Some(broadcast) = broadcast {
+            broadcast.commit(object, memory);
+        }
+        Ok(())
     }
 
     /// What is known of the recording, Twilio's own word on its call included.
@@ -182,20 +190,20 @@ impl Vault {
         &self,
         lease: &Lease,
         details: &Details,
+        format: Format,
         media: &mut Media,
+        mut intake: Intake,
         traces: &Traces,
     ) -> Result<(StoredObject, bool), AttemptError> {
-        let mut intake = Intake::default();
-        let format = intake.begin(media).await?;
         let mut staging: Option<Staging> = None;
         loop {
             match &mut staging {
                 Some(staging) => {
-                    for chunk in intake.take() {
+                    for chunk in intake.tape.pass_on_and_let_go() {
                         staging.write(chunk).await?;
                     }
                 }
-                None if intake.held_bytes > SINGLE_PUT_MAX_BYTES => {
+                None if intake.tape.waiting_bytes() > SINGLE_PUT_MAX_BYTES as u64 => {
                     staging = Some(self.stage(lease, traces).await?);
                     continue;
                 }
@@ -206,7 +214,7 @@ impl Vault {
             }
         }
         let size_bytes = intake.size_bytes;
-        let chunks = intake.take();
+        let chunks = intake.tape.pass_on_all();
         let digest = intake.hasher.finish();
         let stored_at = self.now()?;
         let layout = self.bucket.layout();
@@ -217,7 +225,12 @@ impl Vault {
         };
         let staging_is_gone = match staging {
             None => traces.write(self.bucket.put(&object, chunks)).await.map(|()| true)?,
-            Some(mut staging) => traces.write(staging.publish(&object)).await?,
+            Some(mut staging) => {
+                for chunk in chunks {
+                    staging.write(chunk).await?;
+                }
+                traces.write(staging.publish(&object)).await?
+            }
         };
         Ok((StoredObject { digest, size_bytes, format, key: object.key }, staging_is_gone))
     }

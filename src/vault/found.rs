@@ -213,7 +213,7 @@ impl Vault {
     ) -> Result<Option<Found>, AuditError> {
         let is_heeded = match (marker, row) {
             (_, Some(row)) if row.state == State::Erased => true,
-            (Marker::Held, Some(row)) => row.hold,
+            (Marker::Held, Some(row)) => row.hold || row.owes_hold_marker,
             (Marker::Held, None) => self.catalog.knows_marked_hold(&id).await?,
             (Marker::Erased, _) => false,
         };

@@ -236,3 +236,101 @@ fn admin(key: &SecretString) -> (Digest, Arc<Holder>) {
         Holder { id: KeyId::of_chosen(&hash), scopes: vec![Scope::Admin], accounts: None, rate_per_second: None };
     (hash, Arc::new(holder))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::KeptKey;
+    use tokio::time::advance;
+
+    const SECRET: ShareSecret = ShareSecret { id: 1, secret: [1; 32], is_over: false };
+
+    fn ring() -> KeyRing {
+        KeyRing::new(Some(&"the admin key".into()))
+    }
+
+    fn text(random: u8) -> String {
+        key::new_key([random; 32])
+    }
+
+    fn rows(revision: i64, keys: &[u8]) -> Option<KeyRingRows> {
+        let kept = |random: &u8| {
+            let hash = Digest::of(text(*random).as_bytes());
+            let holder = Holder {
+                id: KeyId::of_random(&hash),
+                scopes: vec![Scope::Read],
+                accounts: None,
+                rate_per_second: None,
+            };
+            KeptKey { holder, hash, name: None, created_at: jiff::Timestamp::UNIX_EPOCH, revoked_at: None }
+        };
+        Some(KeyRingRows { revision, keys: keys.iter().map(kept).collect(), secrets: vec![SECRET] })
+    }
+
+    async fn knows(ring: &KeyRing, key: &str) -> Option<bool> {
+        ring.holder(key).await.ok().map(|holder| holder.is_some())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_known_is_good_for_a_quarter_of_an_hour_while_the_catalog_is_away() {
+        let ring = ring();
+        ring.take(Instant::now(), rows(1, &[1]));
+        ring.is_away();
+        advance(GOOD_WHILE_AWAY - Duration::from_secs(1)).await;
+        assert_eq!(knows(&ring, &text(1)).await, Some(true));
+        assert!(ring.signing_secret().await.is_ok());
+        assert_eq!(knows(&ring, &text(2)).await, None, "whether it is one cannot be said");
+        advance(Duration::from_secs(1)).await;
+        assert_eq!(knows(&ring, &text(1)).await, None);
+        assert!(ring.signing_secret().await.is_err());
+        assert_eq!(knows(&ring, "the admin key").await, Some(true), "it is not the catalog's");
+        assert_eq!(knows(&ring, "nonsense").await, Some(false));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_that_is_not_known_waits_for_the_next_look_and_no_longer() {
+        let ring = ring();
+        ring.take(Instant::now(), rows(1, &[]));
+        advance(Duration::from_millis(1)).await;
+        let looked = async {
+            ring.wanted.notified().await;
+            advance(LOOKS_APART).await;
+            ring.take(Instant::now(), rows(2, &[2]));
+        };
+        let key = text(2);
+        let (known, ()) = tokio::join!(knows(&ring, &key), looked);
+        assert_eq!(known, Some(true));
+        advance(Duration::from_millis(1)).await;
+        let began = Instant::now();
+        assert_eq!(knows(&ring, &text(3)).await, None);
+        assert!(began.elapsed() >= PATIENCE, "the catalog does not answer, and counts as away");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_known_is_not_trusted_for_longer_than_two_seconds_without_a_look() {
+        let ring = ring();
+        ring.take(Instant::now(), rows(1, &[1]));
+        advance(FRESH_FOR).await;
+        let looked = async {
+            ring.wanted.notified().await;
+            ring.take(Instant::now(), rows(2, &[]));
+        };
+        let key = text(1);
+        let (known, ()) = tokio::join!(knows(&ring, &key), looked);
+        assert_eq!(known, Some(false), "it was revoked meanwhile");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_that_is_revoked_is_told() {
+        let ring = ring();
+        ring.take(Instant::now(), rows(1, &[1, 2]));
+        let id = |random| KeyId::of_random(&Digest::of(text(random).as_bytes()));
+        let revoked = ring.until_revoked(|| Some(id(1)));
+        let others = ring.until_revoked(|| Some(id(2)));
+        let taken = async { ring.take(Instant::now(), rows(2, &[2])) };
+        let (revoked, ()) = tokio::join!(tokio::time::timeout(PATIENCE, revoked), taken);
+        assert!(revoked.is_ok());
+        assert!(tokio::time::timeout(PATIENCE, others).await.is_err());
+        assert!(tokio::time::timeout(PATIENCE, ring.until_revoked(|| None)).await.is_err());
+    }
+}

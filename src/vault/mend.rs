@@ -10,9 +10,9 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::adopt::OBJECTS_AT_ONCE;
+use super::duty::{DUTY_LEASE, Held, OBJECTS_AT_ONCE};
 use super::flaws::Flaw;
-use super::recheck::{DUTY_LEASE, Held};
+use super::recheck::found;
 use super::{Vault, source_of};
 use crate::bucket::{BucketError, NewObject, Throttle};
 use crate::catalog::{CatalogError, Finding};
@@ -50,8 +50,8 @@ impl Vault {
         let Some(duty) = self.catalog.begin_duty(id, DUTY_LEASE).await? else {
             return Ok(Mended::NotNow("it is being worked on".to_owned()));
         };
-        let work = async |held: &Held<'_>| self.mend_under(held).await;
-        let mended = self.under_duty(&duty, granted, stopping, work).await;
+        let held = Held::new(&duty, DUTY_LEASE);
+        let mended = self.settle_look(&held, granted, stopping, self.mend_under(&held)).await;
         if mended == Some(Mended::Lost) {
             self.give_up_lost(id, node).await?;
         }
@@ -78,7 +78,7 @@ impl Vault {
         let keys = self.bucket.list_folder(&folder, OBJECTS_AT_ONCE).await?;
         let flaws = self.flaws(recording, object, Some(&Throttle::default())).await?;
         if flaws.is_empty() {
-            return Ok((self.remove_ours(held, &keys, Some(&object.key)).await?, Mended::InOrder));
+            return Ok((found(self.remove_ours(held, &keys, Some(&object.key)).await?), Mended::InOrder));
         }
         if let Some(flaw) = flaws.iter().find(|flaw| matches!(flaw, Flaw::Key(_))) {
             return Ok((Finding::Unfinished, Mended::NotNow(format!("its row {flaw}"))));

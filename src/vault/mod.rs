@@ -9,9 +9,13 @@ pub mod accept;
 mod adopt;
 mod announced;
 pub mod audit;
+pub mod content;
 pub mod cure;
 pub mod deliver;
 mod discover;
+mod duty;
+pub mod erase;
+mod evict;
 pub mod feed;
 pub mod fetch;
 mod flaws;
@@ -20,10 +24,13 @@ pub mod follow;
 pub mod found;
 pub mod health;
 mod hits;
+pub mod hold;
 mod inquiry;
 mod intake;
 pub mod keys;
 mod lease;
+mod letting_go;
+mod live;
 mod memory;
 mod mend;
 mod pace;
@@ -32,15 +39,19 @@ pub mod reconcile;
 pub mod reindex;
 pub mod scrub;
 pub mod share;
+mod streams;
+mod tape;
 mod traces;
 mod turns;
+mod twilio_copies;
 pub mod verify;
+pub mod webhooks;
 
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use tokio::sync::{Mutex, Semaphore, mpsc};
 
 use crate::bucket::{Bucket, UPLOAD_RESERVE_BYTES};
@@ -51,20 +62,24 @@ use crate::domain::retry;
 use crate::domain::sid::AccountSid;
 use crate::twilio::Twilio;
 use crate::twilio::source::{Source, SourceHost};
+use content::Doubts;
 use flight::{Flights, Hurried};
 use follow::Follower;
 use health::Health;
 use hits::Hits;
 use inquiry::Questions;
 use keys::{Entropy, KeyRing};
+use live::Lives;
 use memory::MemoryBudget;
 pub use memory::Reservation;
+use streams::Streams;
+use webhooks::Receiver;
 
 /// A number in [0, 1), another one each time.
 pub type Dice = Box<dyn Fn() -> f64 + Send + Sync>;
 
-/// That someone asked is written at most this often for a recording.
-const ASKED_AGAIN_AFTER: SignedDuration = SignedDuration::from_hours(1);
+/// The wait before what could not be written of that is tried again.
+const ASKED_WRITE_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// Those that wait to be written; more of them are forgotten.
 const ASKED_WAITING_MAX: usize = 1000;
 
@@ -98,11 +113,13 @@ pub struct Vault {
     /// What is new in the feed.
     pub follower: Follower,
     accounts: Vec<AccountSid>,
+    receivers: Vec<Arc<Receiver>>,
     retry: retry::Policy,
     max_recording_bytes: u64,
     lease: Duration,
     reconcile: reconcile::Terms,
     recheck_after: Duration,
+    letting_go: letting_go::Terms,
     memory: MemoryBudget,
     share_max: Duration,
     dice: Dice,
@@ -112,6 +129,11 @@ pub struct Vault {
     flights: Flights,
     hurried: Hurried,
     hits: Hits,
+    lives: Arc<Lives>,
+    streams: Arc<Streams>,
+    doubts: Doubts,
+    /// The accounts that have keys to decrypt recordings with.
+    decrypting: HashSet<AccountSid>,
     questions: Questions,
     /// The accounts of which Twilio is being asked whether it refuses them.
     confirming: std::sync::Mutex<HashSet<AccountSid>>,
@@ -141,11 +163,13 @@ impl Vault {
             keys: KeyRing::new(config.admin_key.as_ref()),
             questions: Questions::new(&accounts),
             accounts,
+            receivers: config.webhooks.iter().map(|webhook| Arc::new(Receiver::new(webhook))).collect(),
             retry: config.retry,
             max_recording_bytes: config.max_recording_bytes,
             lease: config.lease,
             reconcile: reconcile::Terms { every: config.reconcile_every, window: config.reconcile_window },
             recheck_after: config.recheck_after,
+            letting_go: letting_go::Terms::new(config),
             memory: MemoryBudget::new(config.memory_budget_bytes),
             share_max: config.share_max,
             dice,
@@ -154,6 +178,10 @@ impl Vault {
             flights: Flights::default(),
             hurried: Hurried::default(),
             hits: Hits::default(),
+            lives: Arc::default(),
+            streams: Arc::default(),
+            doubts: Doubts::default(),
+            decrypting: accounts_that_decrypt(config),
             confirming: std::sync::Mutex::default(),
             asked,
             asked_to_write: Mutex::new(asked_to_write),
@@ -164,8 +192,10 @@ impl Vault {
     pub async fn write_what_was_asked(&self) {
         let mut asked = self.asked_to_write.lock().await;
         while let Some(id) = asked.recv().await {
-            if let Err(error) = self.catalog.asked(&id).await {
-                tracing::debug!(recording = %id, %error, "that it was asked for is not noted");
+            while let Err(error) = self.catalog.asked(&id).await {
+                // What is evicted hangs on it.
+                tracing::debug!(recording = %id, %error, "that it was asked for is not noted yet");
+                tokio::time::sleep(ASKED_WRITE_AGAIN_AFTER).await;
             }
         }
     }
@@ -193,7 +223,8 @@ impl Vault {
     /// Notes that someone asked for a recording's audio: now and then, and never
     /// in the way of an answer. It may be lost.
     fn note_asked(&self, recording: &Recording, now: Timestamp) {
-        let is_noted = recording.last_asked_at.is_some_and(|at| now.duration_since(at) < ASKED_AGAIN_AFTER);
+        let again_after = self.letting_go.asked_again_after();
+        let is_noted = recording.last_asked_at.is_some_and(|at| now.duration_since(at).unsigned_abs() < again_after);
         if !is_noted {
             let _ = self.asked.try_send(recording.id);
         }
@@ -217,6 +248,11 @@ impl Vault {
     pub fn source_url(&self, recording: &Recording) -> String {
         self.twilio.hosts().source_url(&source_of(&recording.id, recording.source_host.as_deref()))
     }
+}
+
+fn accounts_that_decrypt(config: &Config) -> HashSet<AccountSid> {
+    let with_keys = config.accounts.iter().filter(|account| !account.private_keys.is_empty());
+    with_keys.map(|account| account.sid).collect()
 }
 
 fn source_of(id: &RecordingId, host: Option<&str>) -> Source {

@@ -13,10 +13,10 @@ use tokio::time::Instant;
 use super::Vault;
 use super::audit::AuditError;
 use crate::bucket::{ListedObject, PAGE_MAX};
-use crate::catalog::{BucketWalk, BucketWalkKind, FoundObject, InHand, Position, Settled};
+use crate::catalog::{BucketWalk, BucketWalkKind, FoundObject, InHand, Marked, Position, Settled};
 use crate::domain::object_key::Marker;
 use crate::domain::place::{Described, Place};
-use crate::domain::recording::{State, StoredObject};
+use crate::domain::recording::{RecordingId, State, StoredObject};
 use crate::twilio::source::SourceHost;
 
 /// Markers that are taken in one transaction.
@@ -149,7 +149,7 @@ impl Vault {
             let (marker, is_last) = (MARKERS[stage], stage + 1 == MARKERS.len());
             let folder = layout.marker_folder(marker);
             let page = self.bucket.list_page(&folder, at.after.as_deref(), MARKERS_AT_ONCE, self.now()?).await?;
-            let marked: Vec<_> = page.objects.iter().filter_map(|object| layout.marked(marker, &object.key)).collect();
+            let marked = self.look_at_markers(marker, &page.objects).await?;
             let done = at.done + i64::try_from(marked.len()).unwrap_or_default();
             let next = match page.objects.last().filter(|_| page.has_more) {
                 Some(last) => Some(Position { after: Some(last.key.clone()), done, ..at }),
@@ -161,6 +161,24 @@ impl Vault {
             let Some(next) = next else { return Ok(()) };
             at = next;
         }
+    }
+
+    /// What a part of a list of markers names.
+    async fn look_at_markers(&self, marker: Marker, listed: &[ListedObject]) -> Result<Vec<Marked>, AuditError> {
+        let layout = self.bucket.layout();
+        let named = listed.iter().filter_map(|object| Some((layout.marked(marker, &object.key)?, &object.key)));
+        let looks: Vec<_> = named.map(|(id, key)| self.marked(id, key)).collect();
+        stream::iter(looks).buffered(LOOKS_AT_ONCE).try_collect().await
+    }
+
+    /// What a marker says of its recording: the row that is made of it is found by its call.
+    pub(super) async fn marked(&self, id: RecordingId, key: &str) -> Result<Marked, AuditError> {
+        let said = self.bucket.facts(key).await?.map(|facts| facts.metadata).unwrap_or_default();
+        Ok(Marked {
+            id,
+            call_sid: said.get("call-sid").and_then(|sid| sid.parse().ok()),
+            conference_sid: said.get("conference-sid").and_then(|sid| sid.parse().ok()),
+        })
     }
 
     async fn walk_objects(&self, walk: &BucketWalk, progress: &ReindexProgress) -> Result<(), WalkError> {

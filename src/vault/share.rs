@@ -118,7 +118,7 @@ impl Vault {
             if let Some(recording) = found {
                 return Ok(recording);
             }
-            match self.unknown(wanted, terms.visible, &mut inquiry, &mut waiter).await? {
+            match self.unknown::<()>(wanted, terms.visible, &mut inquiry, &mut waiter).await? {
                 None => {}
                 Some(Delivery::Asking { retry_after_seconds }) => {
                     return Err(NotShared::Asking { retry_after_seconds });

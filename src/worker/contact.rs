@@ -43,7 +43,7 @@ pub async fn watch_parts(vault: Arc<Vault>, stopping: CancellationToken) {
 /// long it takes.
 async fn prepare(vault: &Vault) {
     loop {
-        let mut preparing = std::pin::pin!(vault.catalog.prepare());
+        let mut preparing = std::pin::pin!(vault.prepare_catalog());
         let fared = loop {
             match tokio::time::timeout(PATIENCE, &mut preparing).await {
                 Ok(fared) => break fared,

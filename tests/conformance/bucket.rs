@@ -1,7 +1,9 @@
 //! What a catalog takes from the bucket: when it is new, markers, objects, and
 //! walks that any node goes on with.
 
-use callvault::catalog::{BucketWalk, BucketWalkKind, CatalogError, EventFilter, FoundObject, Position, Settled};
+use callvault::catalog::{
+    BucketWalk, BucketWalkKind, CatalogError, EventFilter, FoundObject, Marked, Position, Settled,
+};
 use callvault::domain::object_key::Marker;
 use callvault::domain::recording::State;
 
@@ -18,11 +20,16 @@ fn at(stage: i64, after: &str) -> Position {
     Position { stage, after: Some(after.to_owned()), done: 0 }
 }
 
+/// What a marker names that says no more.
+fn marked(number: u32) -> Marked {
+    Marked { id: recording_id(number), call_sid: None, conference_sid: None }
+}
+
 /// All markers of one kind, read in one go.
 async fn read(catalog: &Arc<dyn Catalog>, marker: Marker, numbers: &[u32]) {
     let walk = walk(catalog, BucketWalkKind::Markers).await;
-    let ids: Vec<RecordingId> = numbers.iter().map(|number| recording_id(*number)).collect();
-    assert_eq!(catalog.take_markers(&walk, marker, &ids, None, LONG).await.unwrap(), Settled::Done);
+    let marked: Vec<Marked> = numbers.iter().map(|number| marked(*number)).collect();
+    assert_eq!(catalog.take_markers(&walk, marker, &marked, None, LONG).await.unwrap(), Settled::Done);
 }
 
 /// An object of a recording, stored so many seconds after the first one.
@@ -80,11 +87,11 @@ on_every_catalog! {
 
         // Halfway through, another one sees it unread still.
         let begun = walk(&catalog, BucketWalkKind::Markers).await;
-        let half = catalog.take_markers(&begun, Marker::Erased, &[recording_id(1)], Some(&at(0, "x")), LONG).await;
+        let half = catalog.take_markers(&begun, Marker::Erased, &[marked(1)], Some(&at(0, "x")), LONG).await;
         assert_eq!(half.unwrap(), Settled::Done);
         let other = database.newborn().await;
         assert!(!other.is_read().await.unwrap());
-        assert_eq!(catalog.take_markers(&begun, Marker::Held, &[recording_id(2)], None, LONG).await.unwrap(), Settled::Done);
+        assert_eq!(catalog.take_markers(&begun, Marker::Held, &[marked(2)], None, LONG).await.unwrap(), Settled::Done);
         assert!(other.is_read().await.unwrap() && !other.is_indexed().await.unwrap());
 
         let erased = catalog.accept(&callback(1, "completed")).await.unwrap();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use callvault::catalog::{ListFilter, PageCursor};
+use callvault::catalog::{ListFilter, PageCursor, Settled};
 use callvault::domain::recording::State;
 use callvault::domain::sid::RecordingSid;
 use futures::future::join_all;
@@ -70,6 +70,28 @@ on_every_catalog! {
         let first = catalog.recording(&recording_id(1)).await.unwrap().unwrap().accepted_at;
         assert_eq!(count(ListFilter { since: Some(first), ..all() }).await, 6);
         assert_eq!(count(ListFilter { until: Some(first), ..all() }).await, 0);
+    }
+
+    async fn a_stored_recording_is_found_by_its_bytes(database: Database) {
+        let catalog = database.node().await;
+        catalog.accept(&callback(2, "completed")).await.unwrap();
+        catalog.accept(&callback(1, "completed")).await.unwrap();
+        catalog.accept(&of_other_account(callback(3, "completed"))).await.unwrap();
+        let with = async |accounts: Option<&[AccountSid]>| {
+            let found = catalog.recording_with(Digest::of(b"audio"), accounts).await.unwrap();
+            found.map(|recording| recording.id)
+        };
+        assert_eq!(with(None).await, None, "nothing is stored yet");
+        let wishes = [account(), other_account()].map(|account| Wish { account, at_most: 3 });
+        for claim in catalog.claim(&claimant(LONG), &wishes).await.unwrap() {
+            let stored = catalog.store(&claim.lease, &object(&claim.lease.id, b"audio"), true).await.unwrap();
+            assert_eq!(stored, Settled::Done);
+        }
+        let other = RecordingId { account: other_account(), ..recording_id(3) };
+        assert_eq!(with(None).await, Some(recording_id(1)), "the same one for everyone");
+        assert_eq!(with(Some(&[account()])).await, Some(recording_id(1)));
+        assert_eq!(with(Some(&[other_account()])).await, Some(other));
+        assert_eq!(with(Some(&[])).await, None);
     }
 
     async fn a_call_is_shown_by_account(database: Database) {

@@ -91,11 +91,14 @@ mod accounts;
 mod bucket;
 mod feed;
 mod follow;
+mod keys;
 mod leases;
+mod letting_go;
 mod lookups;
 mod questions;
 mod rechecks;
 mod reconcile;
+mod webhooks;
 
 /// A lease that no test outlives.
 const LONG: Duration = Duration::from_secs(3600);

@@ -152,7 +152,7 @@ on_every_catalog! {
         let lost = grant_one(&catalog, SHORT).await;
         let claim = eventually("it can be claimed", async || claim_some(&catalog, LONG, 1).await.pop()).await;
         assert_eq!(claim.lease.epoch, lost.lease.epoch + 1);
-        assert_eq!(catalog.renew_recheck(&lost, LONG).await.unwrap(), None);
+        assert_eq!(catalog.renew_duty(&lost, LONG).await.unwrap(), None);
         assert_eq!(catalog.settle_recheck(&lost, &Finding::InOrder, ZERO).await.unwrap(), Settled::Stale);
         assert_eq!(state(&catalog).await, State::Fetching);
     }
@@ -164,7 +164,7 @@ on_every_catalog! {
         let lost = grant_one(&catalog, SHORT).await;
         let held = eventually("the recheck can be granted again", async || grant(&catalog, LONG).await.pop()).await;
         assert_eq!(held.lease.epoch, lost.lease.epoch + 1);
-        assert_eq!(catalog.renew_recheck(&lost, LONG).await.unwrap(), None);
+        assert_eq!(catalog.renew_duty(&lost, LONG).await.unwrap(), None);
         let before = catalog.recording(&lease.id).await.unwrap();
         for finding in [Finding::InOrder, Finding::Lost, Finding::Unfinished] {
             assert_eq!(catalog.settle_recheck(&lost, &finding, ZERO).await.unwrap(), Settled::Stale);
@@ -182,7 +182,7 @@ on_every_catalog! {
         catalog.owe_recheck(&lease, ZERO).await.unwrap();
         let duty = grant_one(&catalog, SHORT).await;
         tokio::time::sleep(Duration::from_millis(20)).await;
-        let granted_at = catalog.renew_recheck(&duty, LONG).await.unwrap().unwrap();
+        let granted_at = catalog.renew_duty(&duty, LONG).await.unwrap().unwrap();
         assert!(granted_at > duty.granted_at, "{granted_at} {}", duty.granted_at);
         tokio::time::sleep(SHORT).await;
         assert_eq!(grant(&catalog, LONG).await, []);

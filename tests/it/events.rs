@@ -3,17 +3,21 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+use callvault::domain::recording::RecordingId;
+use callvault::domain::sid::AccountSid;
+use callvault::twilio::simulator::SimulatedRecording;
 use futures::future::join_all;
 use futures::stream::{self, StreamExt};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
+use crate::keys::{HOLDS_WITHIN, ask, create, keys_done};
 use crate::support::cluster::Dice;
-use crate::support::world::{ACCOUNT, Parts, Service, World, call_sid, recording_id};
+use crate::support::world::{ACCOUNT, Parts, Service, World, call_sid, recording_id, started_at};
 use crate::support::{PATIENCE, eventually, seed};
 
 /// Lets a node hear that Twilio records: one event, and nothing to fetch.
-async fn announce(world: &World, service: &Service, number: u32) {
+pub async fn announce(world: &World, service: &Service, number: u32) {
     let id = world.record(number);
     let callback = world.simulator.callback(id.recording, "in-progress").unwrap();
     assert_eq!(service.send(&callback).await.status(), StatusCode::NO_CONTENT);
@@ -272,6 +276,34 @@ on_all_parts! {
         assert!((10..25).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
     }
 
+    async fn a_key_sees_its_own_accounts_events_and_a_revoked_one_sees_no_more(world: World) {
+        let other: AccountSid = format!("AC{}", "b".repeat(32)).parse().unwrap();
+        world.add_account(other);
+        let service = world.start().await;
+        let (key, id) = create(&world, &["--scope", "read", "--account", &other.to_string()]);
+        let foreign = RecordingId { account: other, recording: format!("RE{:032x}", 7).parse().unwrap() };
+        world.simulator.add(SimulatedRecording::speech(foreign, call_sid(7), started_at()));
+        announce(&world, &service, 1).await;
+        let callback = world.simulator.callback(foreign.recording, "in-progress").unwrap();
+        assert_eq!(service.send(&callback).await.status(), StatusCode::NO_CONTENT);
+        for query in ["wait=30", &format!("wait=30&account_sid={other}"), &format!("wait=30&call_sid={}", call_sid(7))] {
+            let answer = ask(&world, &service, Method::GET, &format!("/v1/events?{query}"), &key).await;
+            let body: Value = answer.json().await.unwrap();
+            assert_eq!(numbers(body["events"].as_array().unwrap()), [7], "{query}");
+        }
+        for query in [format!("wait=0&account_sid={ACCOUNT}"), format!("wait=0&call_sid={}", call_sid(1))] {
+            let answer = ask(&world, &service, Method::GET, &format!("/v1/events?{query}"), &key).await;
+            let body: Value = answer.json().await.unwrap();
+            assert_eq!(body["events"], json!([]), "{query}");
+        }
+        let request = world.http.get(format!("{}/v1/events?after=latest", service.url)).bearer_auth(&key);
+        let mut answer = request.header("accept", "text/event-stream").send().await.unwrap();
+        assert!(answer.chunk().await.unwrap().is_some(), "the stream is open");
+        keys_done(&world, &["revoke", &id.to_string()]);
+        let ends = async { while let Ok(Some(_)) = answer.chunk().await {} };
+        tokio::time::timeout(HOLDS_WITHIN, ends).await.expect("the stream of a revoked key ends");
+    }
+
     async fn a_thousand_idle_readers_cost_next_to_nothing(world: World) {
         let nodes = world.start_nodes(2).await;
         let (writer, reader) = (&nodes[0], nodes.last().unwrap());
@@ -337,23 +369,23 @@ async fn read_on_and_off(nodes: &[Service], expected: usize, mut dice: Dice) -> 
     seen
 }
 
-on_all_parts! {
-    async fn ten_thousand_events_are_read_once_and_in_order_however_readers_stop_and_resume(world: World) {
-        const EVENTS: u32 = 10_000;
-        let nodes = world.start_nodes(3).await;
-        let seed = seed();
-        let writes = stream::iter(1..=EVENTS).for_each_concurrent(24, |number| {
-            let node = &nodes[number as usize % nodes.len()];
-            let world = &world;
-            async move { announce(world, node, number).await }
-        });
-        let readers = (0..4).map(|at| read_on_and_off(&nodes, EVENTS as usize, Dice::of(seed + at)));
-        let (seen, ()) = tokio::join!(join_all(readers), writes);
-        let ids = |seen: &Vec<Value>| seen.iter().map(|event| event["id"].to_string()).collect::<Vec<_>>();
-        for one in &seen {
-            assert!(ids(one).is_sorted_by(|a, b| a < b), "in order, none twice");
-            assert_eq!(numbers(one).into_iter().collect::<HashSet<_>>().len(), EVENTS as usize, "each");
-            assert_eq!(ids(one), ids(&seen[0]), "the same for every reader");
-        }
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_events_of_three_nodes_are_read_once_and_in_order_however_readers_stop_and_resume() {
+    const EVENTS: u32 = 10_000;
+    let world = World::new(Parts::Servers).await;
+    let nodes = world.start_nodes(3).await;
+    let seed = seed();
+    let writes = stream::iter(1..=EVENTS).for_each_concurrent(24, |number| {
+        let node = &nodes[number as usize % nodes.len()];
+        let world = &world;
+        async move { announce(world, node, number).await }
+    });
+    let readers = (0..4).map(|at| read_on_and_off(&nodes, EVENTS as usize, Dice::of(seed + at)));
+    let (seen, ()) = tokio::join!(join_all(readers), writes);
+    let ids = |seen: &Vec<Value>| seen.iter().map(|event| event["id"].to_string()).collect::<Vec<_>>();
+    for one in &seen {
+        assert!(ids(one).is_sorted_by(|a, b| a < b), "in order, none twice");
+        assert_eq!(numbers(one).into_iter().collect::<HashSet<_>>().len(), EVENTS as usize, "each");
+        assert_eq!(ids(one), ids(&seen[0]), "the same for every reader");
     }
 }

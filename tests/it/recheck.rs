@@ -22,7 +22,7 @@ use crate::support::servers::free_port;
 use crate::support::world::{ACCOUNT, Parts, Service, Store, World, call_sid, debug_binary, recording_id, started_at};
 
 /// Runs a statement beside the services; gives its number, where it has one.
-async fn sql(world: &World, statement: String) -> i64 {
+pub async fn sql(world: &World, statement: String) -> i64 {
     let statement = AssertSqlSafe(statement);
     match world.settings.get("CALLVAULT_DATABASE_URL") {
         Some(url) => {
@@ -38,16 +38,16 @@ async fn sql(world: &World, statement: String) -> i64 {
 }
 
 /// Makes a recording owe a recheck now.
-async fn owe(world: &World, id: &RecordingId) {
+pub async fn owe(world: &World, id: &RecordingId) {
     sql(world, format!("UPDATE recordings SET recheck_due_at = 1 WHERE recording_sid = '{}'", id.recording)).await;
 }
 
-async fn count(world: &World, id: &RecordingId, condition: &str) -> i64 {
+pub async fn count(world: &World, id: &RecordingId, condition: &str) -> i64 {
     let sid = id.recording;
     sql(world, format!("SELECT count(*) FROM recordings WHERE recording_sid = '{sid}' AND {condition}")).await
 }
 
-async fn nothing_is_owed(world: &World, id: &RecordingId) {
+pub async fn nothing_is_owed(world: &World, id: &RecordingId) {
     eventually("no recheck is owed", async || {
         (count(world, id, "recheck_due_at IS NULL AND duty_until IS NULL").await == 1).then_some(())
     })
@@ -55,7 +55,7 @@ async fn nothing_is_owed(world: &World, id: &RecordingId) {
 }
 
 /// Writes an object as a node of that account does, or as somebody else.
-async fn plant(store: &Store, key: &str, account: Option<&str>, bytes: Vec<u8>) {
+pub async fn plant(store: &Store, key: &str, account: Option<&str>, bytes: Vec<u8>) {
     let mut attributes = Attributes::new();
     if let Some(account) = account {
         attributes.insert(Attribute::Metadata("account-sid".into()), account.to_owned().into());
@@ -65,26 +65,26 @@ async fn plant(store: &Store, key: &str, account: Option<&str>, bytes: Vec<u8>) 
     store.s3.put_opts(&Path::from(key), bytes.into(), options).await.unwrap();
 }
 
-fn folder(number: u32) -> String {
+pub fn folder(number: u32) -> String {
     format!("{}/{}", call_sid(number), recording_id(number).recording)
 }
 
-fn staging(id: &RecordingId, epoch: i64) -> String {
+pub fn staging(id: &RecordingId, epoch: i64) -> String {
     format!(".staging/{ACCOUNT}/{}.{epoch}", id.recording)
 }
 
-async fn history(service: &Service, id: &RecordingId) -> Vec<String> {
+pub async fn history(service: &Service, id: &RecordingId) -> Vec<String> {
     let (_, shown) = service.json(&format!("/v1/recordings/{}", id.recording)).await;
     shown["history"].as_array().unwrap().iter().map(|entry| entry["type"].as_str().unwrap().to_owned()).collect()
 }
 
-async fn metric(service: &Service, line: &str) -> u64 {
+pub async fn metric(service: &Service, line: &str) -> u64 {
     let text = service.get("/metrics").await.text().await.unwrap();
     let value = text.lines().find_map(|found| found.strip_prefix(line)).unwrap_or_else(|| panic!("no {line}"));
     value.trim().parse().unwrap()
 }
 
-async fn stored(world: &World, service: &Service, number: u32) -> (RecordingId, String) {
+pub async fn stored(world: &World, service: &Service, number: u32) -> (RecordingId, String) {
     let id = world.record(number);
     service.send(&world.callback(id.recording)).await;
     let shown = service.recording_in(id.recording, "stored").await;

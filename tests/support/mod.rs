@@ -5,6 +5,8 @@
 pub mod audit;
 pub mod bucket;
 pub mod cluster;
+pub mod compose;
+pub mod python;
 pub mod relay;
 pub mod servers;
 pub mod world;

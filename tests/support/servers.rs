@@ -241,7 +241,8 @@ impl ObjectStore {
 
     fn start_minio(minio: &Path) -> Self {
         let (port, console) = (free_port(), free_port());
-        let script = "MINIO_ROOT_USER=callvault-tests MINIO_ROOT_PASSWORD=callvault-tests-secret \
+        // With the domain it answers to virtual hosts, too.
+        let script = "MINIO_ROOT_USER=callvault-tests MINIO_ROOT_PASSWORD=callvault-tests-secret MINIO_DOMAIN=store.test \
              \"$1\" server data --quiet --address \"127.0.0.1:$2\" --console-address \"127.0.0.1:$3\" &";
         let mut kept = keep(
             "minio",
@@ -332,20 +333,26 @@ pub struct Nginx {
 impl Nginx {
     /// Balances that port over those.
     pub fn start(port: u16, nodes: &[u16]) -> Self {
-        let nginx = program("nginx").or_else(|| Some(PathBuf::from("/usr/sbin/nginx")).filter(|file| file.is_file()));
-        let nginx = nginx.expect("nginx is not installed: run `make test`, or `tests/install-tools.sh`");
         let servers: String = nodes.iter().map(|node| format!("server 127.0.0.1:{node} max_fails=0;\n")).collect();
         // A callback may be repeated: the second one changes nothing.
         let config = format!(
-            "daemon off; pid nginx.pid; error_log stderr warn; worker_processes 1; {user}\n\
-             events {{ worker_connections 1024; }}\n\
-             http {{ access_log off; client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi;\n\
-             uwsgi_temp_path uwsgi; scgi_temp_path scgi;\n\
-             upstream nodes {{ {servers} }}\n\
+            "worker_processes 1; events {{ worker_connections 1024; }}\n\
+             http {{ access_log off; upstream nodes {{ {servers} }}\n\
              server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://nodes; proxy_set_header Host $http_host;\n\
              proxy_next_upstream error timeout non_idempotent; }} }} }}\n",
-            user = if is_root() { "user root;" } else { "" },
         );
+        Self::with_config(port, &config)
+    }
+
+    /// One with that configuration, of which the rest is where its files lie. Answers on that port.
+    pub fn with_config(port: u16, config: &str) -> Self {
+        let nginx = program("nginx").or_else(|| Some(PathBuf::from("/usr/sbin/nginx")).filter(|file| file.is_file()));
+        let nginx = nginx.expect("nginx is not installed: run `make test`, or `tests/install-tools.sh`");
+        let user = if is_root() { "user root;" } else { "" };
+        let folders = "client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi; \
+                       uwsgi_temp_path uwsgi; scgi_temp_path scgi;";
+        let config = config.replacen("http {", &format!("http {{ {folders}"), 1);
+        let config = format!("daemon off; pid nginx.pid; error_log stderr warn; {user}\n{config}");
         let prepare = "cat >nginx.conf <<'EOF'\n".to_owned() + &config + "EOF\n";
         let start = "\"$1\" -p \"$PWD\" -c nginx.conf &";
         let mut kept = keep("nginx", &prepare, start, &[nginx.to_str().expect("a path")], false);

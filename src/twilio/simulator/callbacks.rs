@@ -45,10 +45,20 @@ impl OutgoingCallback {
 
     /// Posts it to `url`, signed for it.
     pub async fn send(&self, client: &reqwest::Client, url: &str) -> reqwest::Result<reqwest::Response> {
+        self.send_signed_for(client, url, url).await
+    }
+
+    /// Posts it to `url`, signed for the name by which the world knows that place.
+    pub async fn send_signed_for(
+        &self,
+        client: &reqwest::Client,
+        signed_for: &str,
+        url: &str,
+    ) -> reqwest::Result<reqwest::Response> {
         let request = client
             .post(url)
             .header("content-type", "application/x-www-form-urlencoded")
-            .header("x-twilio-signature", self.signature(url))
+            .header("x-twilio-signature", self.signature(signed_for))
             .body(self.form());
         request.send().await
     }

@@ -45,6 +45,9 @@ pub enum Fault {
     },
     /// The body waits after so many bytes until the test releases it.
     Held(u64),
+    /// The body waits as with [`Fault::Held`]; then the connection is closed in
+    /// good order one byte later.
+    HeldThenTruncated(u64),
     /// No answer at all until the connection is closed.
     Silent,
 }

@@ -154,7 +154,15 @@ impl Shared {
 impl Simulator {
     /// Starts one on free loopback ports.
     pub async fn start(accounts: impl IntoIterator<Item = SimulatedAccount>) -> std::io::Result<Self> {
-        let api = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        Self::start_at((Ipv4Addr::LOCALHOST, 0).into(), accounts).await
+    }
+
+    /// The same with its API at that address; the media host stays on loopback.
+    pub async fn start_at(
+        address: SocketAddr,
+        accounts: impl IntoIterator<Item = SimulatedAccount>,
+    ) -> std::io::Result<Self> {
+        let api = TcpListener::bind(address).await?;
         let media_host = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let state = State {
             accounts: accounts.into_iter().map(|account| (account.sid, account)).collect(),

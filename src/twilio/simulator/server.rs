@@ -234,6 +234,10 @@ impl Exchange {
                 let gate = self.shared.state().gate(sid).subscribe();
                 media.held_after(after, gate).into_answer()
             }
+            Fault::HeldThenTruncated(after) => {
+                let gate = self.shared.state().gate(sid).subscribe();
+                media.held_after(after, gate).broken_after(after + 1, None).into_answer()
+            }
             Fault::Silent => std::future::pending().await,
         }
     }

@@ -41,6 +41,7 @@ CREATE TABLE deliveries (
     ended_at         BIGINT,
     PRIMARY KEY (receiver_id, seq)
 );
-CREATE INDEX deliveries_by_due ON deliveries (receiver_id, due_at) WHERE state = 'pending';
+CREATE INDEX deliveries_by_due ON deliveries (receiver_id, due_at, seq) WHERE state = 'pending';
+CREATE INDEX deliveries_by_waiting ON deliveries (receiver_id, since) WHERE state = 'pending';
 CREATE INDEX deliveries_by_state ON deliveries (receiver_id, state, seq);
-CREATE INDEX deliveries_by_end ON deliveries (ended_at) WHERE ended_at IS NOT NULL;
+CREATE INDEX deliveries_by_age ON deliveries (since);

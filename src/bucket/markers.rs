@@ -1,0 +1,22 @@
+//! Markers: empty objects that say of a recording what the bucket alone must know.
+
+use object_store::{Attribute, Attributes, ObjectStore, PutOptions, PutPayload};
+
+use super::{Bucket, Result, path};
+use crate::domain::object_key::{self, Marker};
+use crate::domain::recording::{Details, RecordingId};
+
+impl Bucket {
+    /// Writes a recording's marker; one that is there is written again.
+    pub async fn put_marker(&self, marker: Marker, id: &RecordingId, details: &Details) -> Result<()> {
+        let key = self.inner.layout.marker(marker, id);
+        let mut attributes = Attributes::new();
+        attributes.insert(Attribute::ContentType, "application/octet-stream".into());
+        for (name, value) in object_key::marker_metadata(id, details) {
+            attributes.insert(Attribute::Metadata(name.into()), value.into());
+        }
+        let options = PutOptions { attributes, ..PutOptions::default() };
+        self.inner.control.put_opts(&path(&key)?, PutPayload::new(), options).await?;
+        self.sync(&key).await
+    }
+}

@@ -1,0 +1,265 @@
+//! Erasing, step by step.
+//!
+//! 1. One transaction in the catalog, refused if held (`catalog/erase.rs`).
+//! 2. The marker in the bucket; nothing is acknowledged before it is there.
+//! 3. Every object of the recording, with all versions, its open upload, and what
+//!    is staged.
+//! 4. Twilio's copy, if it was asked for.
+//! 5. Done; a recheck follows.
+//!
+//! Whoever asks waits for as much of it as a request may take. What is owed then
+//! is gone on with by any node, from step 2 on, until it is done.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream::{self, StreamExt};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::duty::{Held, Worked, log_end};
+use super::{Vault, source_of};
+use crate::bucket::BucketError;
+use crate::catalog::{CatalogError, Duty, Erase, Erased, Erasure, Progress, Settled};
+use crate::config::Account;
+use crate::domain::object_key::Marker;
+use crate::domain::recording::{ErrorCode, RecordingId};
+use crate::domain::sid::AccountSid;
+use crate::telemetry;
+use crate::twilio::media::MediaError;
+
+/// How long a request waits for its erasing to be done: most take a second.
+const WAIT_MAX: Duration = Duration::from_secs(10);
+/// Recordings of a call that are erased side by side.
+const AT_ONCE: usize = 8;
+/// How often whoever waits looks again at what other nodes do.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(500);
+/// Recordings of an account that one transaction erases by their age.
+const OLD_AT_ONCE: usize = 50;
+/// Erasing that failed so often in a row is a trouble.
+const FAILURES_MAX: u32 = 5;
+
+/// What a request to erase came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Erasing {
+    /// Nothing is known of it.
+    Unknown,
+    /// Something of it is held: nothing was erased.
+    Held,
+    /// It is erased, but not every marker is in the bucket.
+    Unmarked,
+    /// It is erased; the bucket's or Twilio's part is still owed.
+    Owed,
+    /// Nothing is left of it.
+    Done,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum EraseError {
+    #[error(transparent)]
+    Bucket(#[from] BucketError),
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    #[error(transparent)]
+    Twilio(#[from] MediaError),
+    #[error("there is more of it in the bucket than was looked at")]
+    More,
+    #[error("the account is left alone at the moment")]
+    LeftAlone,
+    #[error("the lease was lost")]
+    Lost,
+}
+
+impl EraseError {
+    fn code(&self) -> ErrorCode {
+        match self {
+            Self::Twilio(error) => error.code(),
+            Self::LeftAlone => ErrorCode::RateLimited,
+            Self::Bucket(_) | Self::More => ErrorCode::StoreError,
+            Self::Catalog(_) | Self::Lost => ErrorCode::Interrupted,
+        }
+    }
+}
+
+impl Vault {
+    /// Erases a recording, or all of a call; `at_twilio` at Twilio, too. Goes on
+    /// when it is dropped.
+    pub async fn erase(self: &Arc<Self>, what: Erase, at_twilio: bool) -> Result<Erasing, CatalogError> {
+        let ids = match self.catalog.erase(what, at_twilio).await? {
+            Erased::Unknown => return Ok(Erasing::Unknown),
+            Erased::Held => return Ok(Erasing::Held),
+            Erased::Done(ids) => ids,
+        };
+        for id in &ids {
+            tracing::info!(recording = %id, at_twilio, "erased on request");
+        }
+        let until = Instant::now() + WAIT_MAX;
+        let (vault, all) = (self.clone(), ids.clone());
+        // Nobody's going away ends it.
+        let mut working = tokio::spawn(async move {
+            stream::iter(all).for_each_concurrent(AT_ONCE, |id| vault.clone().erase_now(id)).await;
+        });
+        loop {
+            let has_worked = tokio::time::timeout(LOOK_AGAIN_AFTER, &mut working).await.is_ok();
+            let erasing = erasing(&self.catalog.erasures(&ids).await?);
+            if erasing == Erasing::Done || Instant::now() >= until {
+                return Ok(erasing);
+            }
+            if has_worked {
+                return self.await_others(&ids, until).await;
+            }
+        }
+    }
+
+    /// This node has done what it could: another one may be at it.
+    async fn await_others(&self, ids: &[RecordingId], until: Instant) -> Result<Erasing, CatalogError> {
+        loop {
+            let erasures = self.catalog.erasures(ids).await?;
+            let is_tried = erasures.iter().all(|erasure| erasure.is_done() || erasure.failures > 0);
+            if is_tried || Instant::now() >= until {
+                return Ok(erasing(&erasures));
+            }
+            tokio::time::sleep(LOOK_AGAIN_AFTER.min(until.saturating_duration_since(Instant::now()))).await;
+        }
+    }
+
+    async fn erase_now(self: Arc<Self>, id: RecordingId) {
+        let granted = Instant::now();
+        match self.catalog.grant_erasure(&id, self.lease).await {
+            Ok(Some(duty)) => self.go_on_erasing(&duty, granted, &CancellationToken::new()).await,
+            Ok(None) => {}
+            Err(error) => tracing::warn!(recording = %id, %error, "its erasing goes on later"),
+        }
+    }
+
+    /// Grants at most so many erasures that are owed and due to this node.
+    pub async fn begin_erasing(&self, at_most: usize) -> Result<Vec<Duty>, CatalogError> {
+        self.catalog.grant_erasures(&self.accounts, at_most, self.lease).await
+    }
+
+    /// Goes on with an erasure from step 2, under a lease that was granted after `granted`.
+    pub async fn go_on_erasing(&self, duty: &Duty, granted: Instant, stopping: &CancellationToken) {
+        let held = Held::new(duty, self.lease);
+        let recording = duty.lease.id;
+        let mut progress = Progress::default();
+        let worked = self.work_under(&held, granted, stopping, self.erase_steps(&held, &mut progress)).await;
+        let (outcome, again) = match worked {
+            Worked::Done(Ok(())) => ("done", Duration::ZERO),
+            Worked::Done(Err(EraseError::Lost)) | Worked::Lost => return telemetry::erasure_ended("lost"),
+            Worked::Done(Err(error)) => {
+                let again = self.after_failed_erasing(&recording, &error, granted).await;
+                ("owed", again)
+            }
+            // What comes late does no harm: nobody writes there any more.
+            Worked::Stopped => {
+                log_end(&held, self.catalog.give_back_duty(duty).await);
+                return telemetry::erasure_ended("handed_back");
+            }
+        };
+        let settled = self.catalog.settle_erasure(duty, progress, again, self.recheck_after).await;
+        let is_settled = log_end(&held, settled);
+        if is_settled && outcome == "done" {
+            tracing::info!(%recording, at_twilio = progress.gone_at_twilio, "nothing is left of what was erased");
+        }
+        telemetry::erasure_ended(if is_settled { outcome } else { "lost" });
+    }
+
+    async fn erase_steps(&self, held: &Held<'_>, progress: &mut Progress) -> Result<(), EraseError> {
+        let recording = &held.duty.recording;
+        self.bucket.put_marker(Marker::Erased, &recording.id, &recording.details).await?;
+        if self.catalog.note_marked(held.duty).await? == Settled::Stale {
+            return Err(EraseError::Lost);
+        }
+        if !self.clear_bucket(held).await? {
+            return Err(EraseError::More);
+        }
+        progress.cleared = true;
+        let erasure = self.catalog.erasures(&[recording.id]).await?.pop();
+        if erasure.is_some_and(|erasure| erasure.owes_twilio) {
+            let account = recording.id.account;
+            if self.catalog.is_left_alone(account).await? {
+                return Err(EraseError::LeftAlone);
+            }
+            let source = source_of(&recording.id, recording.source_host.as_deref());
+            self.in_turn(account, self.twilio.delete(&source)).await??;
+            progress.gone_at_twilio = true;
+        }
+        Ok(())
+    }
+
+    /// When it is tried again.
+    async fn after_failed_erasing(&self, id: &RecordingId, error: &EraseError, began: Instant) -> Duration {
+        tracing::warn!(recording = %id, %error, "what is left of an erased recording is tried again");
+        let retry_after = match error {
+            EraseError::Twilio(error) => {
+                self.heed(id.account, error, began).await;
+                error.retry_after()
+            }
+            _ => None,
+        };
+        let erasure = self.catalog.erasures(&[*id]).await.ok().and_then(|mut erasures| erasures.pop());
+        let failed_before = erasure.map_or(0, |erasure| erasure.failures);
+        let (after, not_before) = self.pause_after(error.code(), failed_before, retry_after);
+        after.max(not_before)
+    }
+
+    /// Erases what has reached its account's age; says whether there may be more.
+    pub async fn erase_old(&self) -> Result<bool, CatalogError> {
+        let terms = &self.letting_go.retention;
+        let ages: Vec<(AccountSid, Duration)> = terms.iter().map(|(account, terms)| (*account, terms.age)).collect();
+        let mut more = false;
+        for account in self.catalog.accounts_with_old(&ages).await? {
+            let Some(Retention { age, erase_at_twilio }) = terms.get(&account).copied() else { continue };
+            let erased = self.catalog.erase_old(account, age, erase_at_twilio, OLD_AT_ONCE).await?;
+            tracing::info!(%account, erased, at_twilio = erase_at_twilio, "erased by age");
+            telemetry::erased_by_age(erased);
+            more |= erased == OLD_AT_ONCE;
+        }
+        Ok(more)
+    }
+
+    /// Tells people what is owed, and what fails again and again.
+    pub async fn note_what_is_owed(&self) -> Result<(), CatalogError> {
+        let (owed, failing) = self.catalog.erasures_owed(FAILURES_MAX).await?;
+        telemetry::owed("erasure", owed);
+        telemetry::owed("hold_marker", self.catalog.hold_markers_owed().await?);
+        self.health.note(
+            "erasures_failing",
+            match failing {
+                0 => Ok(()),
+                _ => Err(format!(
+                    "{failing} erased recordings are not gone from the bucket or from Twilio yet; the log tells why"
+                )),
+            },
+        );
+        Ok(())
+    }
+}
+
+/// How far all of them came.
+fn erasing(erasures: &[Erasure]) -> Erasing {
+    if erasures.iter().all(Erasure::is_done) {
+        Erasing::Done
+    } else if erasures.iter().all(|erasure| erasure.is_marked) {
+        Erasing::Owed
+    } else {
+        Erasing::Unmarked
+    }
+}
+
+/// At which age recordings of an account are erased.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Retention {
+    pub(super) age: Duration,
+    pub(super) erase_at_twilio: bool,
+}
+
+/// The accounts that keep nothing for ever.
+pub(super) fn retention(accounts: &[Account]) -> BTreeMap<AccountSid, Retention> {
+    let of = |account: &Account| {
+        let retention = Retention { age: account.retention?, erase_at_twilio: account.erase_at_twilio };
+        Some((account.sid, retention))
+    };
+    accounts.iter().filter_map(of).collect()
+}
