@@ -38,9 +38,14 @@ async fn full_bucket(world: &mut World) -> Vec<String> {
         world.record(number);
     }
     let mut keys = plant_many(&store, 1..=10, &speech_mp3()).await;
-    crate::support::bucket::remove(&store, &keys.remove(1)).await;
-    put(&store, &marker("erased", 2), b"", Attributes::new()).await;
-    put(&store, &marker("held", 3), b"", Attributes::new()).await;
+    document(&run(world, &["reindex", "--json"]).await, 0);
+    let erased = keys.remove(1);
+    let path = |number| format!("/v1/recordings/{}", recording_id(number).recording);
+    let answer = service.request(Method::DELETE, &path(2)).send().await.unwrap();
+    assert!(answer.status().is_success(), "{}", answer.status());
+    let answer = service.request(Method::PUT, &format!("{}/hold", path(3))).send().await.unwrap();
+    assert_eq!(answer.status(), StatusCode::OK);
+    eventually("it is erased", async || (!store.keys().await.contains(&erased)).then_some(())).await;
     service.kill();
     lose_the_catalog(world).await;
     keys
@@ -57,8 +62,14 @@ async fn everything_is_as_it_was(world: &World, service: &Service) {
     }
     let (_, held) = service.json(&format!("/v1/recordings/{}", recording_id(3).recording)).await;
     assert_eq!(held["hold"], true, "{held}");
-    let erased = service.get(&format!("/v1/recordings/{}/audio", recording_id(2).recording)).await;
-    assert_eq!(erased.status(), StatusCode::GONE);
+    for path in
+        [format!("/v1/recordings/{}/audio", recording_id(2).recording), format!("/v1/calls/{}/audio", call_sid(2))]
+    {
+        assert_eq!(service.get(&path).await.status(), StatusCode::GONE, "{path}");
+    }
+    let refused =
+        service.request(Method::DELETE, &format!("/v1/recordings/{}", recording_id(3).recording)).send().await;
+    assert_eq!(refused.unwrap().status(), StatusCode::CONFLICT, "it is held");
     assert_eq!(service.send(&world.callback(recording_id(2).recording)).await.status(), StatusCode::NO_CONTENT);
     let erased = service.get(&format!("/v1/calls/{}/audio", call_sid(2))).await;
     assert_eq!(erased.status(), StatusCode::GONE);
@@ -126,6 +137,13 @@ on_all_parts! {
             (Method::HEAD, format!("/v1/recordings/{sid}/audio")),
             (Method::GET, format!("/v1/recordings/{sid}/link")),
             (Method::POST, format!("/v1/recordings/{sid}/fetch")),
+            (Method::DELETE, format!("/v1/recordings/{sid}")),
+            (Method::PUT, format!("/v1/recordings/{sid}/hold")),
+            (Method::DELETE, format!("/v1/recordings/{sid}/hold")),
+            (Method::DELETE, format!("/v1/calls/{call}")),
+            (Method::GET, format!("/v1/recordings/{sid}/content")),
+            (Method::GET, format!("/v1/calls/{call}/content?wait=30")),
+            (Method::GET, format!("/v1/blobs/sha256:{}", "0".repeat(64))),
             (Method::GET, format!("/v1/calls/{call}")),
             (Method::GET, format!("/v1/calls/{call}/audio?wait=30")),
             (Method::GET, format!("/v1/calls/{call}/link?wait=30")),
