@@ -307,7 +307,7 @@ async fn no_request_is_lost_while_nodes_are_upgraded_and_rolled_back() {
     };
     let all = async {
         tokio::join!(rollout, join_all((0..CLIENTS).map(|_| load.run(&topology))));
-        let mut expected: Vec<_> = (1..=load.calls.load(Ordering::SeqCst)).map(|at| sid(at)).collect();
+        let mut expected: Vec<_> = (1..=load.calls.load(Ordering::SeqCst)).map(sid).collect();
         expected.sort();
         eventually("every event has come", async || (seen.stored().len() >= expected.len()).then_some(())).await;
         assert_eq!(seen.stored(), expected, "each once");
