@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::bucket::Bucket;
 use crate::catalog;
 use crate::config::Config;
+use crate::console;
 use crate::http;
 use crate::telemetry;
 use crate::twilio::Twilio;
@@ -92,8 +93,9 @@ impl App {
 
     fn spawn(&mut self, config: &Config, listener: TcpListener, metrics_listener: Option<TcpListener>) {
         let state = http::State::new(self.vault.clone(), config, &self.public_url);
+        let pages = console::router(self.vault.bucket.link_origin().as_deref());
         let serve = |listener, router| tokio::spawn(http::serve(listener, router, self.no_more_connections.clone()));
-        self.servers.push(serve(listener, http::router(state)));
+        self.servers.push(serve(listener, http::router(state, pages)));
         self.servers.extend(metrics_listener.map(|listener| serve(listener, http::metrics_router())));
         let (claims, no_more_claims) = (self.claims.clone(), self.no_more_claims.clone());
         self.claiming.push(self.supervise(async move { claims.run(&no_more_claims).await }));

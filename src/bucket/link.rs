@@ -212,6 +212,15 @@ impl Bucket {
             _ => None,
         }
     }
+
+    /// The origin that links lead to; None is the one that the client called.
+    pub fn link_origin(&self) -> Option<String> {
+        let url = match &self.inner.linker.place {
+            Place::Endpoint(bucket) => bucket.object_url("-"),
+            Place::OwnPort { public_url } => public_url.clone()?,
+        };
+        Some(url.origin().ascii_serialization())
+    }
 }
 
 pub(super) fn rusty_bucket(endpoint: &str, path_style: bool, name: &str, region: &str) -> Result<rusty_s3::Bucket> {

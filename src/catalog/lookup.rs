@@ -106,6 +106,8 @@ const ONE: &str = "SELECT * FROM recordings WHERE account_sid = $1 AND recording
 const SOME: &str = "SELECT * FROM recordings WHERE (account_sid, recording_sid) IN";
 const NAMED: &str = "SELECT * FROM recordings WHERE recording_sid = $1";
 const WITH: &str = "SELECT * FROM recordings WHERE sha256 = $1 AND state = 'stored'";
+/// It was evicted or lost, and is fetched again when it is asked for.
+const AWAITED: &str = "SELECT * FROM recordings WHERE sha256 = $1 AND state IN ('evicted', 'pending', 'fetching')";
 
 /// By its own SID, by another name of it, or by what was PUT for it. A union
 /// of look-ups by index: an OR of them would read the whole table.
@@ -181,7 +183,11 @@ impl dyn Catalog + '_ {
     /// A stored recording with those bytes in one of the accounts: the same for
     /// everyone who may see the same.
     pub async fn recording_with(&self, digest: Digest, accounts: Option<&[AccountSid]>) -> Result<Option<Recording>> {
-        self.first_of(WITH, args![digest], accounts, "account_sid, recording_sid").await
+        let order = "account_sid, recording_sid";
+        match self.first_of(WITH, args![digest], accounts, order).await? {
+            None => self.first_of(AWAITED, args![digest], accounts, order).await,
+            stored => Ok(stored),
+        }
     }
 
     async fn first_of(

@@ -104,7 +104,7 @@ pub async fn guard(Shared(state): Shared<State>, mut request: Request, next: Nex
         Some(id) if response.body().size_hint().upper().is_none_or(|bytes| bytes > SHORT_BYTES) => {
             let (state, id) = (state.clone(), *id);
             let revoked = Box::pin(async move { state.vault.keys.until_revoked(|| Some(id)).await });
-            response.map(|body| Body::new(Guarded { body, revoked }))
+            response.map(|body| Body::new(Guarded { body, revoked: Some(revoked) }))
         }
         _ => response,
     }
@@ -113,7 +113,8 @@ pub async fn guard(Shared(state): Shared<State>, mut request: Request, next: Nex
 /// A body that breaks off when a key is revoked.
 struct Guarded {
     body: Body,
-    revoked: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// None once it has broken off.
+    revoked: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
 impl HttpBody for Guarded {
@@ -124,7 +125,9 @@ impl HttpBody for Guarded {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        if self.revoked.as_mut().poll(context).is_ready() {
+        let Some(revoked) = &mut self.revoked else { return Poll::Ready(None) };
+        if revoked.as_mut().poll(context).is_ready() {
+            self.revoked = None;
             return Poll::Ready(Some(Err(axum::Error::new("the key was revoked"))));
         }
         Pin::new(&mut self.body).poll_frame(context)

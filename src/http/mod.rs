@@ -104,9 +104,9 @@ pub fn paths() -> Vec<&'static str> {
     routes().into_iter().map(|(path, _)| path).collect()
 }
 
-/// The service's own port.
-pub fn router(state: State) -> Router {
-    let mut router = Router::new();
+/// The service's own port, with the pages of other rooms.
+pub fn router(state: State, pages: Router<State>) -> Router {
+    let mut router = pages;
     for (path, methods) in routes() {
         telemetry::http_route(path);
         router = router.route(path, methods);

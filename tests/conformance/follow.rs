@@ -42,7 +42,9 @@ on_every_catalog! {
     }
 
     async fn each_subscriber_learns_of_every_event_in_order(database: Database) {
-        let nodes = join_all((0..3).map(|_| database.node())).await;
+        // Of SQLite there is one node; only its own commits wake it.
+        let count = if database.postgres_url().is_some() { 3 } else { 1 };
+        let nodes = join_all((0..count).map(|_| database.node())).await;
         let (follower, _running) = follower(&nodes[0]).await;
         let subscribers = (0..3).map(|_| {
             let mut subscriber = follower.subscribe();
@@ -56,7 +58,7 @@ on_every_catalog! {
             }
         });
         let writers = (0..3u32).map(|at| {
-            let node = nodes[at as usize].clone();
+            let node = nodes[at as usize % nodes.len()].clone();
             async move { accept(&node, at * 40 + 1..=at * 40 + 40).await }
         });
         let (seen, _) = tokio::join!(join_all(subscribers), join_all(writers));

@@ -7,10 +7,8 @@ use callvault::domain::digest::Digest;
 use callvault::twilio::simulator::{Fault, speech_mp3};
 use serde_json::Value;
 
+use crate::support::python::PYTHON;
 use crate::support::world::{ADMIN_KEY, Parts, Service, World, call_sid, debug_binary};
-
-/// The Python of the tests.
-const PYTHON: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/test-tools/python/bin/python");
 
 fn run(folder: &std::path::Path, args: &[&str], env: &[(&str, &str)]) -> Output {
     let mut command = Command::new(debug_binary());
@@ -132,7 +130,7 @@ fn the_demos_link_plays_in_a_browser_and_its_advice_works() {
     }
     let link = told.iter().find(|line| line.contains("X-Amz-Signature=")).expect("a link").clone();
     let played =
-        Command::new(PYTHON).arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/plays.py")).arg(&link).output();
+        Command::new(PYTHON).arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/browser/plays.py")).arg(&link).output();
     let played = played.expect("the tests' Python is not installed: run `make test`, or tests/install-tools.sh");
     assert!(played.status.success(), "{}", stderr(&played));
     let played: Value = serde_json::from_slice(&played.stdout).unwrap();

@@ -5,7 +5,7 @@ use callvault::domain::digest::Digest;
 use callvault::twilio::simulator::{Audio, RestFault, SimulatedRecording, speech_mp3};
 use reqwest::StatusCode;
 
-use crate::erase::path;
+use crate::erase::{code, path};
 use crate::recheck::{history, metric, nothing_is_owed, stored};
 use crate::support::audit;
 use crate::support::cluster;
@@ -45,6 +45,17 @@ on_all_parts! {
         let (_, shown) = service.json(&path(&id)).await;
         assert_eq!(shown["history"].as_array().unwrap().last().unwrap()["detail"]["previous_sha256"], serde_json::Value::Null);
         assert!(evictions(&service, "evicted").await >= 1);
+    }
+
+    async fn whoever_asks_for_the_content_brings_it_back(world: World) {
+        evict_soon(&mut world);
+        let service = world.start().await;
+        let (id, _) = stored(&world, &service, 1).await;
+        service.recording_in(id.recording, "evicted").await;
+        let blob = format!("/v1/blobs/sha256:{}", Digest::of(&speech_mp3()));
+        assert_eq!(code(service.get(&format!("{blob}?wait=0")).await).await, (404, "not_ready".into()));
+        let (bytes, _) = service.play(&format!("{blob}?wait=30")).await;
+        assert_eq!(bytes, speech_mp3());
     }
 
     async fn other_bytes_than_before_are_told(world: World) {

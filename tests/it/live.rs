@@ -14,7 +14,6 @@ use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use reqwest::{Method, Response, StatusCode};
 use serde_json::Value;
-use sqlx::Connection as _;
 
 use super::keys;
 use crate::support::cluster::{self, Node, add_large};
@@ -331,25 +330,14 @@ async fn what_is_erased_flows_no_further_on_any_node() {
     for listener in &mut listeners {
         listener.hears(10_000).await;
     }
-    erase(&world, ids[0]).await;
+    let path = format!("/v1/recordings/{}", ids[0].recording);
+    let erasing = nodes[1].request(Method::DELETE, &path).send().await.unwrap();
+    assert!(erasing.status().is_success(), "{}", erasing.status());
     let kept = listeners.pop().expect("two");
     let erased = listeners.pop().expect("two");
     tokio::time::timeout(keys::HOLDS_WITHIN, erased.breaks_off()).await.expect("in time");
     world.simulator.release(ids[1].recording);
     kept.ends_whole(Digest::of(&speech_mp3())).await;
-}
-
-/// What the first step of erasing commits, as far as nodes that serve can tell.
-async fn erase(world: &World, id: RecordingId) {
-    let url = &world.settings["CALLVAULT_DATABASE_URL"];
-    let mut database = sqlx::PgConnection::connect(url).await.unwrap();
-    let (account, recording) = (id.account.to_string(), id.recording.to_string());
-    let row = "UPDATE recordings SET state = 'erased', epoch = epoch + 1 WHERE account_sid = $1 AND recording_sid = $2";
-    let event = "INSERT INTO events (in_feed, account_sid, recording_sid, at, type) \
-         SELECT 1, $1, $2, now_ms, 'recording.erased' FROM clock";
-    for statement in [row, event] {
-        sqlx::query(statement).bind(&account).bind(&recording).execute(&mut database).await.unwrap();
-    }
 }
 
 const STORE_403: &str = "HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";

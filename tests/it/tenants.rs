@@ -43,6 +43,9 @@ const ROWS: &[(&str, &str, &str, Claim)] = &[
     ("GET", "/v1/calls/{call_sid}", "", Hidden),
     ("GET", "/v1/calls/{call_sid}/audio", "", Hidden),
     ("GET", "/v1/calls/{call_sid}/link", "", Hidden),
+    ("GET", "/v1/calls/{call_sid}/content", "", Hidden),
+    ("GET", "/api/calls/{call_sid}/download", "", Hidden),
+    ("GET", "/v1/blobs/{blob}", "", Hidden),
     ("GET", "/v1/recordings", "", Listed),
     ("GET", "/v1/recordings?account_sid={account_sid}", "", Listed),
     ("GET", "/v1/recordings?call_sid={call_sid}&call_sid=CA00000000000000000000000000000001", "", Listed),
@@ -53,10 +56,20 @@ const ROWS: &[(&str, &str, &str, Claim)] = &[
     ("GET", "/v1/recordings/{recording_sid}", "", Hidden),
     ("GET", "/v1/recordings/{recording_sid}/audio", "", Hidden),
     ("GET", "/v1/recordings/{recording_sid}/link", "", Hidden),
+    ("GET", "/v1/recordings/{recording_sid}/content", "", Hidden),
     ("POST", "/v1/calls/{call_sid}/share", "", Hidden),
     ("POST", "/v1/recordings/{recording_sid}/share", "", Hidden),
     ("PUT", "/v1/calls/{call_sid}/recording", r#"{"recording_url": "{recording_url}"}"#, Hidden),
     ("POST", "/v1/recordings/{recording_sid}/fetch", "", Hidden),
+    // Receivers are the service's, and get the events of all tenants.
+    ("GET", "/v1/webhooks", "", Nobodys),
+    ("GET", "/v1/webhooks/{receiver}/deliveries", "", Nobodys),
+    ("POST", "/v1/webhooks/{receiver}/deliveries/{event}/retry", "", Nobodys),
+    ("POST", "/v1/webhooks/{receiver}/enable", "", Nobodys),
+    ("PUT", "/v1/recordings/{recording_sid}/hold", "", Hidden),
+    ("DELETE", "/v1/recordings/{recording_sid}/hold", "", Hidden),
+    ("DELETE", "/v1/recordings/{recording_sid}", "", Hidden),
+    ("DELETE", "/v1/calls/{call_sid}", "", Hidden),
 ];
 
 /// What the names in a row stand for.
@@ -73,7 +86,7 @@ impl Names {
             ("{call_sid}", call.to_string()),
             ("{recording_sid}", id.recording.to_string()),
             ("{recording_url}", url),
-            ("{sha256}", sha256.to_owned()),
+            ("{blob}", format!("sha256:{sha256}")),
             ("{token}", forged),
         ])
     }

@@ -5,6 +5,7 @@
 pub mod audit;
 pub mod cluster;
 pub mod compose;
+pub mod python;
 pub mod relay;
 pub mod servers;
 pub mod world;

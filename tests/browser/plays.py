@@ -1,14 +1,9 @@
 """Opens a link in Chromium as a person would, plays it, seeks, and says what happened."""
 
 import json
-import shutil
 import sys
 
-from playwright.sync_api import sync_playwright
-
-CHROMIUM = shutil.which("chromium") or sys.exit("chromium is not installed: run tests/install-tools.sh")
-ARGS = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required", "--disable-background-networking",
-        "--disable-component-update", "--disable-sync", "--mute-audio"]
+from common import chromium
 
 PLAY = """async () => {
   const media = document.querySelector("video, audio");
@@ -25,9 +20,7 @@ PLAY = """async () => {
   return {duration: media.duration, at: media.currentTime};
 }"""
 
-with sync_playwright() as playwright:
-    browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
+with chromium() as browser:
     page = browser.new_page()
     page.goto(sys.argv[1])
     print(json.dumps(page.evaluate(PLAY)))
-    browser.close()
