@@ -11,8 +11,7 @@ use std::process::{Command, Stdio};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 
-/// The Python of the tests.
-pub const PYTHON: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/test-tools/python/bin/python");
+use crate::support::python::PYTHON;
 
 type Asked = (Value, oneshot::Sender<Value>);
 
