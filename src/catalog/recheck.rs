@@ -25,6 +25,9 @@ pub enum Finding {
     InOrder,
     /// The object of a stored recording is not there: it is to be fetched again.
     Lost,
+    /// The object of a stored recording is not what the row names, in these words:
+    /// it is to be fetched again.
+    Damaged(String),
     /// A whole object of a recording that was given up: it is stored.
     Adopted(StoredObject),
     /// The bucket could not be looked through.
@@ -119,7 +122,8 @@ impl dyn Catalog + '_ {
         let end = if *finding == Finding::Unfinished { LEAVE } else { END };
         let held = session.execute(end, end_args(duty, again)).await? == 1;
         let settled = match (known, finding) {
-            (Some(known), Finding::Lost) if held => lose(&mut session, &known, again).await?,
+            (Some(known), Finding::Lost) if held => lose(&mut session, &known, None, again).await?,
+            (Some(known), Finding::Damaged(how)) if held => lose(&mut session, &known, Some(how), again).await?,
             (Some(known), Finding::Adopted(object)) if held => adopt(&mut session, &known, object).await?,
             _ if held => Settled::Done,
             _ => Settled::Stale,
@@ -133,13 +137,13 @@ impl dyn Catalog + '_ {
     }
 }
 
-async fn lose(session: &mut Session, known: &Recording, again: Duration) -> Result<Settled> {
+async fn lose(session: &mut Session, known: &Recording, why: Option<&str>, again: Duration) -> Result<Settled> {
     if known.state != State::Stored {
         return Ok(Settled::Stale);
     }
     let id = &known.id;
     let key = known.object.as_ref().map(|object| object.key.as_str()).unwrap_or_default();
-    let detail = format!("no object is at {key}");
+    let detail = why.map_or_else(|| format!("no object is at {key}"), |why| format!("the object {why}"));
     session.execute(LOSE, args![id.account, id.recording, ErrorCode::ObjectLost.as_str(), detail.as_str()]).await?;
     owe(session, &Lease { id: *id, epoch: known.epoch }, again).await?;
     feed::append(session, id, "recording.lost", json!({"code": ErrorCode::ObjectLost, "detail": detail})).await?;
