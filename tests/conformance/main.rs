@@ -95,6 +95,7 @@ mod keys;
 mod leases;
 mod letting_go;
 mod lookups;
+mod newer;
 mod questions;
 mod rechecks;
 mod reconcile;
