@@ -8,46 +8,63 @@ use super::fetch::{AttemptError, held};
 use super::{Vault, source_of};
 use crate::catalog::Claim;
 use crate::domain::recording::Details;
+use crate::twilio::api::Described;
 use crate::twilio::decrypt::Decryptor;
 use crate::twilio::media::MediaError;
 
 impl Vault {
-    /// What is known of the recording, Twilio's own word on its call included, and
-    /// what decrypts it, where it is encrypted.
-    pub(super) async fn details(&self, claim: &Claim) -> Result<(Details, Option<Decryptor>), AttemptError> {
+    /// What is known of the recording, Twilio's own word on its call included; and
+    /// all that Twilio said, where it was asked.
+    pub(super) async fn details(&self, claim: &Claim) -> Result<(Details, Option<Described>), AttemptError> {
         let recording = &claim.recording;
-        let account = recording.id.account;
-        if recording.details_confirmed && !self.twilio.decrypts(&account) {
+        if recording.details_confirmed {
             return Ok((recording.details.clone(), None));
         }
+        let described = self.describe(claim).await?;
+        let told = described.details.clone();
+        let named = told.call_sid.is_some() || told.conference_sid.is_some();
+        let call_sid = if named { told.call_sid } else { recording.details.call_sid };
+        let details = Details { call_sid, ..recording.details.clone().updated_by(told) };
+        held(self.catalog.confirm(&claim.lease, &details).await?)?;
+        Ok((details, Some(described)))
+    }
+
+    /// What decrypts the recording; None where it is not encrypted. Twilio is asked
+    /// where it was not, and the account has keys.
+    pub(super) async fn decryptor(
+        &self,
+        claim: &Claim,
+        described: Option<Described>,
+    ) -> Result<Option<Decryptor>, AttemptError> {
+        let account = claim.recording.id.account;
+        let described = match described {
+            None if self.twilio.decrypts(&account) => self.describe(claim).await?,
+            None => return Ok(None),
+            Some(described) => described,
+        };
+        let sealed = described.encryption.as_ref();
+        Ok(sealed.map(|encryption| self.twilio.decryptor(&account, encryption)).transpose()?)
+    }
+
+    async fn describe(&self, claim: &Claim) -> Result<Described, AttemptError> {
+        let recording = &claim.recording;
         let source = source_of(&recording.id, recording.source_host.as_deref());
         let not_known = || MediaError::NotReady("404 for its description".to_owned());
         let described = self.twilio.describe(&source).await?.ok_or_else(not_known)?;
-        if matches!(described.status.as_str(), "absent" | "deleted" | "failed") {
-            return Err(AttemptError::Twilio(described.status));
+        match described.status.as_str() {
+            "absent" | "deleted" | "failed" => Err(AttemptError::Twilio(described.status)),
+            _ => Ok(described),
         }
-        let sealed = described.encryption.as_ref();
-        let decryptor = sealed.map(|encryption| self.twilio.decryptor(&account, encryption)).transpose()?;
-        if recording.details_confirmed {
-            return Ok((recording.details.clone(), decryptor));
-        }
-        let named = described.details.call_sid.is_some() || described.details.conference_sid.is_some();
-        let call_sid = if named { described.details.call_sid } else { recording.details.call_sid };
-        let details = Details { call_sid, ..recording.details.clone().updated_by(described.details) };
-        held(self.catalog.confirm(&claim.lease, &details).await?)?;
-        Ok((details, decryptor))
     }
 
     /// What a body that is no audio means: one that is encrypted, and that no key opens, is that.
     pub(super) async fn not_audio(&self, claim: &Claim, first: String) -> AttemptError {
-        let id = claim.recording.id;
-        let source = source_of(&id, claim.recording.source_host.as_deref());
-        if !self.twilio.decrypts(&id.account)
-            && let Ok(Some(described)) = self.twilio.describe(&source).await
-            && let Some(encryption) = described.encryption
-            && let Err(error) = self.twilio.decryptor(&id.account, &encryption)
+        let account = claim.recording.id.account;
+        if !self.twilio.decrypts(&account)
+            && let Ok(described) = self.describe(claim).await
+            && let Err(error) = self.decryptor(claim, Some(described)).await
         {
-            return error.into();
+            return error;
         }
         AttemptError::NotAudio(first)
     }

@@ -145,7 +145,12 @@ impl Vault {
             traces.write(self.bucket.clear_staging(&staging, &leftover.upload_id)).await?;
             held(self.catalog.forget_upload(lease).await?)?;
         }
-        let (details, decryptor) = self.details(claim).await?;
+        let (details, described) = self.details(claim).await?;
+        if let Some(object) = self.already_there(claim, &details).await? {
+            tracing::info!(recording = %lease.id, key = object.key, "it lies in the bucket already");
+            return self.settle_stored(lease, &object, true).await;
+        }
+        let decryptor = self.decryptor(claim, described).await?;
         let source = source_of(&lease.id, claim.recording.source_host.as_deref());
         let formats = self.twilio.formats(&lease.id.account);
         let mut media = self.twilio.media(&source, formats, self.max_recording_bytes).await?;

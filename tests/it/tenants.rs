@@ -61,6 +61,15 @@ const ROWS: &[(&str, &str, &str, Claim)] = &[
     ("POST", "/v1/recordings/{recording_sid}/share", "", Hidden),
     ("PUT", "/v1/calls/{call_sid}/recording", r#"{"recording_url": "{recording_url}"}"#, Hidden),
     ("POST", "/v1/recordings/{recording_sid}/fetch", "", Hidden),
+    // Receivers are the service's, and get the events of all tenants.
+    ("GET", "/v1/webhooks", "", Nobodys),
+    ("GET", "/v1/webhooks/{receiver}/deliveries", "", Nobodys),
+    ("POST", "/v1/webhooks/{receiver}/deliveries/{event}/retry", "", Nobodys),
+    ("POST", "/v1/webhooks/{receiver}/enable", "", Nobodys),
+    ("PUT", "/v1/recordings/{recording_sid}/hold", "", Hidden),
+    ("DELETE", "/v1/recordings/{recording_sid}/hold", "", Hidden),
+    ("DELETE", "/v1/recordings/{recording_sid}", "", Hidden),
+    ("DELETE", "/v1/calls/{call_sid}", "", Hidden),
 ];
 
 /// What the names in a row stand for.

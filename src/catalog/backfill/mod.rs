@@ -7,10 +7,14 @@
 //! is made for what the catalog does not know, and what is announced may move
 //! on; no other row is touched.
 
+mod count;
+
 use std::time::Duration;
 
 use jiff::civil::Date;
 use sqlx::AssertSqlSafe;
+
+pub use count::DayCount;
 
 use super::accept::take;
 use super::lease::Settled;
@@ -96,41 +100,6 @@ pub struct Find {
     pub counts_as_news: bool,
 }
 
-/// How the recordings of a day stand.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct DayCount {
-    /// Whether it was walked over to its end.
-    pub is_walked: bool,
-    /// Entries of the list that could not be read.
-    pub unreadable: u64,
-    /// Different recordings on the list.
-    pub found: u64,
-    /// Of these, what was not known before.
-    pub new: u64,
-    /// Of the new ones, what is pending or being fetched.
-    pub new_under_way: u64,
-    /// Of the new ones, what failed.
-    pub new_failed: u64,
-    /// In the bucket.
-    pub stored: u64,
-    /// The bytes of the new ones that are.
-    pub new_bytes: u64,
-    /// Given up.
-    pub failed: u64,
-    /// Without audio, as Twilio says.
-    pub absent: u64,
-    /// Erased here.
-    pub erased: u64,
-    /// Dropped from the bucket, and fetched again when asked for.
-    pub evicted: u64,
-    /// Announced, pending or being fetched.
-    pub on_the_way: u64,
-    /// Gone at Twilio, and never known here.
-    pub deleted_at_twilio: u64,
-    /// Found, and not in the catalog.
-    pub missing: u64,
-}
-
 const RUN_OF: &str = concat!("SELECT *, ", now!(), " AS now_ms FROM backfills WHERE account_sid = $1");
 const BEGIN: &str = concat!(
     "INSERT INTO backfills (account_sid, run, since_day, until_day, begun_at) SELECT $1, 1, $2, $3, now_ms \
@@ -189,12 +158,6 @@ const FINISH: &str = concat!(
 const HAND_BACK: &str = concat!("UPDATE backfill_days SET leased_until = NULL", held!());
 const NOTE_FIND: &str = "INSERT INTO backfill_finds (account_sid, day, recording_sid, run, what) VALUES ($1, $2, $3, $4, $5) \
      ON CONFLICT (account_sid, day, recording_sid) DO UPDATE SET run = $4, what = $5 WHERE backfill_finds.run < $4";
-const COUNT: &str = "SELECT f.what AS what, r.state AS state, count(*) AS recordings, \
-     CAST(sum(coalesce(r.size_bytes, 0)) AS BIGINT) AS bytes \
-     FROM backfill_finds f LEFT JOIN recordings r \
-     ON r.account_sid = f.account_sid AND r.recording_sid = f.recording_sid \
-     WHERE f.account_sid = $1 AND f.day = $2 AND f.run = $3 GROUP BY f.what, r.state";
-
 impl DayLease {
     fn args_and(&self, more: Vec<Value>) -> Vec<Value> {
         args![self.account, self.day.to_string(), self.run, self.epoch].into_iter().chain(more).collect()
@@ -289,6 +252,7 @@ impl dyn Catalog + '_ {
     /// transaction, which also prolongs the lease. Says how much of it was news;
     /// None where the lease is lost, and nothing was taken.
     pub async fn take_finds(&self, lease: &DayLease, finds: &[Find], duration: Duration) -> Result<Option<i64>> {
+        self.must_be_read().await?;
         let mut session = self.begin().await?;
         // Whoever is granted the day now waits for the end of this.
         if session.execute(NOTE_NEWS, lease.args_and(args![0, duration])).await? == 0 {
@@ -338,24 +302,6 @@ impl dyn Catalog + '_ {
         self.settle_day(HAND_BACK, lease.args_and(args![])).await
     }
 
-    /// How what was found on a day stands; None where another backfill was begun since.
-    pub async fn count_day(&self, run: &BackfillRun, day: Date) -> Result<Option<DayCount>> {
-        let mut session = self.read().await?;
-        let key = || args![run.account, day.to_string(), run.run];
-        let Some(row) = session.row(DAY, key()).await? else {
-            let current = session.row(RUN_OF, args![run.account]).await?;
-            let current = current.map(|row| row.get::<i64>("run")).transpose()?;
-            return Ok((current == Some(run.run)).then(DayCount::default));
-        };
-        let unreadable = u64::try_from(row.get::<i64>("unreadable")?).unwrap_or_default();
-        let is_walked = row.time_opt("walked_at")?.is_some();
-        let mut count = DayCount { is_walked, unreadable, ..DayCount::default() };
-        for row in session.rows(COUNT, key()).await? {
-            count.add(&row)?;
-        }
-        Ok(Some(count))
-    }
-
     async fn settle_day(&self, statement: &'static str, args: Vec<Value>) -> Result<Settled> {
         let mut session = self.begin().await?;
         let changed = session.execute(statement, args).await?;
@@ -396,55 +342,4 @@ fn day_walk(row: &Row, run: &BackfillRun, day: Date) -> Result<DayWalk> {
         news: row.get("news")?,
         passes: row.get("passes")?,
     })
-}
-
-impl DayCount {
-    fn add(&mut self, row: &Row) -> Result<()> {
-        let number = |column| -> Result<u64> { Ok(u64::try_from(row.get::<i64>(column)?).unwrap_or_default()) };
-        let (recordings, bytes) = (number("recordings")?, number("bytes")?);
-        let is_new = row.get::<String>("what")? == "new";
-        let state = row.parse_opt::<State>("state")?;
-        self.found += recordings;
-        if is_new {
-            self.new += recordings;
-            match state {
-                Some(State::Pending | State::Fetching) => self.new_under_way += recordings,
-                Some(State::Failed) => self.new_failed += recordings,
-                Some(State::Stored) => self.new_bytes += bytes,
-                _ => {}
-            }
-        }
-        let place = match state {
-            Some(State::Stored) => &mut self.stored,
-            Some(State::Failed) => &mut self.failed,
-            Some(State::Absent) => &mut self.absent,
-            Some(State::Erased) => &mut self.erased,
-            Some(State::Evicted) => &mut self.evicted,
-            Some(State::Announced | State::Pending | State::Fetching) => &mut self.on_the_way,
-            None if row.get::<String>("what")? == "deleted" => &mut self.deleted_at_twilio,
-            None => &mut self.missing,
-        };
-        *place += recordings;
-        Ok(())
-    }
-}
-
-impl std::ops::AddAssign for DayCount {
-    fn add_assign(&mut self, other: Self) {
-        self.is_walked &= other.is_walked;
-        self.unreadable += other.unreadable;
-        self.found += other.found;
-        self.new += other.new;
-        self.new_under_way += other.new_under_way;
-        self.new_failed += other.new_failed;
-        self.stored += other.stored;
-        self.new_bytes += other.new_bytes;
-        self.failed += other.failed;
-        self.absent += other.absent;
-        self.erased += other.erased;
-        self.evicted += other.evicted;
-        self.on_the_way += other.on_the_way;
-        self.deleted_at_twilio += other.deleted_at_twilio;
-        self.missing += other.missing;
-    }
 }

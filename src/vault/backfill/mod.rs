@@ -6,6 +6,9 @@
 //! Twilio ignores filters that it does not know in silence, so a recording of
 //! another day ends a walk: what it would count is not what was asked for.
 
+mod error;
+mod survey;
+
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -15,6 +18,9 @@ use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use tokio::time::Instant;
+
+pub use error::BackfillError;
+pub use survey::Survey;
 
 use super::Dice;
 use super::lease::keep;
@@ -29,7 +35,6 @@ use crate::domain::recording::ErrorCode;
 use crate::domain::sid::AccountSid;
 use crate::twilio::Twilio;
 use crate::twilio::api::{ListPage, Listed, Listing};
-use crate::twilio::media::MediaError;
 
 /// Twilio has no recordings of before it was there.
 const FIRST_DAY: Date = Date::constant(2008, 1, 1);
@@ -47,82 +52,6 @@ const LISTED_WITHIN: Duration = Duration::from_secs(3600);
 const AGAIN_AFTER: Duration = Duration::from_millis(500);
 /// Failures in a row that are waited out. By then the waits have their full length.
 const FAILURES_MAX: u32 = 10;
-
-/// Why a backfill of an account did not come to its end.
-#[derive(Debug, thiserror::Error)]
-pub enum BackfillError {
-    /// Twilio did not give the list.
-    #[error(transparent)]
-    Twilio(#[from] MediaError),
-    /// There is no such account.
-    #[error("Twilio answered 404 for the account's list")]
-    NoList,
-    /// The catalog did not take it.
-    #[error(transparent)]
-    Catalog(#[from] CatalogError),
-    /// Twilio refuses the credentials.
-    #[error("the account is paused: Twilio refuses its credentials")]
-    Paused,
-    /// What came is not what was asked for.
-    #[error("Twilio was asked for the recordings of {0}, and gave some of other days: it ignores the filter")]
-    OtherDays(Date),
-    /// The list does not end as lists do.
-    #[error("Twilio's list of {0} does not end as it should: {1}")]
-    Endless(Date, &'static str),
-    /// Each pass found more.
-    #[error("Twilio's list of {0} had something new on each of {PASSES_MAX} passes")]
-    NeverSettles(Date),
-    /// Another one of the account was begun since.
-    #[error("another backfill of the account was begun meanwhile")]
-    Superseded,
-    /// Another process has the day by now.
-    #[error("the lease of a day was lost")]
-    Lost,
-}
-
-impl BackfillError {
-    /// Whether it may pass by itself.
-    fn is_passing(&self) -> bool {
-        match self {
-            Self::Catalog(CatalogError::Unavailable(_) | CatalogError::Refused(_)) | Self::Twilio(_) | Self::Lost => {
-                true
-            }
-            Self::Catalog(_)
-            | Self::NoList
-            | Self::Paused
-            | Self::OtherDays(_)
-            | Self::Endless(..)
-            | Self::NeverSettles(_)
-            | Self::Superseded => false,
-        }
-    }
-
-    /// Whether the page may be to blame: its query can have become too old for Twilio.
-    fn is_of_the_page(&self) -> bool {
-        match self {
-            Self::Twilio(MediaError::Upstream { status, .. }) => status.is_client_error(),
-            Self::Twilio(MediaError::Unreadable(_)) | Self::NoList => true,
-            _ => false,
-        }
-    }
-}
-
-/// What there is at Twilio, as far as it was only looked at.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Survey {
-    /// Different recordings on the list.
-    pub found: u64,
-    /// Of these, what is not known here.
-    pub new: u64,
-    /// Gone at Twilio, and never known here.
-    pub deleted_at_twilio: u64,
-    /// Entries of the list that could not be read.
-    pub unreadable: u64,
-    /// The bytes that the new ones would come to, by their lengths.
-    pub estimated_bytes: u64,
-    /// The new ones of which Twilio does not tell the length.
-    pub of_unknown_length: u64,
-}
 
 /// Backfills, as a process makes them.
 pub struct Backfill {
@@ -214,18 +143,6 @@ impl Backfill {
             progress.days().insert(day, count);
         }
         Ok(())
-    }
-
-    /// Looks at what there is, and changes nothing.
-    pub async fn survey(&self, account: AccountSid, span: Span) -> Result<Survey, BackfillError> {
-        let mut survey = Survey::default();
-        let mut ahead = self.days_of(span)?;
-        while let Some((first, last)) = ahead.pop() {
-            for day in self.narrow(account, (first, last), &mut ahead).await? {
-                self.survey_day(account, day, &mut survey).await?;
-            }
-        }
-        Ok(survey)
     }
 
     fn catalog(&self) -> &Arc<dyn Catalog> {
@@ -424,50 +341,6 @@ impl Backfill {
                     error_code: described.error_code,
                 },
             },
-        }
-    }
-
-    async fn survey_day(&self, account: AccountSid, day: Date, survey: &mut Survey) -> Result<(), BackfillError> {
-        let (mut counted, mut seen) = (HashSet::new(), HashSet::new());
-        let (mut next, mut pages) = (None, 0);
-        loop {
-            let query: Option<String> = next.take();
-            let page = self
-                .with_patience(account, || 0, async || self.page_of_day(account, day, query.as_deref()).await)
-                .await?;
-            let known = self.catalog().states_of(account, page.recordings.iter().map(|listed| listed.id.recording));
-            let known = known.await?;
-            for listed in page.recordings.iter().filter(|listed| counted.insert(listed.id.recording)) {
-                survey.add(&self.manners.twilio, listed, known.contains_key(&listed.id.recording));
-            }
-            survey.unreadable += page.unreadable as u64;
-            pages += 1;
-            next = onward(page, day, &mut seen, pages)?;
-            if next.is_none() {
-                return Ok(());
-            }
-        }
-    }
-}
-
-impl Survey {
-    fn add(&mut self, twilio: &Twilio, listed: &Listed, is_known: bool) {
-        self.found += 1;
-        match (is_known, listed.described.status.as_str()) {
-            (true, _) => {}
-            (false, "deleted") => self.deleted_at_twilio += 1,
-            (false, status) => {
-                self.new += 1;
-                let details = &listed.described.details;
-                let format = twilio.formats(&listed.id.account).first();
-                match (details.duration_seconds, format) {
-                    _ if status == "absent" => {}
-                    (Some(seconds), Some(format)) => {
-                        self.estimated_bytes += format.estimated_bytes(seconds, details.channels);
-                    }
-                    _ => self.of_unknown_length += 1,
-                }
-            }
         }
     }
 }
