@@ -69,12 +69,12 @@ async fn accepted(world: &World) -> (usize, usize) {
     }
 }
 
-/// 25,000 recordings on five days, of which pages shift.
+/// 25,000 recordings on one day, of which pages shift.
 fn years_of_calls(world: &World) -> u32 {
     const RECORDINGS: u32 = 25_000;
     world.simulator.shift_pages();
     for number in 1..=RECORDINGS {
-        add(world, number, i64::from(number % 7200));
+        add(world, number, i64::from(number % 1430));
     }
     RECORDINGS
 }
@@ -84,7 +84,7 @@ on_all_parts! {
         world.set("CALLVAULT_LEASE", "4s");
         begun(&world).await;
         let count = years_of_calls(&world);
-        let args = ["--since", "2026-09-29", "--until", "2026-10-07", "--no-wait"];
+        let args = ["--since", "2026-09-29", "--until", "2026-10-03", "--no-wait"];
         for killed in 0..10u32 {
             let lists = world.simulator.lists(account());
             let mut child = command(&world, &args).spawn().unwrap();
@@ -95,7 +95,7 @@ on_all_parts! {
             .await;
             // Newer ones arrive in front of all pages.
             for more in 0..5 {
-                add(&world, count + killed * 5 + more + 1, 5 * 1440 + 60 + i64::from(killed));
+                add(&world, count + killed * 5 + more + 1, 1430 + i64::from(killed % 9));
             }
             child.kill().unwrap();
             child.wait().unwrap();

@@ -49,7 +49,7 @@ fn configure(world: &mut World, pairs: &[&Pair]) {
 fn encryption(pair: &Pair, number: u32) -> SimulatedEncryption {
     let key = Digest::of(&number.to_be_bytes());
     // Twilio does not say how long an IV is.
-    let iv = if number % 2 == 0 { &key.as_bytes()[..12] } else { &key.as_bytes()[..16] };
+    let iv = if number.is_multiple_of(2) { &key.as_bytes()[..12] } else { &key.as_bytes()[..16] };
     SimulatedEncryption::new(&pair.sid, &pair.public_key, *key.as_bytes(), iv).unwrap()
 }
 
