@@ -116,6 +116,7 @@ impl App {
             self.supervise(self.vault.clone().follow_flights()),
             self.supervise(async move { keys.follow_keys().await }),
             self.supervise(self.vault.clone().follow_feed()),
+            self.supervise(self.vault.clone().heed_news_of_hits()),
             self.supervise(self.vault.clone().end_streams_of_erased()),
             self.supervise(telemetry::keep_up()),
         ];

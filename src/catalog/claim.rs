@@ -8,7 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use sqlx::AssertSqlSafe;
 
-use super::accounts::under_way;
+use super::accounts::{sent, under_way};
 use super::lease::{Lease, Settled, settle_failure};
 use super::sql::{Row, Session, args, now, place_each};
 use super::{Catalog, CatalogError, Result, accounts, recheck, rows};
@@ -98,7 +98,7 @@ const STANDINGS: &str = concat!(
      (SELECT r.due_at FROM recordings r WHERE r.account_sid = a.column1 \
      AND r.state IN ('pending', 'fetching') ORDER BY r.due_at LIMIT 1) AS due_at, \
      CASE WHEN s.fetch_limit IS NOT NULL THEN ",
-    under_way!("a.column1", ""),
+    under_way!("a.column1"),
     " END AS under_way, ",
     now!(),
     " AS now_ms FROM"

@@ -246,8 +246,8 @@ impl dyn Catalog + '_ {
         let mut session = self.read().await?;
         let latest = latest(&mut session).await?;
         let after = match after {
-            Some(after) if after.catalog_created_ms == latest.catalog_created_ms => after,
-            // Another catalog's, or none: all that this one has.
+            Some(after) if after.catalog_created_ms == latest.catalog_created_ms && after <= latest => after,
+            // Another catalog's, one from before a backup was restored, or none: all that this one has.
             _ => latest.at(0),
         };
         // The events of a call are found by its recordings, however long the feed is.

@@ -6,7 +6,6 @@
 //! asks for that number alone. Changes take turns at its row.
 
 use std::num::NonZeroU32;
-use std::time::Duration;
 
 use jiff::Timestamp;
 
@@ -77,11 +76,7 @@ pub struct KeyRingRows {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rotation {
     /// Nothing: it is good until it ends.
-    LetThemEnd {
-        /// Secrets that were retired longer ago are forgotten: nothing that they
-        /// signed is left.
-        forget_after: Duration,
-    },
+    LetThemEnd,
     /// It is over.
     EndThem,
 }
@@ -109,7 +104,6 @@ const REVOKE: &str =
 const SECRETS: &str = "SELECT * FROM share_secrets ORDER BY secret_id";
 const RETIRE: &str = concat!("UPDATE share_secrets SET retired_at = ", now!(), " WHERE retired_at IS NULL");
 const END: &str = concat!("UPDATE share_secrets SET ended_at = ", now!(), " WHERE ended_at IS NULL");
-const FORGET: &str = concat!("DELETE FROM share_secrets WHERE retired_at < ", now!(), " - $1");
 const INSERT_SECRET: &str = concat!(
     "INSERT INTO share_secrets (secret_id, secret, created_at) \
      SELECT coalesce(max(secret_id), 0) + 1, $1, ",
@@ -162,13 +156,9 @@ impl dyn Catalog + '_ {
     /// Makes a secret that signs shares from now on; gives its number.
     pub async fn rotate_share_secret(&self, secret: [u8; 32], rotation: Rotation) -> Result<i64> {
         let mut session = self.begin_key_change().await?;
-        match rotation {
-            Rotation::LetThemEnd { forget_after } => {
-                session.execute(FORGET, args![forget_after]).await?;
-            }
-            Rotation::EndThem => {
-                session.execute(END, args![]).await?;
-            }
+        // Retired secrets are kept, a row each: what they signed is known to be over, not forged.
+        if rotation == Rotation::EndThem {
+            session.execute(END, args![]).await?;
         }
         session.execute(RETIRE, args![]).await?;
         let id = insert_secret(&mut session, secret).await?;

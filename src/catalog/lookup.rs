@@ -108,6 +108,8 @@ const NAMED: &str = "SELECT * FROM recordings WHERE recording_sid = $1";
 const WITH: &str = "SELECT * FROM recordings WHERE sha256 = $1 AND state = 'stored'";
 /// It was evicted or lost, and is fetched again when it is asked for.
 const AWAITED: &str = "SELECT * FROM recordings WHERE sha256 = $1 AND state IN ('evicted', 'pending', 'fetching')";
+/// It was to be fetched again, and was given up.
+const GIVEN_UP: &str = "SELECT * FROM recordings WHERE sha256 = $1 AND state = 'failed'";
 
 /// By its own SID, by another name of it, or by what was PUT for it. A union
 /// of look-ups by index: an OR of them would read the whole table.
@@ -184,10 +186,12 @@ impl dyn Catalog + '_ {
     /// everyone who may see the same.
     pub async fn recording_with(&self, digest: Digest, accounts: Option<&[AccountSid]>) -> Result<Option<Recording>> {
         let order = "account_sid, recording_sid";
-        match self.first_of(WITH, args![digest], accounts, order).await? {
-            None => self.first_of(AWAITED, args![digest], accounts, order).await,
-            stored => Ok(stored),
+        for state in [WITH, AWAITED, GIVEN_UP] {
+            if let Some(found) = self.first_of(state, args![digest], accounts, order).await? {
+                return Ok(Some(found));
+            }
         }
+        Ok(None)
     }
 
     async fn first_of(

@@ -73,7 +73,7 @@ pub use rows::HistoryEntry;
 pub use scrub::InHand;
 pub use sql::Session;
 pub use sqlite::SqliteCatalog;
-pub use turns::Turn;
+pub use turns::{Turn, Urgency};
 pub use webhooks::{Delivery, DeliveryState, Due, Posted, ReceiverLease, ReceiverStanding, Retried};
 
 use crate::config::{Config, Database};
@@ -95,6 +95,9 @@ pub enum CatalogError {
     /// way took place is not known.
     #[error("the catalog cannot be reached: {0}")]
     Unavailable(String),
+    /// Too many want to read it on this node.
+    #[error("too many look-ups wait for the catalog")]
+    Busy,
     /// It answered with an error.
     #[error("the catalog refused a statement: {0}")]
     Refused(#[source] sqlx::Error),

@@ -139,7 +139,10 @@ impl Vault {
         let seen = self.follower.reached();
         let arrived = self.arrival(wanted, request.visible, request.patience, hear).await?;
         match arrived.ready() {
-            Ok(Arrival::Stored { recording, object, .. }) => {
+            Ok(Arrival::Stored { recording, object, is_fresh, now }) => {
+                if is_fresh {
+                    self.remember(wanted, request.visible, &recording, now + self.link_ttl, seen);
+                }
                 Ok(Delivery::Ready(Content::Stored(Box::new(Stored { recording, object, seen }))))
             }
             Ok(Arrival::Live(recording, listener)) => {

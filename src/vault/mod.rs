@@ -31,6 +31,7 @@ pub mod keys;
 mod lease;
 mod letting_go;
 mod live;
+mod look_ups;
 mod memory;
 mod mend;
 mod pace;
@@ -122,6 +123,7 @@ pub struct Vault {
     letting_go: letting_go::Terms,
     memory: MemoryBudget,
     share_max: Duration,
+    link_ttl: Duration,
     dice: Dice,
     entropy: Entropy,
     /// Look-ups for requests that may be under way at once.
@@ -172,6 +174,7 @@ impl Vault {
             letting_go: letting_go::Terms::new(config),
             memory: MemoryBudget::new(config.memory_budget_bytes),
             share_max: config.share_max,
+            link_ttl: config.links.ttl,
             dice,
             entropy,
             look_ups: Semaphore::new(look_ups as usize),

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Vault;
-use crate::catalog::{AnnouncedBy, Announcement, CatalogError, FoundBy, Settled, Walk, Walker};
+use crate::catalog::{AnnouncedBy, Announcement, CatalogError, FoundBy, Settled, Urgency, Walk, Walker};
 use crate::domain::recording::{ErrorCode, RecordingId, State};
 use crate::domain::retry::{Decision, Failure};
 use crate::domain::sid::AccountSid;
@@ -210,8 +210,11 @@ impl Vault {
         listing: Listing,
         next: Option<&str>,
     ) -> Result<ListPage, WalkError> {
-        let (began, page) =
-            self.in_turn(account, async { (Instant::now(), self.twilio.list(&account, listing, next).await) }).await?;
+        let (began, page) = self
+            .in_turn(account, Urgency::Urgent, async {
+                (Instant::now(), self.twilio.list(&account, listing, next).await)
+            })
+            .await?;
         if let Err(error) = &page {
             self.heed(account, error, began).await;
         }
