@@ -30,15 +30,10 @@ pub enum Remedy {
 }
 
 impl Vault {
-    /// Does what cures something that was found, as a process of that name.
-    pub(super) async fn cure(
-        &self,
-        found: &Found,
-        node: &str,
-        stopping: &CancellationToken,
-    ) -> Result<Remedy, AuditError> {
+    /// Does what cures something that was found.
+    pub(super) async fn cure(&self, found: &Found, stopping: &CancellationToken) -> Result<Remedy, AuditError> {
         let remedy = match (&found.cure, &found.id) {
-            (Cure::Mend, Some(id)) => match self.mend(id, node, stopping).await? {
+            (Cure::Mend, Some(id)) => match self.mend(id, stopping).await? {
                 Mended::InOrder => Remedy::Cured("is in order"),
                 Mended::Described => Remedy::Cured("is described anew"),
                 Mended::Adopted => Remedy::Cured("is stored: its object is whole"),

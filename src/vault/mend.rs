@@ -17,8 +17,7 @@ use super::{Vault, source_of};
 use crate::bucket::{BucketError, NewObject, Throttle};
 use crate::catalog::{CatalogError, Finding};
 use crate::domain::object_key;
-use crate::domain::recording::{ErrorCode, Recording, RecordingId, State, StoredObject};
-use crate::domain::retry::Decision;
+use crate::domain::recording::{Recording, RecordingId, State, StoredObject};
 
 /// What came of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,23 +37,14 @@ pub enum Mended {
 }
 
 impl Vault {
-    /// Mends a recording, as a node of that name. Where it is being worked on, that
-    /// is waited for by doing it another time.
-    pub async fn mend(
-        &self,
-        id: &RecordingId,
-        node: &str,
-        stopping: &CancellationToken,
-    ) -> Result<Mended, CatalogError> {
+    /// Mends a recording. Where it is being worked on, that is done another time.
+    pub async fn mend(&self, id: &RecordingId, stopping: &CancellationToken) -> Result<Mended, CatalogError> {
         let granted = Instant::now();
         let Some(duty) = self.catalog.begin_duty(id, DUTY_LEASE).await? else {
             return Ok(Mended::NotNow("it is being worked on".to_owned()));
         };
         let held = Held::new(&duty, DUTY_LEASE);
         let mended = self.settle_look(&held, granted, stopping, self.mend_under(&held)).await;
-        if mended == Some(Mended::Lost) {
-            self.give_up_lost(id, node).await?;
-        }
         Ok(mended.unwrap_or_else(|| Mended::NotNow("the bucket or the catalog did not answer".to_owned())))
     }
 
@@ -88,13 +78,13 @@ impl Vault {
             self.describe_object(recording, object).await?;
             return Ok((Finding::Unfinished, Mended::Described));
         };
-        let finding = match damage {
-            Flaw::Bytes(how) => Finding::Damaged(how.clone()),
-            _ => Finding::Lost,
+        let how = match damage {
+            Flaw::Missing(_) => format!("is not at {}", object.key),
+            damage => damage.to_string(),
         };
         match self.twilio_has(recording).await {
-            Ok(true) => Ok((finding, Mended::ToFetch)),
-            Ok(false) => Ok((finding, Mended::Lost)),
+            Ok(true) => Ok((Finding::Damaged(how), Mended::ToFetch)),
+            Ok(false) => Ok((Finding::Gone(how), Mended::Lost)),
             Err(why) => Ok((Finding::Unfinished, Mended::NotNow(why))),
         }
     }
@@ -128,15 +118,5 @@ impl Vault {
                 Err(format!("Twilio cannot be asked for it: {error}"))
             }
         }
-    }
-
-    /// Ends the waiting for what nobody has. Where another node is quicker, that one
-    /// finds it out.
-    async fn give_up_lost(&self, id: &RecordingId, node: &str) -> Result<(), CatalogError> {
-        let Some(claim) = self.catalog.claim_named(&self.claimant(node.to_owned()), id).await? else { return Ok(()) };
-        let detail = "its object is lost or damaged, and Twilio does not have it any more";
-        tracing::warn!(recording = %id, "a recording is lost: {detail}");
-        let _ = self.catalog.fail(&claim.lease, ErrorCode::ObjectLost, detail, Decision::GiveUp).await?;
-        Ok(())
     }
 }

@@ -137,7 +137,7 @@ pub(super) fn found(all: bool) -> Finding {
 fn outcome_label(finding: &Finding) -> &'static str {
     match finding {
         Finding::InOrder => "in_order",
-        Finding::Lost | Finding::Damaged(_) => "lost",
+        Finding::Lost | Finding::Damaged(_) | Finding::Gone(_) => "lost",
         Finding::Adopted(_) => "adopted",
         Finding::Unfinished => "unfinished",
     }

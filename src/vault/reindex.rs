@@ -103,13 +103,29 @@ impl Vault {
     /// Makes a catalog of all that lies in the bucket, as a process of that name.
     /// Where another one is at it, that is waited for, and its work gone on with.
     pub async fn reindex(&self, node: &str, progress: &ReindexProgress) -> Result<(), WalkError> {
-        let (walk, granted) = self.wait_for_walk(BucketWalkKind::Markers, node).await?;
-        self.walk_markers(&walk, granted, progress).await?;
-        let (walk, granted) = self.wait_for_walk(BucketWalkKind::Objects, node).await?;
-        let renew = || self.catalog.renew_bucket_walk(&walk, self.lease);
-        tokio::select! {
-            walked = self.walk_objects(&walk, progress) => walked,
-            () = self.keep(granted, renew) => Err(WalkError::Lost),
+        self.again_until_held(async || {
+            let (walk, granted) = self.wait_for_walk(BucketWalkKind::Markers, node).await?;
+            self.walk_markers(&walk, granted, progress).await
+        })
+        .await?;
+        self.again_until_held(async || {
+            let (walk, granted) = self.wait_for_walk(BucketWalkKind::Objects, node).await?;
+            let renew = || self.catalog.renew_bucket_walk(&walk, self.lease);
+            tokio::select! {
+                walked = self.walk_objects(&walk, progress) => walked,
+                () = self.keep(granted, renew) => Err(WalkError::Lost),
+            }
+        })
+        .await
+    }
+
+    /// A lease that was lost is waited for again: what was done until then is saved.
+    async fn again_until_held(&self, walk: impl AsyncFn() -> Result<(), WalkError>) -> Result<(), WalkError> {
+        loop {
+            match walk().await {
+                Err(WalkError::Lost) => tracing::info!("the lease of the walk was lost; waiting for another one"),
+                walked => return walked,
+            }
         }
     }
 

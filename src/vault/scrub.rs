@@ -58,11 +58,10 @@ impl Round {
     }
 }
 
-/// A part that was granted, and who does it.
+/// A part that was granted.
 struct Part<'a> {
     round: Round,
     walk: &'a BucketWalk,
-    node: &'a str,
     stopping: &'a CancellationToken,
 }
 
@@ -88,7 +87,7 @@ impl Vault {
         let granted = Instant::now();
         let walk = self.catalog.grant_bucket_walk(round.kind, node, self.lease).await?;
         let Some(walk) = walk else { return Ok(self.lease) };
-        let part = Part { round, walk: &walk, node, stopping };
+        let part = Part { round, walk: &walk, stopping };
         let worked = tokio::select! {
             worked = self.do_part(&part) => worked,
             () = self.keep(granted, || self.catalog.renew_bucket_walk(&walk, self.lease)) => Err(WalkError::Lost),
@@ -181,7 +180,7 @@ impl Vault {
             tracing::warn!(kind, key, "the scrub found what {}", found.words);
             return Ok(());
         }
-        let remedy = self.cure(found, part.node, part.stopping).await?;
+        let remedy = self.cure(found, part.stopping).await?;
         tracing::warn!(kind, key, ?remedy, "the scrub found what {}", found.words);
         Ok(())
     }

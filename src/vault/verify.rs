@@ -218,7 +218,7 @@ impl Vault {
     async fn tell(&self, run: &Run<'_>, found: Found) -> Result<(), VerifyError> {
         let mut remedy = Remedy::None;
         if run.terms.repair {
-            remedy = match self.cure(&found, &run.terms.node, run.stopping).await {
+            remedy = match self.cure(&found, run.stopping).await {
                 Ok(remedy) => remedy,
                 Err(error) => Remedy::NotNow(error.to_string()),
             };

@@ -5,7 +5,7 @@ use callvault::catalog::{
     BucketWalk, BucketWalkKind, CatalogError, EventFilter, FoundObject, Marked, Position, Settled,
 };
 use callvault::domain::object_key::Marker;
-use callvault::domain::recording::State;
+use callvault::domain::recording::{ErrorCode, State};
 
 use super::support::eventually;
 use super::*;
@@ -213,6 +213,21 @@ on_every_catalog! {
         assert_eq!(row.state, State::Pending);
         assert_eq!(row.last_error.unwrap().detail, "the object reads back wrongly");
         assert_eq!(told(&catalog, "recording.lost").await, [recording_id(1)]);
+    }
+
+    async fn what_is_lost_for_good_is_given_up_at_once(database: Database) {
+        let catalog = database.node().await;
+        accept(&catalog, [1]).await;
+        let lease = claim_one_of(&catalog, 1).await.lease;
+        assert_eq!(catalog.store(&lease, &object(&lease.id, b"a"), true).await.unwrap(), Settled::Done);
+        let duty = catalog.begin_duty(&recording_id(1), LONG).await.unwrap().expect("it is at rest");
+        let gone = callvault::catalog::Finding::Gone("is not there".to_owned());
+        assert_eq!(catalog.settle_recheck(&duty, &gone, LONG).await.unwrap(), Settled::Done);
+        assert_eq!(catalog.claim_named(&claimant(LONG), &recording_id(1)).await.unwrap(), None, "nobody waits for it");
+        let row = row(&catalog, 1).await;
+        assert_eq!((row.state, row.last_error.unwrap().code), (State::Failed, ErrorCode::ObjectLost));
+        assert_eq!(told(&catalog, "recording.lost").await, [recording_id(1)]);
+        assert_eq!(told(&catalog, "recording.failed").await, [recording_id(1)]);
     }
 }
 
