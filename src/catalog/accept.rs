@@ -5,6 +5,7 @@
 
 use serde_json::json;
 
+use super::columns::columns_of;
 use super::markers::HOLD_AS_MARKED;
 use super::rows;
 use super::sql::{Session, args, now};
@@ -69,8 +70,13 @@ pub struct Accepted {
     pub created: bool,
 }
 
-const LOCK: &str = "SELECT * FROM recordings WHERE account_sid = $1 AND recording_sid = $2";
-const LOCK_ON_POSTGRES: &str = "SELECT * FROM recordings WHERE account_sid = $1 AND recording_sid = $2 FOR UPDATE";
+const LOCK: &str =
+    concat!("SELECT ", columns_of!(recordings), " FROM recordings WHERE account_sid = $1 AND recording_sid = $2");
+const LOCK_ON_POSTGRES: &str = concat!(
+    "SELECT ",
+    columns_of!(recordings),
+    " FROM recordings WHERE account_sid = $1 AND recording_sid = $2 FOR UPDATE"
+);
 
 const CREATE: &str = "INSERT INTO recordings (account_sid, recording_sid, state, announced_by, details_confirmed, source_host, \
      call_sid, conference_sid, duration_seconds, channels, track, recording_source, recorded_at, \

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::{Value as Json, json};
 use sqlx::AssertSqlSafe;
 
+use super::columns::columns_of;
 use super::sql::{Row, Session, args, now, one_of};
 use super::{Catalog, CatalogError, Result, feed};
 use crate::domain::recording::ErrorCode;
@@ -45,8 +46,10 @@ pub(super) struct Room {
 }
 
 const MAKE_ROW: &str = "INSERT INTO accounts (account_sid) VALUES ($1) ON CONFLICT DO NOTHING";
-const ROW: &str = concat!("SELECT *, ", now!(), " AS now_ms FROM accounts WHERE account_sid = $1");
-/// Fetches of the account `$account`, and other requests that have a turn. A lease that ran out is nobody's work any more.
+const ROW: &str =
+    concat!("SELECT ", columns_of!(accounts), ", ", now!(), " AS now_ms FROM accounts WHERE account_sid = $1");
+/// Fetches of the account `$account`, and other requests that have a turn. A lease that
+/// ran out is nobody's work any more.
 macro_rules! sent {
     ($account:literal) => {
         concat!(
@@ -204,7 +207,15 @@ impl dyn Catalog + '_ {
     pub async fn paused(&self, accounts: &[AccountSid]) -> Result<Vec<Paused>> {
         let mut args = args![];
         let filter = one_of("account_sid", accounts.iter().copied(), &mut args);
-        let sql = format!("SELECT *, {} AS now_ms FROM accounts WHERE paused_at IS NOT NULL{filter}", now!());
+        let sql = format!(
+            concat!(
+                "SELECT ",
+                columns_of!(accounts),
+                ", {} AS now_ms FROM accounts WHERE paused_at IS NOT NULL{filter}"
+            ),
+            now!(),
+            filter = filter
+        );
         let rows = self.read().await?.rows(AssertSqlSafe(sql), args).await?;
         let paused = |row: &Row| -> Result<Paused> {
             Ok(Paused {

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use sqlx::AssertSqlSafe;
 
 use super::accounts::{sent, under_way};
+use super::columns::columns_of;
 use super::lease::{Lease, Settled, settle_failure};
 use super::sql::{Row, Session, args, now, place_each};
 use super::{Catalog, CatalogError, Result, accounts, recheck, rows};
@@ -83,10 +84,14 @@ pub struct Claim {
     pub is_limited: bool,
 }
 
-const DUE_OF: &str = "SELECT *, (SELECT now_ms FROM clock) AS now_ms FROM recordings \
+const DUE_OF: &str = concat!(
+    "SELECT ",
+    columns_of!(recordings),
+    ", (SELECT now_ms FROM clock) AS now_ms FROM recordings \
                       WHERE account_sid = $1 AND state IN ('pending', 'fetching') \
                       AND due_at <= (SELECT now_ms FROM clock) \
-                      AND (duty_until IS NULL OR duty_until <= (SELECT now_ms FROM clock)) ORDER BY due_at LIMIT $2";
+                      AND (duty_until IS NULL OR duty_until <= (SELECT now_ms FROM clock)) ORDER BY due_at LIMIT $2"
+);
 const GRANT: &str = concat!(
     "UPDATE recordings SET state = 'fetching', epoch = epoch + 1, lease_node = $3, due_at = ",
     now!(),

@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use sqlx::AssertSqlSafe;
 
 use super::claim::Leftover;
+use super::columns::columns_of;
 use super::lease::{Lease, Settled};
 use super::sql::{Row, Session, Value, args, now, place_each};
 use super::{Catalog, Result, rows};
@@ -108,12 +109,17 @@ impl dyn Catalog + '_ {
         let mut session = self.begin().await?;
         let locking = if session.is_postgres() { " FOR UPDATE SKIP LOCKED" } else { "" };
         let sql = format!(
-            "SELECT *, {now} AS now_ms FROM recordings WHERE account_sid = $1 AND {since} <= {now} - $3 AND {only} \
-             AND {rest} ORDER BY {since} LIMIT $2{locking}",
+            concat!(
+                "SELECT ",
+                columns_of!(recordings),
+                ", {now} AS now_ms FROM recordings WHERE account_sid = $1 AND {since} <= {now} - $3 AND {only} \
+             AND {rest} ORDER BY {since} LIMIT $2{locking}"
+            ),
             now = now!(),
             since = due.since,
             only = due.only,
             rest = at_rest!(),
+            locking = locking,
         );
         let mut duties: Vec<Duty> = Vec::new();
         for account in ready {

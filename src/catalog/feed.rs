@@ -286,8 +286,11 @@ pub(super) fn event(row: &Row, after: Cursor) -> Result<Event> {
 /// Of events `e` beside their recordings `r` as they are now.
 macro_rules! event_columns {
     () => {
-        "e.seq AS event_seq, e.type AS event_type, e.at AS event_at, e.account_sid AS event_account, \
-         e.detail AS event_detail, r.*"
+        concat!(
+            "e.seq AS event_seq, e.type AS event_type, e.at AS event_at, e.account_sid AS event_account, \
+         e.detail AS event_detail, ",
+            $crate::catalog::columns::columns_of!(recordings, "r.")
+        )
     };
 }
 pub(super) use event_columns;

@@ -9,6 +9,7 @@ use std::num::NonZeroU32;
 
 use jiff::Timestamp;
 
+use super::columns::columns_of;
 use super::sql::{Row, Session, args, now};
 use super::{Catalog, CatalogError, Result, rows};
 use crate::domain::digest::Digest;
@@ -94,14 +95,19 @@ const INSERT_KEY: &str = concat!(
     "INSERT INTO api_keys (key_id, key_hash, name, scopes, account_sids, rate_per_second, created_at) \
      VALUES ($1, $2, $3, $4, $5, $6, ",
     now!(),
-    ") RETURNING *"
+    ") RETURNING ",
+    columns_of!(api_keys)
 );
-const ALL_KEYS: &str = "SELECT * FROM api_keys ORDER BY created_at, key_id";
-const GOOD_KEYS: &str = "SELECT * FROM api_keys WHERE revoked_at IS NULL";
-const ONE_KEY: &str = "SELECT * FROM api_keys WHERE key_id = $1";
-const REVOKE: &str =
-    concat!("UPDATE api_keys SET revoked_at = ", now!(), " WHERE key_id = $1 AND revoked_at IS NULL RETURNING *");
-const SECRETS: &str = "SELECT * FROM share_secrets ORDER BY secret_id";
+const ALL_KEYS: &str = concat!("SELECT ", columns_of!(api_keys), " FROM api_keys ORDER BY created_at, key_id");
+const GOOD_KEYS: &str = concat!("SELECT ", columns_of!(api_keys), " FROM api_keys WHERE revoked_at IS NULL");
+const ONE_KEY: &str = concat!("SELECT ", columns_of!(api_keys), " FROM api_keys WHERE key_id = $1");
+const REVOKE: &str = concat!(
+    "UPDATE api_keys SET revoked_at = ",
+    now!(),
+    " WHERE key_id = $1 AND revoked_at IS NULL RETURNING ",
+    columns_of!(api_keys)
+);
+const SECRETS: &str = concat!("SELECT ", columns_of!(share_secrets), " FROM share_secrets ORDER BY secret_id");
 const RETIRE: &str = concat!("UPDATE share_secrets SET retired_at = ", now!(), " WHERE retired_at IS NULL");
 const END: &str = concat!("UPDATE share_secrets SET ended_at = ", now!(), " WHERE ended_at IS NULL");
 const INSERT_SECRET: &str = concat!(

@@ -17,6 +17,7 @@ mod birth;
 mod bucket_walk;
 mod claim;
 mod clock;
+mod columns;
 mod duty;
 mod erase;
 mod evict;
