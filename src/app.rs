@@ -65,6 +65,7 @@ impl App {
         };
         let public_url = config.public_url.clone().unwrap_or_else(|| format!("http://{address}"));
         let vault = Arc::new(vault(&config).await?);
+        telemetry::accounts(vault.accounts());
         let node = node_name();
         let claims = Arc::new(ClaimLoop::new(vault.clone(), node.clone(), config.fetch_concurrency));
         let reconcile = ReconcileLoop::new(vault.clone(), node.clone());

@@ -320,7 +320,8 @@ impl HttpService for Counted {
         let method = telemetry::method_label(request.method());
         let began = Instant::now();
         let answered = self.0.execute(request).await;
-        telemetry::store_answered(method, began.elapsed());
+        let has_failed = answered.as_ref().map_or(true, |answer| answer.status().is_server_error());
+        telemetry::store_answered(method, has_failed, began.elapsed());
         answered
     }
 }

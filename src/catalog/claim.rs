@@ -15,6 +15,7 @@ use super::{Catalog, CatalogError, Result, accounts, recheck, rows};
 use crate::domain::recording::{ErrorCode, Recording, State};
 use crate::domain::retry::{self, Failure};
 use crate::domain::sid::AccountSid;
+use crate::telemetry;
 
 /// Who claims, and on which terms.
 #[derive(Debug, Clone)]
@@ -222,6 +223,7 @@ impl Due {
             pending_for: self.pending_for,
             retry_after: None,
         };
+        telemetry::lease_expired();
         // No dice: whoever finds it must decide alike.
         let decision = claimant.retry.decide(&failure, 0.0);
         let settled = settle_failure(session, &lease, failure.code, &detail, decision).await?;

@@ -13,6 +13,7 @@ mod accept;
 mod accounts;
 mod announced;
 mod audit;
+mod backlog;
 mod claim;
 mod clock;
 mod duty;

@@ -67,6 +67,7 @@ const MIGRATIONS: &[Step] = &[
     Step(4, "letting_go", include_str!("migrations/sqlite/0004_letting_go.sql")),
     Step(6, "content", include_str!("migrations/sqlite/0006_content.sql")),
     Step(8, "turns", include_str!("migrations/sqlite/0008_turns.sql")),
+    Step(9, "traces", include_str!("migrations/sqlite/0009_traces.sql")),
     Step(14, "awaited_content", include_str!("migrations/sqlite/0014_awaited_content.sql")),
 ];
 

@@ -21,6 +21,7 @@ use crate::domain::digest::Digest;
 use crate::domain::media::Format;
 use crate::domain::recording::{Recording, RecordingId, State, StoredObject};
 use crate::domain::sid::{AccountSid, CallSid, RecordingSid};
+use crate::telemetry;
 
 /// What a client is told to wait at most; it may be hurried by then.
 const RETRY_AFTER_MAX_SECONDS: u64 = 60;
@@ -242,6 +243,7 @@ impl Vault {
         let is_away = self.health.is_in_trouble("catalog_unreachable");
         let recall = || Some((self.hits.known(wanted, visible, self.now().ok()?, is_away)?, false));
         if is_away && let Some(known) = recall() {
+            telemetry::memory_hit();
             return Ok(Some(known));
         }
         match self.find(wanted, visible).await {
@@ -250,7 +252,11 @@ impl Vault {
                 self.hits.forget(wanted, visible);
                 Ok(found.map(|recording| (recording, true)))
             }
-            Err(error @ CatalogError::Unavailable(_)) => recall().map(Some).ok_or(error),
+            Err(error @ CatalogError::Unavailable(_)) => {
+                let known = recall().ok_or(error)?;
+                telemetry::memory_hit();
+                Ok(Some(known))
+            }
             Err(error) => Err(error),
         }
     }

@@ -100,7 +100,7 @@ impl Vault {
         let began = Instant::now();
         let attempted = tokio::select! {
             attempted = self.attempt(claim, memory, &traces) => Some(attempted),
-            () = self.keep(granted, || self.catalog.renew(&claim.lease, self.lease)) => Some(Err(AttemptError::Lost)),
+            () = self.keep("fetch", granted, || self.catalog.renew(&claim.lease, self.lease)) => Some(Err(AttemptError::Lost)),
             () = stopping.cancelled() => None,
         };
         let outcome = match attempted {

@@ -8,6 +8,7 @@
 pub mod accept;
 mod announced;
 pub mod audit;
+mod backlog;
 pub mod content;
 pub mod deliver;
 mod discover;

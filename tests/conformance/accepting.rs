@@ -42,6 +42,22 @@ on_every_catalog! {
         assert_eq!(told, ["in-progress", "completed", "strange"]);
     }
 
+    async fn what_has_waited_longest_is_known_until_it_is_stored(database: Database) {
+        let catalog = database.node().await;
+        assert_eq!(catalog.oldest_pending(&accounts()).await.unwrap(), None);
+        accept(&catalog, [1, 2]).await;
+        let claim = claim_some(&catalog, LONG, 1).await.remove(0);
+        let waited = async || catalog.oldest_pending(&accounts()).await.unwrap();
+        assert!(waited().await.unwrap() < Duration::from_secs(600));
+        assert_eq!(catalog.oldest_pending(&[]).await.unwrap(), None);
+        for claim in [claim, claim_one(&catalog, LONG).await] {
+            // What is being fetched waits as well.
+            assert!(waited().await.is_some());
+            catalog.store(&claim.lease, &object(&claim.lease.id, b"audio"), true).await.unwrap();
+        }
+        assert_eq!(waited().await, None);
+    }
+
     async fn twilios_word_on_the_call_replaces_what_was_put(database: Database) {
         let catalog = database.node().await;
         let named = catalog.accept(&put(1, 50)).await.unwrap().recording;
