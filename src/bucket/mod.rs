@@ -11,6 +11,7 @@ mod inspect;
 pub mod link;
 mod markers;
 mod read;
+mod rules;
 mod upload;
 mod versions;
 
@@ -33,6 +34,7 @@ pub use embedded::Embedded;
 pub use inspect::ObjectFacts;
 pub use link::{Disposition, Link, LinkBase, LinkMethod};
 pub use read::Reading;
+pub use rules::Lifecycle;
 pub use upload::{NewObject, SINGLE_PUT_MAX_BYTES, Staging, UPLOAD_RESERVE_BYTES};
 pub use versions::Version;
 

@@ -113,6 +113,9 @@ pub trait Catalog: Send + Sync + 'static {
     /// Connects and migrates. May be called again after it failed.
     async fn prepare(&self) -> Result<()>;
 
+    /// The steps of the schema that [`Self::prepare`] would take. Changes nothing.
+    async fn missing_steps(&self) -> Result<usize>;
+
     /// Begins a transaction that may write. Dropping it rolls back.
     async fn begin(&self) -> Result<Session>;
 

@@ -17,7 +17,7 @@ use sqlx::{Executor, Postgres};
 use tokio::sync::{Notify, watch};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::migrations::{Step, migrator};
+use super::migrations::{Step, migrator, missing};
 use super::sql::args;
 use super::{ACQUIRE_TIMEOUT, Catalog, CatalogError, Clock, Result, SESSION_TIMEOUT, Session, sql};
 
@@ -238,6 +238,10 @@ impl Catalog for PostgresCatalog {
         catalog.read_clock_by(Session::postgres(self.shared.acquire().await?)).await?;
         self.shared.prepared.send_replace(true);
         Ok(())
+    }
+
+    async fn missing_steps(&self) -> Result<usize> {
+        missing(&mut Session::postgres(self.shared.acquire().await?), MIGRATIONS).await
     }
 
     async fn begin(&self) -> Result<Session> {

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use tokio::sync::watch;
 
-use super::migrations::{Step, migrator};
+use super::migrations::{Step, migrator, missing};
 use super::{ACQUIRE_TIMEOUT, Catalog, CatalogError, Clock, Result, STATEMENT_TIMEOUT, Session, sql};
 
 /// How long another process's transaction is waited for.
@@ -95,6 +95,11 @@ impl Catalog for SqliteCatalog {
         catalog.read_clock_by(Session::sqlite(self.readers.acquire().await.map_err(sql::error)?)).await?;
         self.prepared.send_replace(true);
         Ok(())
+    }
+
+    async fn missing_steps(&self) -> Result<usize> {
+        let mut session = Session::sqlite(self.readers.acquire().await.map_err(sql::error)?);
+        missing(&mut session, MIGRATIONS).await
     }
 
     async fn begin(&self) -> Result<Session> {

@@ -4,6 +4,7 @@
 //! something was found wrong or failed, 2 wrong usage or settings.
 
 pub mod demo;
+pub mod doctor;
 pub mod get;
 pub mod keys;
 pub mod serve;
@@ -32,6 +33,7 @@ enum Command {
     Serve(serve::Args),
     Demo(demo::Args),
     Get(get::Args),
+    Doctor(doctor::Args),
     Keys(keys::Args),
     #[command(hide = true)]
     Simulate(simulate::Args),
@@ -43,6 +45,7 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Serve(_) => serve::run().await,
         Command::Demo(args) => demo::run(args).await,
         Command::Get(args) => get::run(args).await,
+        Command::Doctor(args) => doctor::run(args).await,
         Command::Keys(args) => keys::run(args).await,
         Command::Simulate(args) => simulate::run(args).await,
     };

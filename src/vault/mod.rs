@@ -12,6 +12,7 @@ mod backlog;
 pub mod content;
 pub mod deliver;
 mod discover;
+pub mod doctor;
 mod duty;
 pub mod erase;
 mod evict;

@@ -1,5 +1,6 @@
 //! Learning of recordings.
 
+use callvault::catalog::Settled;
 use callvault::domain::recording::State;
 use futures::future::join_all;
 
@@ -53,7 +54,8 @@ on_every_catalog! {
         for claim in [claim, claim_one(&catalog, LONG).await] {
             // What is being fetched waits as well.
             assert!(waited().await.is_some());
-            catalog.store(&claim.lease, &object(&claim.lease.id, b"audio"), true).await.unwrap();
+            let stored = catalog.store(&claim.lease, &object(&claim.lease.id, b"audio"), true).await.unwrap();
+            assert_eq!(stored, Settled::Done);
         }
         assert_eq!(waited().await, None);
     }

@@ -29,6 +29,7 @@ macro_rules! on_all_parts {
     };
 }
 
+mod alerts;
 mod audits;
 mod away;
 mod blobs;
