@@ -80,6 +80,8 @@ pub struct Claim {
     pub failed_before: u32,
     /// What is to be cleared away first.
     pub leftover: Option<Leftover>,
+    /// Where the trace of its acceptance is at.
+    pub traceparent: Option<String>,
     /// Whether the account's pace is limited.
     pub is_limited: bool,
 }
@@ -180,6 +182,7 @@ struct Due {
     failed_before: u32,
     leftover: Option<Leftover>,
     lease_node: Option<String>,
+    traceparent: Option<String>,
 }
 
 impl Due {
@@ -193,6 +196,7 @@ impl Due {
             failed_before: u32::try_from(row.get::<i64>("failed_attempts")?).unwrap_or(u32::MAX),
             leftover: Leftover::read(row)?,
             lease_node: row.get("lease_node")?,
+            traceparent: row.get("traceparent")?,
         })
     }
 
@@ -207,6 +211,7 @@ impl Due {
             pending_for: self.pending_for,
             failed_before: self.failed_before,
             leftover: self.leftover,
+            traceparent: self.traceparent,
             is_limited: false,
         })
     }

@@ -6,23 +6,28 @@
 use std::error::Error;
 use std::io::IsTerminal;
 
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
 
+use super::traces;
 use crate::config::{LogConfig, LogFormat};
 
-/// Starts logging as the settings say. Only the first call of a process does.
+/// Starts logging, and tracing, as the settings say. Only the first call of a process does.
 pub fn init_logs(log: &LogConfig) {
     let to_people = std::io::stderr().is_terminal();
     let text = log.format.map_or(to_people, |format| format == LogFormat::Text);
     let filter = EnvFilter::new(for_our_own(&log.filter));
-    let registry = tracing_subscriber::registry().with(filter);
+    let tracer = log.otlp_endpoint.as_ref().and_then(traces::tracer);
+    // What is traced does not hang on what is logged.
+    let ours = Targets::new().with_target(env!("CARGO_CRATE_NAME"), LevelFilter::INFO);
+    let traced = tracer.map(|tracer| tracing_opentelemetry::layer().with_tracer(tracer).with_filter(ours));
+    let registry = tracing_subscriber::registry().with(traced);
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let started = match text {
-        true => registry.with(layer.with_ansi(to_people)).try_init(),
-        false => registry.with(layer.json().flatten_event(true)).try_init(),
+        true => registry.with(layer.with_ansi(to_people).with_filter(filter)).try_init(),
+        false => registry.with(layer.json().flatten_event(true).with_filter(filter)).try_init(),
     };
     // A second service in the same process logs to where the first one does.
     drop(started);

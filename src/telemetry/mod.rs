@@ -13,6 +13,7 @@ mod requests;
 mod running;
 mod streams;
 mod telling;
+mod traces;
 
 pub use fetches::{
     RECHECK_OUTCOMES, REMOVED_KINDS, account_slowed, accounts, accounts_paused, fetch_ended, lease_expired, lease_lost,
@@ -31,3 +32,4 @@ pub use requests::{
 pub use running::Running;
 pub use streams::{STREAM_ENDS, stream_ended, stream_opened, streamed_bytes};
 pub use telling::{WEBHOOK_OUTCOMES, feed_lag, webhook_posted, webhooks_wait};
+pub use traces::{flush_traces, go_on, traceparent};
