@@ -3,12 +3,15 @@
 //! Results go to stdout, progress and logs to stderr. Exit status: 0 done, 1
 //! something was found wrong or failed, 2 wrong usage or settings.
 
+mod beside;
 pub mod demo;
 pub mod doctor;
 pub mod get;
 pub mod keys;
+pub mod reindex;
 pub mod serve;
 pub mod simulate;
+pub mod verify;
 
 use std::process::ExitCode;
 
@@ -34,6 +37,8 @@ enum Command {
     Demo(demo::Args),
     Get(get::Args),
     Doctor(doctor::Args),
+    Verify(verify::Args),
+    Reindex(reindex::Args),
     Keys(keys::Args),
     #[command(hide = true)]
     Simulate(simulate::Args),
@@ -46,6 +51,8 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Demo(args) => demo::run(args).await,
         Command::Get(args) => get::run(args).await,
         Command::Doctor(args) => doctor::run(args).await,
+        Command::Verify(args) => verify::run(args).await,
+        Command::Reindex(args) => reindex::run(args).await,
         Command::Keys(args) => keys::run(args).await,
         Command::Simulate(args) => simulate::run(args).await,
     };

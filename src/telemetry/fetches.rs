@@ -26,8 +26,8 @@ const LEASES_EXPIRED: &str = "callvault_leases_expired_total";
 const RATE_LIMITED: &str = "callvault_twilio_rate_limited_total";
 
 /// What a node works on under a lease: a fetch; a duty of a recording; a walk over
-/// Twilio's list; the deliveries to a receiver.
-const LEASED_WORK: &[&str] = &["fetch", "duty", "walk", "receiver"];
+/// Twilio's list; the deliveries to a receiver; a part of a scrub or a reindex.
+const LEASED_WORK: &[&str] = &["fetch", "duty", "walk", "receiver", "bucket_walk"];
 
 /// What a recheck came to.
 pub const RECHECK_OUTCOMES: &[&str] = &["in_order", "lost", "adopted", "unfinished", "stale"];

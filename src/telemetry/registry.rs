@@ -9,7 +9,7 @@ use std::time::Duration;
 use metrics::{counter, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
-use super::{fetches, letting_go, parts, requests, streams, telling};
+use super::{fetches, letting_go, parts, requests, scrub, streams, telling};
 
 const BUILD_INFO: &str = "callvault_build_info";
 
@@ -56,8 +56,15 @@ pub async fn keep_up() {
 }
 
 fn every_metric() -> impl Iterator<Item = &'static Metric> {
-    let subjects =
-        [requests::METRICS, fetches::METRICS, parts::METRICS, telling::METRICS, streams::METRICS, letting_go::METRICS];
+    let subjects = [
+        requests::METRICS,
+        fetches::METRICS,
+        parts::METRICS,
+        telling::METRICS,
+        streams::METRICS,
+        letting_go::METRICS,
+        scrub::METRICS,
+    ];
     subjects.into_iter().flatten()
 }
 

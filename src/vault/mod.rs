@@ -6,10 +6,12 @@
 //! catalog's, its dice are passed in.
 
 pub mod accept;
+mod adopt;
 mod announced;
 pub mod audit;
 mod backlog;
 pub mod content;
+pub mod cure;
 pub mod deliver;
 mod discover;
 pub mod doctor;
@@ -18,8 +20,10 @@ pub mod erase;
 mod evict;
 pub mod feed;
 pub mod fetch;
+mod flaws;
 mod flight;
 pub mod follow;
+pub mod found;
 pub mod health;
 mod hits;
 pub mod hold;
@@ -30,15 +34,19 @@ mod lease;
 mod letting_go;
 mod live;
 mod memory;
+mod mend;
 mod pace;
 pub mod recheck;
 pub mod reconcile;
+pub mod reindex;
+pub mod scrub;
 pub mod share;
 mod streams;
 mod tape;
 mod traces;
 mod turns;
 mod twilio_copies;
+pub mod verify;
 pub mod webhooks;
 
 use std::collections::HashSet;
