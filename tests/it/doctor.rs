@@ -120,7 +120,11 @@ async fn a_store_that_lets_no_page_read_is_found() {
     // Plays every link, and says nothing of other origins.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let public = format!("http://{}", listener.local_addr().unwrap());
-    let served = tokio::spawn(async move { axum::serve(listener, Router::new().fallback(|| async { "audio" })).await });
+    let served = tokio::spawn(callvault::http::serve(
+        listener,
+        Router::new().fallback(|| async { "audio" }),
+        tokio_util::sync::CancellationToken::new(),
+    ));
     let own =
         [("CALLVAULT_S3_PUBLIC_ENDPOINT", public.as_str()), ("CALLVAULT_CORS_ORIGINS", "https://app.example.com")];
     assert_eq!(wrong(&world, &own).await, ["bucket.cors"]);

@@ -181,7 +181,7 @@ async fn no_secret_is_logged_at_trace() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let receiver = format!("http://{}", listener.local_addr().unwrap());
     let refuse = Router::new().fallback(|| async { StatusCode::INTERNAL_SERVER_ERROR });
-    let received = tokio::spawn(async move { axum::serve(listener, refuse).await });
+    let received = tokio::spawn(callvault::http::serve(listener, refuse, tokio_util::sync::CancellationToken::new()));
     plant_settings(&mut world, &mut planted, &receiver);
     let service = world.start().await;
 

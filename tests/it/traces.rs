@@ -37,8 +37,8 @@ impl Receiver {
             kept.lock().unwrap().extend(scopes.flat_map(|of_scope| of_scope.spans));
             StatusCode::OK
         };
-        let serving =
-            async move { axum::serve(listener, Router::new().route("/v1/traces", post(take))).await.unwrap() };
+        let routes = Router::new().route("/v1/traces", post(take));
+        let serving = callvault::http::serve(listener, routes, tokio_util::sync::CancellationToken::new());
         Self { url, spans, _running: AbortOnDropHandle::new(tokio::spawn(serving)) }
     }
 
