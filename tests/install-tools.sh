@@ -3,7 +3,7 @@
 # nginx, Chromium, ffmpeg, curl, faketime, a Python with boto3, the AWS CLI, MinIO's
 # client, playwright, ruff and what applications are made of (celery, flask), from npm
 # what builds and looks at pages (tests/browser/package.json), and what checks deploy/:
-# helm, mc, systemd-analyze, a Python with linters and schemas. With the argument `image`:
+# helm, mc, systemd-analyze, promtool, a Python with linters and schemas. With the argument `image`:
 # what `make image-check` needs besides. What is there is left alone;
 # what this project builds goes to target/test-tools. Says what takes long.
 set -euo pipefail
@@ -27,6 +27,15 @@ apt_updated=no
 apt_install() {
   if [ "$apt_updated" = no ]; then as_root apt-get update -qq; apt_updated=yes; fi
   as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+
+# The same, without starting what is installed: the tests start their own.
+apt_install_stopped() {
+  if [ -e /usr/sbin/policy-rc.d ]; then apt_install "$@"; return; fi
+  printf '#!/bin/sh\nexit 101\n' >"$tools/policy-rc.d"
+  as_root install -m 755 "$tools/policy-rc.d" /usr/sbin/policy-rc.d
+  apt_install "$@"
+  as_root rm -f /usr/sbin/policy-rc.d
 }
 
 have_postgres() { command -v initdb >/dev/null || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null; }
@@ -72,15 +81,7 @@ fi
 
 if ! command -v nginx >/dev/null && [ ! -x /usr/sbin/nginx ]; then
   say "installing nginx from the distribution's packages"
-  # The tests start one of their own; the distribution's is not wanted.
-  printf '#!/bin/sh\nexit 101\n' >"$tools/policy-rc.d"
-  if [ ! -e /usr/sbin/policy-rc.d ]; then
-    as_root install -m 755 "$tools/policy-rc.d" /usr/sbin/policy-rc.d
-    apt_install nginx-light
-    as_root rm -f /usr/sbin/policy-rc.d
-  else
-    apt_install nginx-light
-  fi
+  apt_install_stopped nginx-light
 fi
 
 # A Python of these packages, in that folder.
@@ -110,6 +111,10 @@ build_with_go mc "$MC" "half a minute"
 if ! command -v systemd-analyze >/dev/null; then
   say "installing systemd-analyze from the distribution's packages"
   apt_install systemd
+fi
+if ! command -v promtool >/dev/null; then
+  say "installing promtool from the distribution's packages"
+  apt_install_stopped prometheus
 fi
 if ! compgen -G '/usr/lib/nginx/modules/ngx_stream_module.so' >/dev/null; then
   say "installing nginx's stream module from the distribution's packages"

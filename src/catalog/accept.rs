@@ -12,6 +12,7 @@ use super::sql::{Session, args, now};
 use super::{Catalog, Result, feed, questions, scrub};
 use crate::domain::recording::{Details, ErrorCode, News, Recording, RecordingId, State, react};
 use crate::domain::sid::CallSid;
+use crate::telemetry;
 
 /// Who told of a recording.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,10 +81,10 @@ const LOCK_ON_POSTGRES: &str = concat!(
 
 const CREATE: &str = "INSERT INTO recordings (account_sid, recording_sid, state, announced_by, details_confirmed, source_host, \
      call_sid, conference_sid, duration_seconds, channels, track, recording_source, recorded_at, \
-     accepted_at, ordered_at, due_at, pending_since, asked_about_at) \
+     accepted_at, ordered_at, due_at, pending_since, asked_about_at, traceparent) \
      SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, \
      now_ms, coalesce($13, now_ms), CASE WHEN $3 = 'pending' THEN now_ms END, CASE WHEN $3 = 'pending' THEN now_ms END, \
-     CASE WHEN $3 = 'announced' THEN now_ms END FROM clock WHERE 1 = 1 ON CONFLICT DO NOTHING";
+     CASE WHEN $3 = 'announced' THEN now_ms END, $14 FROM clock WHERE 1 = 1 ON CONFLICT DO NOTHING";
 
 /// Details are filled in as long as no attempt may have used them.
 const LEARN: &str = "UPDATE recordings SET call_sid = $3, conference_sid = $4, duration_seconds = $5, channels = $6, \
@@ -238,6 +239,7 @@ async fn create(session: &mut Session, said: &Announcement) -> Result<bool> {
         details.track.clone(),
         details.recording_source.clone(),
         details.recorded_at,
+        telemetry::traceparent(),
     ];
     if session.execute(CREATE, args).await? == 0 {
         return Ok(false);

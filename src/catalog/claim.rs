@@ -16,6 +16,7 @@ use super::{Catalog, CatalogError, Result, accounts, recheck, rows};
 use crate::domain::recording::{ErrorCode, Recording, State};
 use crate::domain::retry::{self, Failure};
 use crate::domain::sid::AccountSid;
+use crate::telemetry;
 
 /// Who claims, and on which terms.
 #[derive(Debug, Clone)]
@@ -80,6 +81,8 @@ pub struct Claim {
     pub failed_before: u32,
     /// What is to be cleared away first.
     pub leftover: Option<Leftover>,
+    /// Where the trace of its acceptance is at.
+    pub traceparent: Option<String>,
     /// Whether the account's pace is limited.
     pub is_limited: bool,
 }
@@ -196,6 +199,7 @@ struct Due {
     failed_before: u32,
     leftover: Option<Leftover>,
     lease_node: Option<String>,
+    traceparent: Option<String>,
 }
 
 impl Due {
@@ -209,6 +213,7 @@ impl Due {
             failed_before: u32::try_from(row.get::<i64>("failed_attempts")?).unwrap_or(u32::MAX),
             leftover: Leftover::read(row)?,
             lease_node: row.get("lease_node")?,
+            traceparent: row.get("traceparent")?,
         })
     }
 
@@ -223,6 +228,7 @@ impl Due {
             pending_for: self.pending_for,
             failed_before: self.failed_before,
             leftover: self.leftover,
+            traceparent: self.traceparent,
             is_limited: false,
         })
     }
@@ -239,6 +245,7 @@ impl Due {
             pending_for: self.pending_for,
             retry_after: None,
         };
+        telemetry::lease_expired();
         // No dice: whoever finds it must decide alike.
         let decision = claimant.retry.decide(&failure, 0.0);
         let settled = settle_failure(session, &lease, failure.code, &detail, decision).await?;

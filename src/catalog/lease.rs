@@ -59,7 +59,7 @@ const STORE: &str = concat!(
     now!(),
     ", lease_node = NULL, due_at = NULL, not_before = NULL, last_attempt_at = ",
     now!(),
-    ", failed_attempts = 0, error_code = NULL, error_detail = NULL, error_at = NULL",
+    ", failed_attempts = 0, error_code = NULL, error_detail = NULL, error_at = NULL, traceparent = NULL",
     held!()
 );
 const TRY_AGAIN: &str = concat!(

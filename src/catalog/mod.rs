@@ -13,6 +13,7 @@ mod accept;
 mod accounts;
 mod announced;
 mod audit;
+mod backlog;
 mod birth;
 mod bucket_walk;
 mod claim;
@@ -131,6 +132,9 @@ pub type Result<T> = std::result::Result<T, CatalogError>;
 pub trait Catalog: Send + Sync + 'static {
     /// Connects and migrates. May be called again after it failed.
     async fn prepare(&self) -> Result<()>;
+
+    /// The steps of the schema that [`Self::prepare`] would take. Changes nothing.
+    async fn missing_steps(&self) -> Result<usize>;
 
     /// Begins a transaction that may write. Dropping it rolls back.
     async fn begin(&self) -> Result<Session>;

@@ -5,6 +5,7 @@
 
 mod beside;
 pub mod demo;
+pub mod doctor;
 pub mod get;
 pub mod keys;
 pub mod reindex;
@@ -35,6 +36,7 @@ enum Command {
     Serve(serve::Args),
     Demo(demo::Args),
     Get(get::Args),
+    Doctor(doctor::Args),
     Verify(verify::Args),
     Reindex(reindex::Args),
     Keys(keys::Args),
@@ -48,6 +50,7 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Serve(_) => serve::run().await,
         Command::Demo(args) => demo::run(args).await,
         Command::Get(args) => get::run(args).await,
+        Command::Doctor(args) => doctor::run(args).await,
         Command::Verify(args) => verify::run(args).await,
         Command::Reindex(args) => reindex::run(args).await,
         Command::Keys(args) => keys::run(args).await,

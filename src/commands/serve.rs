@@ -52,6 +52,7 @@ pub async fn run() -> anyhow::Result<()> {
         () = app.broken() => true,
     };
     app.shutdown().await;
+    telemetry::flush_traces().await;
     anyhow::ensure!(!broken, "a part of the service ended that never should; the log tells which");
     Ok(())
 }

@@ -321,10 +321,7 @@ impl Config {
     /// The settings that are given but have no effect in this version.
     pub fn without_effect(&self) -> Vec<&'static str> {
         let account = |given: fn(&Account) -> bool| self.accounts.iter().any(given);
-        let given = [
-            ("CALLVAULT_TWILIO_PRIVATE_KEY_FILE", account(|account| !account.private_keys.is_empty())),
-            ("OTEL_EXPORTER_OTLP_ENDPOINT", self.log.otlp_endpoint.is_some()),
-        ];
+        let given = [("CALLVAULT_TWILIO_PRIVATE_KEY_FILE", account(|account| !account.private_keys.is_empty()))];
         given.into_iter().filter(|(_, given)| *given).map(|(name, _)| name).collect()
     }
 }

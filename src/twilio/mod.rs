@@ -10,6 +10,7 @@ pub mod api;
 pub mod callback;
 mod client;
 mod egress;
+mod harmless;
 pub mod media;
 pub mod signature;
 pub mod simulator;

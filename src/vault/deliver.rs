@@ -21,6 +21,7 @@ use crate::domain::digest::Digest;
 use crate::domain::media::Format;
 use crate::domain::recording::{Recording, RecordingId, State, StoredObject};
 use crate::domain::sid::{AccountSid, CallSid, RecordingSid};
+use crate::telemetry;
 
 /// What a client is told to wait at most; it may be hurried by then.
 const RETRY_AFTER_MAX_SECONDS: u64 = 60;
@@ -237,7 +238,11 @@ impl Vault {
         wanted: Wanted,
         visible: Option<&[AccountSid]>,
     ) -> Result<Option<(Recording, bool)>, CatalogError> {
-        let recall = |is_away| Some((self.hits.known(wanted, visible, self.now().ok()?, is_away)?, false));
+        let recall = |is_away| {
+            let known = self.hits.known(wanted, visible, self.now().ok()?, is_away)?;
+            telemetry::memory_hit();
+            Some((known, false))
+        };
         if self.health.is_in_trouble("catalog_unreachable")
             && let Some(known) = recall(true)
         {

@@ -4,11 +4,13 @@ use tokio::time::Instant;
 
 use super::Vault;
 use crate::catalog::{CatalogError, Settled};
+use crate::telemetry;
 
 impl Vault {
     /// Renews a lease that was granted after `granted`, for as long as that works;
-    /// returns when it is lost, or may be by the time another node looks.
-    pub(super) async fn keep<R>(&self, granted: Instant, renew: impl Fn() -> R)
+    /// returns when it is lost, or may be by the time another node looks. `work` is for
+    /// the metrics.
+    pub(super) async fn keep<R>(&self, work: &'static str, granted: Instant, renew: impl Fn() -> R)
     where
         R: Future<Output = Result<Settled, CatalogError>>,
     {
@@ -22,7 +24,7 @@ impl Vault {
             match tokio::time::timeout_at(end, renew()).await {
                 Ok(Ok(Settled::Done)) => renewed = asked,
                 Ok(Err(_)) if Instant::now() < end => {}
-                Ok(Ok(Settled::Stale) | Err(_)) | Err(_) => return,
+                Ok(Ok(Settled::Stale) | Err(_)) | Err(_) => return telemetry::lease_lost(work),
             }
         }
     }

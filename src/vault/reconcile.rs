@@ -163,7 +163,7 @@ impl Vault {
     pub async fn walk(&self, walk: &Walk, granted: Instant, stopping: &CancellationToken) -> WalkOutcome {
         let walked = tokio::select! {
             walked = self.walk_pages(walk) => walked,
-            () = self.keep(granted, || self.catalog.renew_walk(&walk.lease, self.lease)) => Err(WalkError::Lost),
+            () = self.keep("walk", granted, || self.catalog.renew_walk(&walk.lease, self.lease)) => Err(WalkError::Lost),
             () = stopping.cancelled() => {
                 // Where it fails the lease runs out.
                 let _ = tokio::time::timeout(HAND_BACK_TIMEOUT, self.catalog.hand_back_walk(&walk.lease)).await;

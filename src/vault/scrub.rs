@@ -90,7 +90,7 @@ impl Vault {
         let part = Part { round, walk: &walk, stopping };
         let worked = tokio::select! {
             worked = self.do_part(&part) => worked,
-            () = self.keep(granted, || self.catalog.renew_bucket_walk(&walk, self.lease)) => Err(WalkError::Lost),
+            () = self.keep("bucket_walk", granted, || self.catalog.renew_bucket_walk(&walk, self.lease)) => Err(WalkError::Lost),
             () = stopping.cancelled() => {
                 let left = self.catalog.leave_bucket_walk(&walk, &walk.position, Duration::ZERO);
                 // Where it fails the lease runs out.

@@ -29,6 +29,7 @@ macro_rules! on_all_parts {
     };
 }
 
+mod alerts;
 mod audits;
 mod away;
 mod blobs;
@@ -42,6 +43,7 @@ mod console;
 mod content;
 mod crashes;
 mod discover;
+mod doctor;
 mod erase;
 mod events;
 mod evict;
@@ -62,11 +64,13 @@ mod reconcile;
 mod redirects;
 mod reindex;
 mod retention;
+mod secrets;
 mod settings;
 mod shares;
 mod soak;
 mod tenants;
 mod topology;
+mod traces;
 mod upstream;
 mod verify;
 mod webhooks;
