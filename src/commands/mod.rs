@@ -6,6 +6,7 @@
 pub mod demo;
 pub mod get;
 pub mod keys;
+pub mod openapi;
 pub mod serve;
 pub mod simulate;
 
@@ -33,6 +34,7 @@ enum Command {
     Demo(demo::Args),
     Get(get::Args),
     Keys(keys::Args),
+    Openapi(openapi::Args),
     #[command(hide = true)]
     Simulate(simulate::Args),
 }
@@ -44,6 +46,7 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Demo(args) => demo::run(args).await,
         Command::Get(args) => get::run(args).await,
         Command::Keys(args) => keys::run(args).await,
+        Command::Openapi(_) => openapi::run().await,
         Command::Simulate(args) => simulate::run(args).await,
     };
     match ended {
