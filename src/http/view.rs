@@ -84,7 +84,7 @@ pub struct HistoryView {
     #[serde(rename = "type")]
     pub(super) kind: String,
     /// The particulars.
-    #[schema(value_type = Object)]
+    #[schema(value_type = Option<Object>)]
     pub(super) detail: serde_json::Value,
 }
 
@@ -169,7 +169,7 @@ pub struct EventView {
     /// As it is now; null where the event is of an account.
     pub(super) recording: Option<RecordingView>,
     /// The particulars.
-    #[schema(value_type = Object)]
+    #[schema(value_type = Option<Object>)]
     pub(super) detail: serde_json::Value,
 }
 

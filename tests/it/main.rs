@@ -53,6 +53,7 @@ mod large;
 mod limits;
 mod links;
 mod live;
+mod openapi;
 mod outages;
 mod pace;
 mod player;

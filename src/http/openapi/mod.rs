@@ -76,10 +76,14 @@ const ABOUT: &str = "Fetches each Twilio call recording exactly once, keeps it i
     405 `method_not_allowed`.";
 
 fn document() -> Value {
-    let mut paths = Map::new();
+    let (mut paths, mut problems) = (Map::new(), Map::new());
     for operation in operations::all() {
         let methods = paths.entry(operation.path).or_insert_with(|| json!({}));
-        methods[operation.method] = operation.finished();
+        let mut call = operation.finished();
+        if let Some(answers) = call["responses"].as_object_mut() {
+            problems::share(answers, &mut problems);
+        }
+        methods[operation.method] = call;
     }
     json!({
         "openapi": "3.1.0",
@@ -92,7 +96,7 @@ fn document() -> Value {
         "servers": [{"url": "/", "description": "This service."}],
         "tags": tags(),
         "paths": paths,
-        "components": {"schemas": shapes(), "securitySchemes": security()},
+        "components": {"schemas": shapes(), "responses": problems, "securitySchemes": security()},
     })
 }
 

@@ -141,7 +141,7 @@ impl Operation {
         let mut value = self.value.clone();
         if let Some(answers) = value["responses"].as_object_mut() {
             for (status, answer) in problems::answers(&self.codes) {
-                answers.entry(status).or_insert(answer);
+                answers.entry(status.to_string()).or_insert(answer);
             }
         }
         value

@@ -43,7 +43,7 @@ fn section(document: &Value, tag: &Value) -> String {
     let calls = fields(&document["paths"])
         .flat_map(|(path, methods)| fields(methods).map(move |(method, call)| (path, method, call)))
         .filter(|(_, _, call)| list(&call["tags"]).contains(&tag["name"]));
-    let calls = calls.map(|(path, method, call)| operation(path, method, call));
+    let calls = calls.map(|(path, method, call)| operation(document, path, method, call));
     format!(
         "<section id=\"{}\">\n<h2>{}</h2>\n<p>{}</p>\n{}</section>\n",
         anchor(tag),
@@ -53,7 +53,7 @@ fn section(document: &Value, tag: &Value) -> String {
     )
 }
 
-fn operation(path: &str, method: &str, call: &Value) -> String {
+fn operation(document: &Value, path: &str, method: &str, call: &Value) -> String {
     let mut html = format!(
         "<details id=\"{}\">\n<summary><b class=\"{method}\">{}</b> <code>{}</code> {}</summary>\n",
         text(&call["operationId"]),
@@ -73,7 +73,7 @@ fn operation(path: &str, method: &str, call: &Value) -> String {
         html.push_str(&example(content));
     }
     html.push_str("<h3>Answers</h3>\n<dl>\n");
-    html.extend(fields(&call["responses"]).map(|(status, answer)| answered(status, answer)));
+    html.extend(fields(&call["responses"]).map(|(status, answer)| answered(status, meant(document, answer))));
     html + "</dl>\n</details>\n"
 }
 
@@ -93,6 +93,12 @@ fn parameter(parameter: &Value) -> String {
         kind(&parameter["schema"]),
         text(&parameter["description"]),
     )
+}
+
+/// What stands elsewhere in the document, where there is but its place.
+fn meant<'d>(document: &'d Value, answer: &'d Value) -> &'d Value {
+    let place = answer["$ref"].as_str().and_then(|reference| document.pointer(reference.trim_start_matches('#')));
+    place.unwrap_or(answer)
 }
 
 fn answered(status: &str, answer: &Value) -> String {

@@ -1,4 +1,5 @@
 //! The problems in the document: one of each, and what a route says of its own.
+//! Answers that many routes give stand in the document once.
 
 use std::collections::BTreeMap;
 
@@ -45,7 +46,7 @@ pub fn codes() -> Vec<&'static str> {
 /// The answers that carry these problems, by status.
 ///
 /// Panics at a code that is none; the tests make the whole document.
-pub fn answers(codes: &[&str]) -> Map<String, Value> {
+pub fn answers(codes: &[&str]) -> BTreeMap<u16, Value> {
     let mut of_status: BTreeMap<u16, Vec<Problem>> = BTreeMap::new();
     let samples = samples();
     for code in codes {
@@ -56,7 +57,20 @@ pub fn answers(codes: &[&str]) -> Map<String, Value> {
             of_status.push(sample);
         }
     }
-    of_status.into_iter().map(|(status, problems)| (status.to_string(), answer(status, &problems))).collect()
+    of_status.into_iter().map(|(status, problems)| (status, answer(status, &problems))).collect()
+}
+
+/// Puts each answer that carries problems at one place, and names it at the others.
+pub fn share(answers: &mut Map<String, Value>, shared: &mut Map<String, Value>) {
+    for answer in answers.values_mut() {
+        let examples = &answer["content"]["application/problem+json"]["examples"];
+        let Some(codes) = examples.as_object().map(|examples| examples.keys().cloned().collect::<Vec<_>>()) else {
+            continue;
+        };
+        let name = codes.join(".");
+        let reference = json!({"$ref": format!("#/components/responses/{name}")});
+        shared.insert(name, std::mem::replace(answer, reference));
+    }
 }
 
 fn answer(status: u16, problems: &[Problem]) -> Value {
