@@ -65,11 +65,14 @@ impl App {
         };
         let public_url = config.public_url.clone().unwrap_or_else(|| format!("http://{address}"));
         let vault = Arc::new(vault(&config).await?);
+        if let Some(store) = vault.bucket.embedded() {
+            store.must_be_here().and_then(|()| store.announce(address)).context("the bucket cannot be served")?;
+        }
         let node = node_name();
         let claims = Arc::new(ClaimLoop::new(vault.clone(), node.clone(), config.fetch_concurrency));
         let reconcile = ReconcileLoop::new(vault.clone(), node.clone());
         let poster = Poster::new(&config).context("the client for receivers of events cannot be set up")?;
-        let webhooks = WebhookLoop::new(vault.clone(), poster, node, http::event_json);
+        let webhooks = WebhookLoop::new(vault.clone(), poster, node.clone(), http::event_json);
         let mut app = Self {
             address,
             public_url,
@@ -88,6 +91,7 @@ impl App {
         app.spawn(&config, listener, metrics_listener);
         app.begin_reconciling(reconcile);
         app.begin_posting(webhooks);
+        app.begin_scrubbing(&config, node);
         Ok(app)
     }
 
@@ -120,6 +124,13 @@ impl App {
     fn begin_reconciling(&mut self, reconcile: ReconcileLoop) {
         let no_more_claims = self.no_more_claims.clone();
         self.claiming.push(self.supervise(async move { reconcile.run(&no_more_claims).await }));
+    }
+
+    fn begin_scrubbing(&mut self, config: &Config, node: String) {
+        let (vault, no_more_claims) = (self.vault.clone(), self.no_more_claims.clone());
+        self.claiming.push(self.supervise(worker::read_bucket(vault, node.clone(), no_more_claims)));
+        let (vault, no_more_claims) = (self.vault.clone(), self.no_more_claims.clone());
+        self.claiming.push(self.supervise(worker::scrub(vault, node, config.scrub_every, no_more_claims)));
     }
 
     fn begin_posting(&mut self, webhooks: WebhookLoop) {
@@ -205,7 +216,7 @@ pub fn entropy() -> [u8; 32] {
 
 /// A name that no other node has, and that tells people which one it is.
 #[expect(clippy::disallowed_methods, reason = "a name is to be new, nothing else")]
-fn node_name() -> String {
+pub fn node_name() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host = host.trim();
     format!("{}-{:08x}", if host.is_empty() { "node" } else { host }, rand::random::<u32>())

@@ -53,6 +53,10 @@ const WEBHOOKS_PENDING: &str = "callvault_webhooks_pending";
 const TROUBLE: &str = "callvault_trouble";
 const BUILD_INFO: &str = "callvault_build_info";
 
+mod scrub;
+
+pub use scrub::{scrub_bytes, scrub_checked, scrub_found, scrub_lag, scrub_progress};
+
 enum Kind {
     Counter,
     Gauge,
@@ -95,6 +99,9 @@ pub const TROUBLES: &[&str] = &[
     "clock_off",
     "accounts_paused",
     "reconcile_failing",
+    "scrub_failing",
+    "unread",
+    "unindexed",
     "letting_go_failing",
     "erasing_failing",
     "erasures_failing",
@@ -285,7 +292,7 @@ pub async fn keep_up() {
 }
 
 fn every_metric() -> impl Iterator<Item = &'static Metric> {
-    METRICS.iter().chain(streams::METRICS).chain(letting_go::METRICS)
+    METRICS.iter().chain(streams::METRICS).chain(letting_go::METRICS).chain(scrub::METRICS)
 }
 
 fn declare() {

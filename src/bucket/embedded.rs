@@ -3,10 +3,12 @@
 //! It speaks real S3 (Signature Version 4, presigned links, multipart) with
 //! keys of its own that lie in its folder, and answers on the service's own
 //! port below [`BUCKET`]. The service itself reaches it without a socket. The
-//! folder is locked for as long as a process serves it.
+//! folder is locked for as long as a process serves it; whoever finds it locked by a
+//! node goes through that node.
 
-use std::fs::File;
-use std::io::Write;
+use std::fs::{File, TryLockError};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,6 +22,7 @@ use http_body_util::BodyExt;
 use object_store::ClientOptions;
 use object_store::client::{
     HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpResponseBody, HttpService,
+    ReqwestConnector,
 };
 use s3s::auth::SimpleAuth;
 use s3s::service::{S3Service, S3ServiceBuilder};
@@ -42,10 +45,18 @@ const OBJECTS_FOLDER: &str = "objects";
 /// The embedded store, open. Cloning is cheap.
 #[derive(Clone)]
 pub struct Embedded {
-    service: S3Service,
+    reach: Reach,
     keys: Keys,
     folder: PathBuf,
-    _lock: Arc<File>,
+}
+
+/// How its requests are answered.
+#[derive(Clone)]
+enum Reach {
+    /// By this process, which holds the lock.
+    Here(S3Service, Arc<File>),
+    /// By the node that does, at this address.
+    Through(SocketAddr),
 }
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -61,13 +72,53 @@ impl Embedded {
         let io = |error: std::io::Error| failed(error.to_string());
         let objects = folder.join(OBJECTS_FOLDER);
         std::fs::create_dir_all(objects.join(BUCKET)).map_err(io)?;
-        let lock = File::create(folder.join(LOCK_FILE)).map_err(io)?;
-        lock.try_lock().map_err(|_| failed("another process serves it".to_owned()))?;
+        // Not emptied: it may tell where the node is that holds it.
+        let lock = File::options().read(true).write(true).create(true).truncate(false).open(folder.join(LOCK_FILE));
+        let lock = lock.map_err(io)?;
+        let is_ours = match lock.try_lock() {
+            Ok(()) => true,
+            Err(TryLockError::WouldBlock) => false,
+            Err(TryLockError::Error(error)) => return Err(io(error)),
+        };
         let keys = read_or_make_keys(&folder.join(KEYS_FILE)).map_err(io)?;
-        let files = s3s_fs::FileSystem::new(&objects).map_err(|error| failed(format!("{error:?}")))?;
-        let mut builder = S3ServiceBuilder::new(files);
-        builder.set_auth(SimpleAuth::from_single(keys.access_key_id.clone(), keys.secret_access_key.clone()));
-        Ok(Self { service: builder.build(), keys, folder: folder.to_owned(), _lock: Arc::new(lock) })
+        let reach = if is_ours {
+            // What a node that died has told there is not so any more.
+            lock.set_len(0).map_err(io)?;
+            let files = s3s_fs::FileSystem::new(&objects).map_err(|error| failed(format!("{error:?}")))?;
+            let mut builder = S3ServiceBuilder::new(files);
+            builder.set_auth(SimpleAuth::from_single(keys.access_key_id.clone(), keys.secret_access_key.clone()));
+            Reach::Here(builder.build(), Arc::new(lock))
+        } else {
+            let silent = "another process holds it and does not tell where it answers; try again when it is done";
+            Reach::Through(holder(lock).ok_or_else(|| failed(silent.to_owned()))?)
+        };
+        Ok(Self { reach, keys, folder: folder.to_owned() })
+    }
+
+    /// Fails unless this process holds the lock: only one may serve the folder.
+    pub fn must_be_here(&self) -> Result<()> {
+        match &self.reach {
+            Reach::Here(..) => Ok(()),
+            Reach::Through(address) => Err(BucketError::Folder {
+                folder: self.folder.display().to_string(),
+                why: format!("another process serves it, at {address}"),
+            }),
+        }
+    }
+
+    /// Tells those who find the folder locked where this process answers.
+    pub fn announce(&self, address: SocketAddr) -> Result<()> {
+        let Reach::Here(_, lock) = &self.reach else { return Ok(()) };
+        let told = lock.set_len(0).and_then(|()| {
+            let mut file = &**lock;
+            file.seek(SeekFrom::Start(0))?;
+            writeln!(file, "{}", reachable(address))
+        });
+        let failed = |error: std::io::Error| BucketError::Folder {
+            folder: self.folder.display().to_string(),
+            why: error.to_string(),
+        };
+        told.map_err(failed)
     }
 
     /// Writes an object through to the disk: its bytes, what the store keeps
@@ -130,7 +181,10 @@ impl Embedded {
         S3Config {
             bucket: BUCKET.to_owned(),
             prefix: String::new(),
-            endpoint: Some(ENDPOINT.to_owned()),
+            endpoint: Some(match &self.reach {
+                Reach::Here(..) => ENDPOINT.to_owned(),
+                Reach::Through(address) => format!("http://{address}"),
+            }),
             public_endpoint: None,
             path_style: true,
             region: None,
@@ -143,7 +197,10 @@ impl Embedded {
     }
 
     pub(super) fn connector(&self) -> Arc<dyn HttpConnector> {
-        Arc::new(InProcess(self.service.clone()))
+        match &self.reach {
+            Reach::Here(service, _) => Arc::new(InProcess(service.clone())),
+            Reach::Through(_) => Arc::new(ReqwestConnector::default()),
+        }
     }
 
     /// Answers a request that came over HTTP. `host` is what the client called
@@ -157,7 +214,12 @@ impl Embedded {
             request.headers_mut().insert(HOST, host);
         }
         let request = request.map(|body| s3s::Body::http_body_unsync(body.map_err(BodyError::new)));
-        self.service.call(request).await.unwrap_or_else(|_| {
+        let answered = match &self.reach {
+            Reach::Here(service, _) => service.call(request).await.ok(),
+            // Only the one that holds the lock answers.
+            Reach::Through(_) => None,
+        };
+        answered.unwrap_or_else(|| {
             let mut response = Response::new(s3s::Body::empty());
             *response.status_mut() = http::StatusCode::INTERNAL_SERVER_ERROR;
             response
@@ -174,6 +236,23 @@ impl BodyError {
     fn new(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self(error.into().to_string())
     }
+}
+
+/// Where the node answers that holds the lock, if it has told.
+fn holder(mut lock: File) -> Option<SocketAddr> {
+    let mut told = String::new();
+    lock.read_to_string(&mut told).ok()?;
+    told.trim().parse().ok()
+}
+
+/// An address of this machine that leads to whoever listens there.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
 }
 
 fn sync_files(objects: &Path, key: &str) -> std::io::Result<()> {

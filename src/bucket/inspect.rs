@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use object_store::path::Path;
 use object_store::{Attribute, GetOptions, ObjectStore, ObjectStoreExt};
 
-use super::{Bucket, BucketError, Result, path};
+use super::{Bucket, BucketError, Result, Throttle, path};
 use crate::domain::digest::{Digest, Hasher};
 
 /// What the store says of an object.
@@ -88,12 +88,18 @@ impl Bucket {
     /// Reads an object through the hash: its digest and its length. None where
     /// there is none.
     pub async fn read_back(&self, key: &str) -> Result<Option<(Digest, i64)>> {
+        self.read_back_within(key, &Throttle::default()).await
+    }
+
+    /// The same, no faster than that.
+    pub async fn read_back_within(&self, key: &str, throttle: &Throttle) -> Result<Option<(Digest, i64)>> {
         let Some(object) = found(self.inner.reads.get(&path(key)?).await)? else { return Ok(None) };
         let mut hasher = Hasher::default();
         let mut size_bytes = 0;
         let mut chunks = object.into_stream();
         while let Some(chunk) = chunks.try_next().await? {
             hasher.update(&chunk);
+            throttle.took(chunk.len()).await;
             size_bytes += i64::try_from(chunk.len()).unwrap_or(i64::MAX);
         }
         Ok(Some((hasher.finish(), size_bytes)))

@@ -9,8 +9,11 @@ mod credentials;
 pub mod embedded;
 mod inspect;
 pub mod link;
+mod list;
 mod markers;
 mod read;
+mod rewrite;
+mod throttle;
 mod upload;
 mod versions;
 
@@ -32,7 +35,9 @@ pub use credentials::CredentialError;
 pub use embedded::Embedded;
 pub use inspect::ObjectFacts;
 pub use link::{Disposition, Link, LinkBase, LinkMethod};
+pub use list::{ListedObject, ListedPage, PAGE_MAX};
 pub use read::Reading;
+pub use throttle::Throttle;
 pub use upload::{NewObject, SINGLE_PUT_MAX_BYTES, Staging, UPLOAD_RESERVE_BYTES};
 pub use versions::Version;
 

@@ -80,7 +80,7 @@ impl Bucket {
     }
 
     /// Copies what was staged to its own key, with its metadata.
-    async fn copy(&self, from: &Path, object: &NewObject) -> Result<()> {
+    pub(super) async fn copy(&self, from: &Path, object: &NewObject) -> Result<()> {
         let mut headers = HeaderMap::new();
         let mut set = |name: String, value: &str| -> Result<()> {
             let invalid = || BucketError::Setup(format!("{name} cannot be sent as metadata"));

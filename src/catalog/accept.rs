@@ -5,9 +5,10 @@
 
 use serde_json::json;
 
+use super::markers::HOLD_AS_MARKED;
 use super::rows;
 use super::sql::{Session, args, now};
-use super::{Catalog, Result, feed, questions};
+use super::{Catalog, Result, feed, questions, scrub};
 use crate::domain::recording::{Details, ErrorCode, News, Recording, RecordingId, State, react};
 use crate::domain::sid::CallSid;
 
@@ -131,7 +132,10 @@ impl dyn Catalog + '_ {
     ///
     /// Saying the same again changes nothing. An error leaves open whether it
     /// was taken; saying it again is then right.
+    ///
+    /// Nothing is taken before the bucket's markers were read.
     pub async fn accept(&self, said: &Announcement) -> Result<Accepted> {
+        self.must_be_read().await?;
         let mut session = self.begin().await?;
         let Taken { accepted, moved } = take(&mut session, said).await?;
         if let Some(call) = said.details.call_sid {
@@ -232,6 +236,7 @@ async fn create(session: &mut Session, said: &Announcement) -> Result<bool> {
     if session.execute(CREATE, args).await? == 0 {
         return Ok(false);
     }
+    session.execute(HOLD_AS_MARKED, args![said.id.account, said.id.recording]).await?;
     feed::append(session, &said.id, "recording.accepted", json!({"by": said.announced_by()})).await?;
     note_what_was_said(session, said).await?;
     enter(session, said, state).await?;
@@ -240,7 +245,11 @@ async fn create(session: &mut Session, said: &Announcement) -> Result<bool> {
 
 async fn update(session: &mut Session, known: &Recording, said: &Announcement) -> Result<()> {
     if known.state == State::Erased {
-        return Ok(());
+        // Whoever asks for its call is told so, where only a marker knew of it.
+        return match said.is_confirmed() {
+            true => scrub::tell_call(session, known, said.details.call_sid, said.details.conference_sid).await,
+            false => Ok(()),
+        };
     }
     let first_time = note_what_was_said(session, said).await?;
     if first_time && !matches!(said.by, AnnouncedBy::Found { .. }) {

@@ -127,6 +127,7 @@ impl dyn Catalog + '_ {
     /// Twilio likes. A lease that ran out is a failed attempt first, and its
     /// recording is due again as the claimant's policy says.
     pub async fn claim(&self, claimant: &Claimant, wishes: &[Wish]) -> Result<Vec<Claim>> {
+        self.must_be_read().await?;
         let mut session = self.begin().await?;
         let mut claims = Vec::new();
         let mut changed = false;
@@ -149,6 +150,17 @@ impl dyn Catalog + '_ {
         }
         Ok(claims)
     }
+}
+
+/// Claims a row that is pending and due, and locked. None where Twilio wants its
+/// account to be left alone.
+pub(super) async fn claim_row(session: &mut Session, claimant: &Claimant, row: &Row) -> Result<Option<Claim>> {
+    let due = Due::read(row)?;
+    let Some(room) = accounts::room(session, due.known.id.account).await?.filter(|room| room.at_most > 0) else {
+        return Ok(None);
+    };
+    let claim = due.grant(session, claimant).await?;
+    Ok(Some(Claim { is_limited: room.limited, ..claim }))
 }
 
 /// What is due of an account. Others' claims under way are passed over, not waited for.

@@ -27,6 +27,8 @@ pub enum ErasedBy {
     Request,
     /// It reached the age at which recordings of its account go.
     Retention,
+    /// The bucket says that it was: a marker of a catalog before this one.
+    Marker,
 }
 
 /// What is to be erased.
@@ -317,13 +319,15 @@ async fn lock_all(session: &mut Session, what: Erase) -> Result<Vec<Recording>> 
     rows.iter().map(rows::recording).collect()
 }
 
-async fn erase(session: &mut Session, id: &RecordingId, by: ErasedBy, at_twilio: bool) -> Result<()> {
+/// Makes a recording erased, whose row is locked; what is owed of it is due at once.
+pub(super) async fn erase(session: &mut Session, id: &RecordingId, by: ErasedBy, at_twilio: bool) -> Result<()> {
     session.execute(ERASE, args![id.account, id.recording, i64::from(at_twilio)]).await?;
     // What an event kept beside the row would tell what the row does not any more.
     session.execute(FORGET_DETAILS, args![id.account, id.recording]).await?;
     let by = match by {
         ErasedBy::Request => "request",
         ErasedBy::Retention => "retention",
+        ErasedBy::Marker => "bucket",
     };
     feed::append(session, id, "recording.erased", json!({"by": by, "at_twilio": at_twilio})).await
 }

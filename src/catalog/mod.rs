@@ -13,6 +13,8 @@ mod accept;
 mod accounts;
 mod announced;
 mod audit;
+mod birth;
+mod bucket_walk;
 mod claim;
 mod clock;
 mod duty;
@@ -23,13 +25,16 @@ mod hold;
 mod keys;
 mod lease;
 mod lookup;
+mod markers;
 mod migrations;
 mod news;
 mod postgres;
 mod questions;
 mod recheck;
 mod reconcile;
+mod reindex;
 mod rows;
+mod scrub;
 mod sql;
 mod sqlite;
 mod turns;
@@ -46,6 +51,8 @@ pub use accept::{Accepted, AnnouncedBy, Announcement, FoundBy};
 pub use accounts::{Paused, SlowDown};
 pub use announced::Announced;
 pub use audit::{FeedExtent, Told};
+pub use birth::Birth;
+pub use bucket_walk::{BucketWalk, BucketWalkKind, Position, WalkAhead};
 pub use claim::{Claim, Claimant, Leftover, Standing, Wish};
 pub use clock::Clock;
 pub use duty::Duty;
@@ -55,12 +62,15 @@ pub use hold::HoldMarker;
 pub use keys::{KEYS_MAX, KeptKey, KeyRingRows, NewKey, Rotation, ShareSecret};
 pub use lease::{Lease, Settled};
 pub use lookup::{CallView, ListFilter, PageCursor, PutChoice};
+pub use markers::Marked;
 pub use news::{News, NewsPage};
 pub use postgres::PostgresCatalog;
 pub use questions::{Asked, Question};
 pub use recheck::Finding;
 pub use reconcile::{Ahead, Walk, WalkLease, Walker};
+pub use reindex::FoundObject;
 pub use rows::HistoryEntry;
+pub use scrub::InHand;
 pub use sql::Session;
 pub use sqlite::SqliteCatalog;
 pub use turns::Turn;
@@ -91,6 +101,12 @@ pub enum CatalogError {
     /// Its schema cannot be brought up to date.
     #[error("the catalog's schema cannot be migrated: {}", innermost(.0))]
     Migration(#[source] sqlx::migrate::MigrateError),
+    /// It is new, and nothing is taken before the bucket's markers are read.
+    #[error("the catalog is new, and the bucket's markers have not been read yet")]
+    Unread,
+    /// What it does not know may lie in the bucket all the same.
+    #[error("it is not known, but the catalog is new, and what lies in the bucket has not been indexed yet")]
+    Unindexed,
     /// It holds something that this service did not write.
     #[error("the catalog holds a value that cannot be read: {0}")]
     Unreadable(String),
@@ -127,6 +143,9 @@ pub trait Catalog: Send + Sync + 'static {
 
     /// The catalog's time.
     fn clock(&self) -> &Clock;
+
+    /// What was seen of its birth.
+    fn birth(&self) -> &Birth;
 }
 
 const CHANGE_NOTHING: &str = "UPDATE catalog SET created_at = created_at WHERE only_row = 0";

@@ -19,7 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::migrations::{Step, migrator};
 use super::sql::args;
-use super::{ACQUIRE_TIMEOUT, Catalog, CatalogError, Clock, Result, SESSION_TIMEOUT, Session, sql};
+use super::{ACQUIRE_TIMEOUT, Birth, Catalog, CatalogError, Clock, Result, SESSION_TIMEOUT, Session, sql};
 
 /// What every connection is told. A node that freezes in the middle of a
 /// transaction must not keep its locks for longer than a lease of others.
@@ -57,6 +57,7 @@ struct Shared {
     pool: PgPool,
     options: PgConnectOptions,
     clock: Clock,
+    birth: Birth,
     changes: watch::Sender<u64>,
     /// Something was committed here that is to be numbered and told.
     committed: Notify,
@@ -81,6 +82,7 @@ impl PostgresCatalog {
             pool,
             options,
             clock: Clock::default(),
+            birth: Birth::default(),
             changes: watch::Sender::new(0),
             committed: Notify::new(),
             prepared: watch::Sender::new(false),
@@ -96,6 +98,7 @@ const MIGRATIONS: &[Step] = &[
     Step(2, "keys", include_str!("migrations/postgres/0002_keys.sql")),
     Step(3, "webhooks", include_str!("migrations/postgres/0003_webhooks.sql")),
     Step(4, "letting_go", include_str!("migrations/postgres/0004_letting_go.sql")),
+    Step(5, "bucket_read", include_str!("migrations/postgres/0005_bucket_read.sql")),
     Step(6, "content", include_str!("migrations/postgres/0006_content.sql")),
     Step(8, "turns", include_str!("migrations/postgres/0008_turns.sql")),
     Step(14, "awaited_content", include_str!("migrations/postgres/0014_awaited_content.sql")),
@@ -258,5 +261,9 @@ impl Catalog for PostgresCatalog {
 
     fn clock(&self) -> &Clock {
         &self.shared.clock
+    }
+
+    fn birth(&self) -> &Birth {
+        &self.shared.birth
     }
 }

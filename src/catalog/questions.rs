@@ -114,6 +114,7 @@ impl dyn Catalog + '_ {
         lease: Duration,
         forget_after: Duration,
     ) -> Result<Option<Question>> {
+        self.must_be_read().await?;
         let mut session = self.begin().await?;
         let Some(granted) = session.row(GRANT, args![account, call, lease]).await? else {
             session.rollback().await?;
@@ -142,6 +143,7 @@ impl dyn Catalog + '_ {
     ///
     /// An error leaves open whether they were; saying it again is then right.
     pub async fn found(&self, question: &Question, told: &[Announcement]) -> Result<()> {
+        self.must_be_read().await?;
         let mut session = self.begin().await?;
         // In an order: two that accept the same must not wait for each other.
         let mut told: Vec<&Announcement> = told.iter().collect();

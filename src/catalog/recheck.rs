@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::accept::lock;
+use super::accept::{TO_FAILED, lock};
 use super::duty::{Due, Duty, held};
 use super::lease::{Lease, Settled};
 use super::sql::{Session, Value, args, now};
@@ -25,6 +25,11 @@ pub enum Finding {
     InOrder,
     /// The object of a stored recording is not there: it is to be fetched again.
     Lost,
+    /// The object of a stored recording is not what the row names, in these words:
+    /// it is to be fetched again.
+    Damaged(String),
+    /// The same, or it is not there, and Twilio does not have it any more: it is given up.
+    Gone(String),
     /// A whole object of a recording that was given up: it is stored.
     Adopted(StoredObject),
     /// The bucket could not be looked through.
@@ -119,7 +124,9 @@ impl dyn Catalog + '_ {
         let end = if *finding == Finding::Unfinished { LEAVE } else { END };
         let held = session.execute(end, end_args(duty, again)).await? == 1;
         let settled = match (known, finding) {
-            (Some(known), Finding::Lost) if held => lose(&mut session, &known, again).await?,
+            (Some(known), Finding::Lost) if held => lose(&mut session, &known, None, again).await?,
+            (Some(known), Finding::Damaged(how)) if held => lose(&mut session, &known, Some(how), again).await?,
+            (Some(known), Finding::Gone(how)) if held => give_up(&mut session, &known, how, again).await?,
             (Some(known), Finding::Adopted(object)) if held => adopt(&mut session, &known, object).await?,
             _ if held => Settled::Done,
             _ => Settled::Stale,
@@ -133,16 +140,30 @@ impl dyn Catalog + '_ {
     }
 }
 
-async fn lose(session: &mut Session, known: &Recording, again: Duration) -> Result<Settled> {
+async fn lose(session: &mut Session, known: &Recording, why: Option<&str>, again: Duration) -> Result<Settled> {
     if known.state != State::Stored {
         return Ok(Settled::Stale);
     }
     let id = &known.id;
     let key = known.object.as_ref().map(|object| object.key.as_str()).unwrap_or_default();
-    let detail = format!("no object is at {key}");
+    let detail = why.map_or_else(|| format!("no object is at {key}"), |why| format!("the object {why}"));
     session.execute(LOSE, args![id.account, id.recording, ErrorCode::ObjectLost.as_str(), detail.as_str()]).await?;
     owe(session, &Lease { id: *id, epoch: known.epoch }, again).await?;
     feed::append(session, id, "recording.lost", json!({"code": ErrorCode::ObjectLost, "detail": detail})).await?;
+    Ok(Settled::Done)
+}
+
+/// Lost, and not to be had again: nobody is to wait for it.
+async fn give_up(session: &mut Session, known: &Recording, how: &str, again: Duration) -> Result<Settled> {
+    if lose(session, known, Some(how), again).await? == Settled::Stale {
+        return Ok(Settled::Stale);
+    }
+    let id = &known.id;
+    let detail = format!("the object {how}, and Twilio does not have the recording any more");
+    session
+        .execute(TO_FAILED, args![id.account, id.recording, ErrorCode::ObjectLost.as_str(), detail.as_str()])
+        .await?;
+    feed::append(session, id, "recording.failed", json!({"code": ErrorCode::ObjectLost, "detail": detail})).await?;
     Ok(Settled::Done)
 }
 

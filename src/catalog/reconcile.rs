@@ -11,6 +11,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use sqlx::AssertSqlSafe;
 
+use super::clock::between;
 use super::lease::Settled;
 use super::sql::{Row, Value, args, now, one_of};
 use super::{Catalog, CatalogError, Result};
@@ -198,6 +199,7 @@ impl dyn Catalog + '_ {
     /// Grants the walk that has been due for longest, if one is. One whose
     /// lease ran out goes on where it was saved.
     pub async fn grant_walk(&self, walker: &Walker) -> Result<Option<Walk>> {
+        self.must_be_read().await?;
         let mut session = self.begin().await?;
         let mut args = args![];
         let filter = one_of("account_sid", walker.accounts.iter().copied(), &mut args);
@@ -288,9 +290,4 @@ fn walk(row: &Row) -> Result<Walk> {
         pages: row.get("pages")?,
         failed_rounds: u32::try_from(row.get::<i64>("failed_rounds")?).unwrap_or(u32::MAX),
     })
-}
-
-/// From one time to a later one; zero where it is not later.
-fn between(earlier: Timestamp, later: Timestamp) -> Duration {
-    Duration::try_from(later.duration_since(earlier)).unwrap_or_default()
 }

@@ -195,7 +195,8 @@ impl Session {
                 Ok(query.fetch_all(&mut **connection).await?.into_iter().map(Row::Sqlite).collect())
             }
             Connection::Postgres(connection) => {
-                let query = sqlx::query_with(sql, bind::<Postgres>(args)?);
+                let is_kept = can_be_kept(sql.as_str());
+                let query = sqlx::query_with(sql, bind::<Postgres>(args)?).persistent(is_kept);
                 Ok(query.fetch_all(&mut **connection).await?.into_iter().map(Row::Postgres).collect())
             }
         })
@@ -216,7 +217,8 @@ impl Session {
                 Ok(query.execute(&mut **connection).await?.rows_affected())
             }
             Connection::Postgres(connection) => {
-                let query = sqlx::query_with(sql, bind::<Postgres>(args)?);
+                let is_kept = can_be_kept(sql.as_str());
+                let query = sqlx::query_with(sql, bind::<Postgres>(args)?).persistent(is_kept);
                 Ok(query.execute(&mut **connection).await?.rows_affected())
             }
         })
@@ -282,6 +284,13 @@ fn bind<DB: Bind>(values: Vec<Value>) -> std::result::Result<DB::Arguments, sqlx
         DB::add(&mut arguments, value).map_err(sqlx::Error::Encode)?;
     }
     Ok(arguments)
+}
+
+/// Whether a statement that was prepared stays good while a newer node adds
+/// columns. PostgreSQL refuses one that gives all columns, on every connection
+/// that prepared it before ("cached plan must not change result type").
+fn can_be_kept(sql: &str) -> bool {
+    !["SELECT *", ".*", "RETURNING *"].iter().any(|all_columns| sql.contains(all_columns))
 }
 
 /// Tells an answer of the database from its silence.

@@ -14,7 +14,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePo
 use tokio::sync::watch;
 
 use super::migrations::{Step, migrator};
-use super::{ACQUIRE_TIMEOUT, Catalog, CatalogError, Clock, Result, STATEMENT_TIMEOUT, Session, sql};
+use super::{ACQUIRE_TIMEOUT, Birth, Catalog, CatalogError, Clock, Result, STATEMENT_TIMEOUT, Session, sql};
 
 /// How long another process's transaction is waited for.
 const BUSY_TIMEOUT: Duration = STATEMENT_TIMEOUT;
@@ -27,6 +27,7 @@ pub struct SqliteCatalog {
     writer: SqlitePool,
     readers: SqlitePool,
     clock: Clock,
+    birth: Birth,
     changes: watch::Sender<u64>,
     prepared: watch::Sender<bool>,
 }
@@ -53,6 +54,7 @@ impl SqliteCatalog {
             writer: pool(1),
             readers: pool(max_connections - 1),
             clock: Clock::default(),
+            birth: Birth::default(),
             changes: watch::Sender::new(0),
             prepared: watch::Sender::new(false),
         }))
@@ -65,6 +67,7 @@ const MIGRATIONS: &[Step] = &[
     Step(2, "keys", include_str!("migrations/sqlite/0002_keys.sql")),
     Step(3, "webhooks", include_str!("migrations/sqlite/0003_webhooks.sql")),
     Step(4, "letting_go", include_str!("migrations/sqlite/0004_letting_go.sql")),
+    Step(5, "bucket_read", include_str!("migrations/sqlite/0005_bucket_read.sql")),
     Step(6, "content", include_str!("migrations/sqlite/0006_content.sql")),
     Step(8, "turns", include_str!("migrations/sqlite/0008_turns.sql")),
     Step(14, "awaited_content", include_str!("migrations/sqlite/0014_awaited_content.sql")),
@@ -116,5 +119,9 @@ impl Catalog for SqliteCatalog {
 
     fn clock(&self) -> &Clock {
         &self.clock
+    }
+
+    fn birth(&self) -> &Birth {
+        &self.birth
     }
 }

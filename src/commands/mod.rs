@@ -3,12 +3,15 @@
 //! Results go to stdout, progress and logs to stderr. Exit status: 0 done, 1
 //! something was found wrong or failed, 2 wrong usage or settings.
 
+mod beside;
 pub mod demo;
 pub mod get;
 pub mod keys;
 pub mod openapi;
+pub mod reindex;
 pub mod serve;
 pub mod simulate;
+pub mod verify;
 
 use std::process::ExitCode;
 
@@ -33,6 +36,8 @@ enum Command {
     Serve(serve::Args),
     Demo(demo::Args),
     Get(get::Args),
+    Verify(verify::Args),
+    Reindex(reindex::Args),
     Keys(keys::Args),
     Openapi(openapi::Args),
     #[command(hide = true)]
@@ -45,6 +50,8 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Serve(_) => serve::run().await,
         Command::Demo(args) => demo::run(args).await,
         Command::Get(args) => get::run(args).await,
+        Command::Verify(args) => verify::run(args).await,
+        Command::Reindex(args) => reindex::run(args).await,
         Command::Keys(args) => keys::run(args).await,
         Command::Openapi(_) => openapi::run().await,
         Command::Simulate(args) => simulate::run(args).await,

@@ -8,6 +8,9 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use base64::Engine as _;
+use jiff::Timestamp;
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
 use url::{Host, Url};
 
 use super::{EVENT_TYPES, PrivateKey};
@@ -65,6 +68,13 @@ pub fn duration_or_off(text: &str) -> Result<Option<Duration>, Expected> {
         return Ok(None);
     }
     some_time(text).map(Some).map_err(|expected| format!("{expected}, or off"))
+}
+
+/// A time, or a day: its beginning in UTC.
+pub fn time(text: &str) -> Result<Timestamp, Expected> {
+    let day = || text.parse::<Date>().ok().and_then(|day| day.to_zoned(TimeZone::UTC).ok());
+    let time = text.parse::<Timestamp>().ok().or_else(|| day().map(|day| day.timestamp()));
+    time.ok_or_else(|| "a time such as 2026-11-23T14:00:00Z, or a day such as 2026-11-23".to_owned())
 }
 
 /// `256MiB`, `4GiB`, `5GB`, or bytes.

@@ -9,6 +9,7 @@ pub mod digest;
 pub mod key;
 pub mod media;
 pub mod object_key;
+pub mod place;
 pub mod recording;
 pub mod retry;
 pub mod share;

@@ -245,6 +245,14 @@ impl IntoResponse for Problem {
 impl From<CatalogError> for Problem {
     fn from(error: CatalogError) -> Self {
         match &error {
+            CatalogError::Unindexed => {
+                tracing::debug!(%error, "a request failed");
+                return Self::Unavailable("It is not known here, and the bucket has not been indexed yet.");
+            }
+            CatalogError::Unread => {
+                tracing::warn!(%error, "a request failed");
+                return Self::Unavailable("The catalog is new, and the bucket has not been read yet.");
+            }
             CatalogError::Unavailable(_) => tracing::warn!(%error, "a request failed"),
             _ => tracing::error!(error = &error as &dyn std::error::Error, "a request failed"),
         }

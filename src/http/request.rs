@@ -12,11 +12,10 @@ use http::request::Parts;
 use http::uri::Authority;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use jiff::Timestamp;
-use jiff::civil::Date;
-use jiff::tz::TimeZone;
 
 use super::State;
 use super::problem::Problem;
+use crate::config::parse;
 use crate::vault::deliver::Wanted;
 
 /// The longest wait that may be asked for: proxies give up on longer ones.
@@ -169,11 +168,8 @@ impl Query {
 
     /// A time: RFC 3339, or a day, which begins at midnight UTC.
     pub fn time(&self, name: &str) -> Result<Option<Timestamp>, Problem> {
-        let expected = "a time such as 2026-11-23T14:00:00Z, or a day such as 2026-11-23";
-        let Some(text) = self.one::<String>(name, expected)? else { return Ok(None) };
-        let day = || text.parse::<Date>().ok().and_then(|day| day.to_zoned(TimeZone::UTC).ok());
-        let time = text.parse::<Timestamp>().ok().or_else(|| day().map(|day| day.timestamp()));
-        time.map(Some).ok_or_else(|| wrong(name, &text, expected))
+        let Some(text) = self.one::<String>(name, "a time")? else { return Ok(None) };
+        parse::time(&text).map(Some).map_err(|expected| wrong(name, &text, &expected))
     }
 }
 

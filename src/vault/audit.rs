@@ -9,14 +9,14 @@
 //! What it cannot see is what Twilio was asked, and uploads that are open.
 
 use futures::stream::{self, StreamExt, TryStreamExt};
-use jiff::Timestamp;
 
 use super::Vault;
-use crate::bucket::{BucketError, ObjectFacts};
+use super::flaws::Flaw;
+use crate::bucket::{BucketError, Throttle};
 use crate::catalog::{CatalogError, Told};
-use crate::domain::object_key::{self, CACHE_CONTROL, Marker};
-use crate::domain::recording::{Recording, State, StoredObject};
-use crate::domain::sid::RecordingSid;
+use crate::domain::object_key::Marker;
+use crate::domain::place::Place;
+use crate::domain::recording::{Recording, RecordingId, State};
 
 /// Rows that are read at once.
 const PAGE_ROWS: i64 = 500;
@@ -103,7 +103,11 @@ impl Vault {
         let mut findings = told_wrongly(recording.state, &self.catalog.told(&recording.id).await?);
         if recording.state == State::Stored {
             match &recording.object {
-                Some(object) => findings.extend(self.audit_object(recording, object, scope).await?),
+                Some(object) => {
+                    let throttle = scope.read_back.then(Throttle::default);
+                    let flaws = self.flaws(recording, object, throttle.as_ref()).await?;
+                    findings.extend(flaws.iter().map(Flaw::to_string));
+                }
                 None => findings.push("is stored but names no object".to_owned()),
             }
         }
@@ -143,33 +147,6 @@ impl Vault {
         Ok(findings)
     }
 
-    async fn audit_object(
-        &self,
-        recording: &Recording,
-        object: &StoredObject,
-        scope: Scope,
-    ) -> Result<Vec<String>, AuditError> {
-        let layout = self.bucket.layout();
-        let mut findings = Vec::new();
-        let key = layout.audio(&recording.id, &recording.details, &object.digest, object.format);
-        if key.as_deref() != Some(&object.key) {
-            findings.push(format!("names the key {}, which is not its own", object.key));
-        }
-        let Some(facts) = self.bucket.facts(&object.key).await? else {
-            findings.push(format!("is stored, but nothing lies at {}", object.key));
-            return Ok(findings);
-        };
-        findings.extend(said_wrongly(recording, object, &facts));
-        if scope.read_back {
-            match self.bucket.read_back(&object.key).await? {
-                Some((digest, _)) if digest == object.digest => {}
-                Some((digest, _)) => findings.push(format!("reads back as {digest}, not {}", object.digest)),
-                None => findings.push(format!("is gone from {}", object.key)),
-            }
-        }
-        Ok(findings)
-    }
-
     async fn audit_feed(&self) -> Result<Vec<String>, AuditError> {
         let feed = self.catalog.feed_extent().await?;
         let mut findings = Vec::new();
@@ -184,62 +161,35 @@ impl Vault {
         Ok(findings)
     }
 
+    async fn audit_marker(&self, key: &str, marker: Marker, id: &RecordingId) -> Result<Option<String>, AuditError> {
+        let row = self.catalog.recording(id).await?;
+        Ok(match marker {
+            Marker::Held => {
+                let is_held = row.is_some_and(|recording| recording.hold);
+                let is_right = is_held || self.catalog.owes_hold_marker(id).await?;
+                (!is_right).then(|| format!("{key} marks a hold that no row has"))
+            }
+            Marker::Erased => {
+                let is_erased = row.is_some_and(|recording| recording.state == State::Erased);
+                (!is_erased).then(|| format!("{key} marks as erased what no row calls so"))
+            }
+        })
+    }
+
     async fn audit_keys(&self, report: &mut Report) -> Result<(), AuditError> {
-        let staging = self.bucket.layout().staging_folder();
         let mut keys = self.bucket.keys();
         while let Some(key) = keys.try_next().await? {
-            if let Some(id) = self.bucket.layout().marked(Marker::Held, &key) {
-                let is_held = self.catalog.recording(&id).await?.is_some_and(|recording| recording.hold);
-                if !is_held && !self.catalog.owes_hold_marker(&id).await? {
-                    report.add([format!("{key} marks a hold that no row has")]);
+            match self.bucket.layout().place(&key) {
+                Place::Marker(marker, id) => report.add(self.audit_marker(&key, marker, &id).await?),
+                Place::Staged { .. } => report.add([format!("{key} is staged, and nobody works on it")]),
+                Place::Audio(audio) if !self.catalog.names_object(audio.recording, &key).await? => {
+                    report.add([format!("{key} is named by no row")]);
                 }
-            } else if let Some(id) = self.bucket.layout().marked(Marker::Erased, &key) {
-                let state = self.catalog.recording(&id).await?.map(|recording| recording.state);
-                if state != Some(State::Erased) {
-                    report.add([format!("{key} marks as erased what no row calls so")]);
-                }
-            } else if key.starts_with(&staging) {
-                report.add([format!("{key} is staged, and nobody works on it")]);
-            } else if let Some(recording) = named_by(&key)
-                && !self.catalog.names_object(recording, &key).await?
-            {
-                report.add([format!("{key} is named by no row")]);
+                Place::Audio(_) | Place::Foreign => {}
             }
         }
         Ok(())
     }
-}
-
-/// The recording that a key of audio names; None for markers, and for what this
-/// service did not write.
-fn named_by(key: &str) -> Option<RecordingSid> {
-    let mut parts = key.rsplit('/');
-    let (file, recording) = (parts.next()?, parts.next()?);
-    let (digest, _) = file.split_once('.')?;
-    digest.parse::<crate::domain::digest::Digest>().ok()?;
-    recording.parse().ok()
-}
-
-/// What the store says otherwise than the row. When it was stored is the writer's word alone.
-fn said_wrongly(recording: &Recording, object: &StoredObject, facts: &ObjectFacts) -> Vec<String> {
-    let mut findings = Vec::new();
-    let mut compare = |what: &str, is: Option<&str>, right: &str| {
-        if is != Some(right) {
-            findings.push(format!("has {what} {} at its object, not {right}", is.unwrap_or("none")));
-        }
-    };
-    compare("size", Some(&facts.size_bytes.to_string()), &object.size_bytes.to_string());
-    compare("Content-Type", facts.content_type.as_deref(), object.format.content_type());
-    compare("Cache-Control", facts.cache_control.as_deref(), CACHE_CONTROL);
-    let known = object_key::metadata(&recording.id, &recording.details, &object.digest, Timestamp::UNIX_EPOCH);
-    for (name, right) in known.iter().filter(|(name, _)| *name != "stored-at") {
-        compare(name, facts.metadata.get(*name).map(String::as_str), right);
-    }
-    let stored_at = facts.metadata.get("stored-at").map(String::as_str);
-    if stored_at.and_then(|at| at.parse::<Timestamp>().ok()).is_none() {
-        findings.push(format!("has stored-at {} at its object, which is no time", stored_at.unwrap_or("none")));
-    }
-    findings
 }
 
 /// What the feed told otherwise than it happened.
@@ -310,13 +260,5 @@ mod tests {
         let mut reversed = told(&["accepted", "stored"]);
         reversed[0].seq = Some(9);
         assert_eq!(told_wrongly(State::Stored, &reversed).len(), 1);
-    }
-
-    #[test]
-    fn only_keys_of_audio_name_a_recording() {
-        let (recording, digest) = (format!("RE{}", "a".repeat(32)), "0".repeat(64));
-        assert!(named_by(&format!("p/CA1/{recording}/{digest}.mp3")).is_some());
-        assert!(named_by(&format!("p/.erased/AC1/{recording}")).is_none());
-        assert!(named_by(&format!("notes/{recording}/readme.txt")).is_none());
     }
 }

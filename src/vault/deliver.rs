@@ -244,7 +244,7 @@ impl Vault {
         if is_away && let Some(known) = recall() {
             return Ok(Some(known));
         }
-        match self.find(wanted, visible).await {
+        match self.look_up(wanted, visible).await {
             Ok(Some(recording)) if recording.state == State::Stored => Ok(Some((recording, true))),
             Ok(found) => {
                 self.hits.forget(wanted, visible);
@@ -263,10 +263,16 @@ impl Vault {
         inquiry: &mut Inquiry,
         waiter: &mut Waiter,
     ) -> Result<Option<Delivery<T>>, DeliveryError> {
-        let Wanted::Call(call) = wanted else { return Ok(Some(Delivery::Unknown)) };
+        let Wanted::Call(call) = wanted else {
+            self.must_be_indexed().await?;
+            return Ok(Some(Delivery::Unknown));
+        };
         let asking = Delivery::Asking { retry_after_seconds: ASKING_RETRY_AFTER_SECONDS };
         match self.inquire(call, visible, inquiry).await? {
-            Inquired::Nothing => Ok(Some(Delivery::Unknown)),
+            Inquired::Nothing => {
+                self.must_be_indexed().await?;
+                Ok(Some(Delivery::Unknown))
+            }
             Inquired::Unavailable => Err(DeliveryError::Twilio),
             // There may be room for the question in time.
             Inquired::Busy => Ok(if waiter.wait().await { None } else { Some(asking) }),
@@ -280,8 +286,22 @@ impl Vault {
         }
     }
 
-    /// The recording that is wanted, if it is known.
+    /// The recording that is wanted, if it is known. Fails where it is not, and may
+    /// lie in the bucket all the same.
     pub async fn find(
+        &self,
+        wanted: Wanted,
+        visible: Option<&[AccountSid]>,
+    ) -> Result<Option<Recording>, CatalogError> {
+        let found = self.look_up(wanted, visible).await?;
+        if found.is_none() {
+            self.must_be_indexed().await?;
+        }
+        Ok(found)
+    }
+
+    /// The recording that is wanted, if the catalog knows it.
+    pub(super) async fn look_up(
         &self,
         wanted: Wanted,
         visible: Option<&[AccountSid]>,
@@ -295,14 +315,26 @@ impl Vault {
                 if is_visible { self.catalog.recording(&id).await } else { Ok(None) }
             }
             Wanted::Content(digest) => self.catalog.recording_with(digest, visible).await,
-            Wanted::Call(sid) => Ok(self.call(sid, visible).await?.and_then(|view| view.answer().cloned())),
+            Wanted::Call(sid) => {
+                Ok(self.catalog.call(sid, visible).await?.first().and_then(|view| view.answer().cloned()))
+            }
         }
     }
 
     /// A call's recordings, if it is known: those of the account of which the
-    /// SID is Twilio's own, else of the one that has its newest other name.
+    /// SID is Twilio's own, else of the one that has its newest other name. Fails
+    /// where it is not known, and may lie in the bucket all the same.
     pub async fn call(&self, sid: CallSid, visible: Option<&[AccountSid]>) -> Result<Option<CallView>, CatalogError> {
-        Ok(self.catalog.call(sid, visible).await?.into_iter().next())
+        let view = self.catalog.call(sid, visible).await?.into_iter().next();
+        if view.is_none() {
+            self.must_be_indexed().await?;
+        }
+        Ok(view)
+    }
+
+    /// What a catalog does not know that is not indexed may lie in the bucket: fails then.
+    pub async fn must_be_indexed(&self) -> Result<(), CatalogError> {
+        if self.catalog.is_indexed().await? { Ok(()) } else { Err(CatalogError::Unindexed) }
     }
 
     async fn playable(

@@ -205,8 +205,7 @@ impl Vault {
 
     /// An object that this service wrote for the row's account.
     pub(super) async fn describe_ours(&self, held: &Held<'_>, key: &str) -> Result<Option<ObjectFacts>, BucketError> {
-        let described = self.bucket.facts(key).await?;
-        Ok(described.filter(|described| is_ours(held, described)))
+        self.describe_own(held.duty.lease.id.account, key).await
     }
 
     /// Gives a duty back, unless something done under it may still arrive.

@@ -140,6 +140,10 @@ impl Vault {
             held(self.catalog.forget_upload(lease).await?)?;
         }
         let details = self.details(claim).await?;
+        if let Some(object) = self.already_there(claim, &details).await? {
+            tracing::info!(recording = %lease.id, key = object.key, "it lies in the bucket already");
+            return self.settle_stored(lease, &object, true).await;
+        }
         let source = source_of(&lease.id, claim.recording.source_host.as_deref());
         let formats = self.twilio.formats(&lease.id.account);
         let mut media = self.twilio.media(&source, formats, self.max_recording_bytes).await?;

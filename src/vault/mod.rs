@@ -6,9 +6,11 @@
 //! catalog's, its dice are passed in.
 
 pub mod accept;
+mod adopt;
 mod announced;
 pub mod audit;
 pub mod content;
+pub mod cure;
 pub mod deliver;
 mod discover;
 mod duty;
@@ -16,8 +18,10 @@ pub mod erase;
 mod evict;
 pub mod feed;
 pub mod fetch;
+mod flaws;
 mod flight;
 pub mod follow;
+pub mod found;
 pub mod health;
 mod hits;
 pub mod hold;
@@ -28,15 +32,19 @@ mod lease;
 mod letting_go;
 mod live;
 mod memory;
+mod mend;
 mod pace;
 pub mod recheck;
 pub mod reconcile;
+pub mod reindex;
+pub mod scrub;
 pub mod share;
 mod streams;
 mod tape;
 mod traces;
 mod turns;
 mod twilio_copies;
+pub mod verify;
 pub mod webhooks;
 
 use std::collections::HashSet;

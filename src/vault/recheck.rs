@@ -10,7 +10,6 @@
 //! later: what lies there may be the only copy, should the recording be given up in
 //! the end. Of one that was erased or evicted nothing stays.
 
-use std::cmp::Reverse;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -20,7 +19,6 @@ use super::Vault;
 use super::duty::{DUTY_LEASE, Held, OBJECTS_AT_ONCE, Worked};
 use crate::bucket::BucketError;
 use crate::catalog::{CatalogError, Duty, Finding, Lease, Settled};
-use crate::domain::object_key::Layout;
 use crate::domain::recording::{State, StoredObject};
 use crate::telemetry;
 
@@ -39,38 +37,52 @@ impl Vault {
     /// its lease is lost, or `stopping` gives it back for another node.
     pub async fn recheck(&self, duty: &Duty, granted: Instant, stopping: &CancellationToken) {
         let held = Held::new(duty, DUTY_LEASE);
-        let recording = duty.lease.id;
-        let (finding, again) = match self.work_under(&held, granted, stopping, self.look_again(&held)).await {
-            Worked::Done(Ok(finding)) => (finding, self.recheck_after),
+        let work = async { Ok((self.look_again(&held).await?, ())) };
+        self.settle_look(&held, granted, stopping, work).await;
+    }
+
+    /// Works under the lease of a recheck, and settles it as the work says. Gives
+    /// what came of the work; None where it is not settled.
+    pub(super) async fn settle_look<T>(
+        &self,
+        held: &Held<'_>,
+        granted: Instant,
+        stopping: &CancellationToken,
+        work: impl Future<Output = Result<(Finding, T), BucketError>>,
+    ) -> Option<T> {
+        let recording = held.duty.lease.id;
+        let (finding, came_of_it, again) = match self.work_under(held, granted, stopping, work).await {
+            Worked::Done(Ok((finding, came_of_it))) => (finding, Some(came_of_it), self.recheck_after),
             Worked::Done(Err(error)) => {
                 tracing::warn!(%recording, %error, "a recheck is not finished");
-                (Finding::Unfinished, self.recheck_after)
+                (Finding::Unfinished, None, self.recheck_after)
             }
             Worked::Lost => {
                 tracing::warn!(%recording, "the lease of a recheck was lost");
-                return telemetry::recheck_ended("stale");
+                telemetry::recheck_ended("stale");
+                return None;
             }
-            Worked::Stopped => (Finding::Unfinished, Duration::ZERO),
+            Worked::Stopped => (Finding::Unfinished, None, Duration::ZERO),
         };
         if held.has_delete_in_doubt() {
             // No claim before it has arrived, or the store refuses it: the lease lasts longer.
             tracing::warn!(%recording, "a delete is not answered; the lease of its recheck is left to run out");
-            return telemetry::recheck_ended("unfinished");
+            telemetry::recheck_ended("unfinished");
+            return None;
         }
-        match self.catalog.settle_recheck(duty, &finding, again).await {
-            Ok(Settled::Done) => {
-                tracing::info!(%recording, ?finding, "a recheck ended");
-                telemetry::recheck_ended(outcome_label(&finding));
-            }
-            Ok(Settled::Stale) => telemetry::recheck_ended("stale"),
-            Err(error) => {
-                tracing::warn!(%recording, %error, "the end of a recheck is not told; its lease will run out");
-                telemetry::recheck_ended("stale");
-            }
+        let settled = self.catalog.settle_recheck(held.duty, &finding, again).await;
+        if let Err(error) = &settled {
+            tracing::warn!(%recording, %error, "the end of a recheck is not told; its lease will run out");
         }
+        let is_done = matches!(settled, Ok(Settled::Done));
+        telemetry::recheck_ended(if is_done { outcome_label(&finding) } else { "stale" });
+        if is_done {
+            tracing::info!(%recording, ?finding, "a recheck ended");
+        }
+        came_of_it.filter(|_| is_done)
     }
 
-    async fn look_again(&self, held: &Held<'_>) -> Result<Finding, BucketError> {
+    pub(super) async fn look_again(&self, held: &Held<'_>) -> Result<Finding, BucketError> {
         let recording = &held.duty.recording;
         if matches!(recording.state, State::Evicted | State::Erased) {
             return Ok(found(self.clear_bucket(held).await?));
@@ -83,7 +95,7 @@ impl Vault {
             (State::Announced | State::Pending | State::Fetching | State::Evicted | State::Erased, _)
             | (State::Stored, None) => Ok(Finding::InOrder),
             (State::Stored, Some(object)) => self.look_at_stored(held, &folder, object).await,
-            (State::Failed | State::Absent, _) => self.look_for_whole(held, &folder).await,
+            (State::Failed | State::Absent, named) => self.look_for_whole(held, &folder, named.as_ref()).await,
         }
     }
 
@@ -101,38 +113,31 @@ impl Vault {
         Ok(found(self.remove_ours(held, &keys, Some(&object.key)).await?))
     }
 
-    /// Of a recording that was given up: the newest object that is what its key says.
-    async fn look_for_whole(&self, held: &Held<'_>, folder: &str) -> Result<Finding, BucketError> {
+    /// Of a recording that was given up: what is whole. What is damaged and named by
+    /// the row stays: there may be no other copy.
+    async fn look_for_whole(
+        &self,
+        held: &Held<'_>,
+        folder: &str,
+        named: Option<&StoredObject>,
+    ) -> Result<Finding, BucketError> {
         let keys = self.bucket.list_folder(folder, OBJECTS_AT_ONCE).await?;
-        let mut candidates = Vec::new();
-        for key in &keys {
-            let Some((digest, format)) = Layout::content_of(key) else { continue };
-            if let Some(described) = self.describe_ours(held, key).await? {
-                candidates.push((Reverse(described.stored_at()), key, digest, format));
-            }
+        if let Some(object) = self.newest_whole(held.duty.lease.id.account, &keys).await? {
+            return Ok(Finding::Adopted(object));
         }
-        candidates.sort_by_key(|(stored_at, ..)| *stored_at);
-        for (_, key, digest, format) in candidates {
-            match self.bucket.read_back(key).await? {
-                Some((read, size_bytes)) if read == digest => {
-                    return Ok(Finding::Adopted(StoredObject { digest, size_bytes, format, key: key.clone() }));
-                }
-                _ => {}
-            }
-        }
-        Ok(found(self.remove_ours(held, &keys, None).await?))
+        Ok(found(self.remove_ours(held, &keys, named.map(|object| object.key.as_str())).await?))
     }
 }
 
 /// What it is that all was looked at, or not.
-fn found(all: bool) -> Finding {
+pub(super) fn found(all: bool) -> Finding {
     if all { Finding::InOrder } else { Finding::Unfinished }
 }
 
 fn outcome_label(finding: &Finding) -> &'static str {
     match finding {
         Finding::InOrder => "in_order",
-        Finding::Lost => "lost",
+        Finding::Lost | Finding::Damaged(_) | Finding::Gone(_) => "lost",
         Finding::Adopted(_) => "adopted",
         Finding::Unfinished => "unfinished",
     }

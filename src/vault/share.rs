@@ -114,7 +114,7 @@ impl Vault {
         let mut inquiry = Inquiry::default();
         loop {
             waiter.look();
-            let found = self.find(wanted, terms.visible).await.map_err(DeliveryError::from)?;
+            let found = self.look_up(wanted, terms.visible).await.map_err(DeliveryError::from)?;
             if let Some(recording) = found {
                 return Ok(recording);
             }

@@ -92,7 +92,7 @@ impl ClaimLoop {
                 permit = self.free.clone().acquire_owned() => permit.expect("the semaphore is never closed"),
             };
             let standings = self.vault.catalog.standings(self.vault.accounts()).await?;
-            if self.vault.check_clock().is_err() {
+            if self.vault.check_clock().is_err() || !self.vault.catalog.is_read().await? {
                 return Ok(POLL_EVERY);
             }
             let mut places: Vec<Place> = self.place(permit).into_iter().collect();

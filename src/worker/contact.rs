@@ -24,6 +24,12 @@ const MAKE_UP_AT_MOST_EVERY: Duration = Duration::from_secs(60);
 pub async fn watch_parts(vault: Arc<Vault>, stopping: CancellationToken) {
     let watched = async {
         tokio::join!(prepare(&vault), watch_bucket(&vault, true));
+        // A new installation takes callbacks from its first moment on.
+        match tokio::time::timeout(PATIENCE, vault.read_empty_bucket()).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "whether the bucket is empty is not known"),
+            Err(_) => tracing::debug!("whether the bucket is empty was not told in time"),
+        }
         vault.health.became_ready();
         tokio::join!(watch_catalog(&vault), watch_bucket(&vault, false));
     };

@@ -78,7 +78,8 @@ impl ReconcileLoop {
         let Some(ahead) = self.vault.catalog.ahead(accounts, self.vault.ask_announced_every()).await? else {
             return Ok(POLL_EVERY);
         };
-        if self.vault.check_clock().is_err() {
+        // Of a catalog that is not indexed the list would fetch what the bucket has.
+        if self.vault.check_clock().is_err() || !self.vault.catalog.is_indexed().await? {
             return Ok(POLL_EVERY);
         }
         let mut idle_for = POLL_EVERY;

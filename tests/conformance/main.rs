@@ -39,8 +39,15 @@ impl Database {
         Self { url: Url::Postgres(Postgres::shared().new_database().await) }
     }
 
-    /// A node's catalog, migrated.
+    /// A node's catalog, migrated, over a bucket that was empty when it was new.
     pub async fn node(&self) -> Arc<dyn Catalog> {
+        let catalog = self.newborn().await;
+        catalog.nothing_is_there().await.expect("the catalog can be written");
+        catalog
+    }
+
+    /// A node's catalog, migrated, that knows nothing of the bucket where it is new.
+    pub async fn newborn(&self) -> Arc<dyn Catalog> {
         let catalog: Arc<dyn Catalog> = match &self.url {
             Url::Sqlite(folder) => SqliteCatalog::open(&folder.path().join("catalog.db"), 10).unwrap(),
             Url::Postgres(url) => PostgresCatalog::open(&url.as_str().into(), 10).unwrap(),
@@ -81,12 +88,14 @@ macro_rules! on_every_catalog {
 
 mod accepting;
 mod accounts;
+mod bucket;
 mod feed;
 mod follow;
 mod keys;
 mod leases;
 mod letting_go;
 mod lookups;
+mod newer;
 mod questions;
 mod rechecks;
 mod reconcile;

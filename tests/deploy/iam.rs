@@ -42,7 +42,8 @@ const WORDS: &[(&str, &[&str])] = &[
     ("\"versions\"", &["s3:ListBucketVersions"]),
     ("\"versionId\"", &["s3:DeleteObjectVersion"]),
     ("\"versioning\"", &["s3:GetBucketVersioning"]),
-    ("\"cors\"", &["s3:GetBucketCORS"]),
+    // AWS writes CORS and does not mind; MinIO takes no other case than this.
+    ("\"cors\"", &["s3:GetBucketCors"]),
     ("\"lifecycle\"", &["s3:GetLifecycleConfiguration"]),
     ("\"list-type\"", &["s3:ListBucket"]),
     ("\"acl\"", &["s3:GetObjectAcl"]),
@@ -54,7 +55,7 @@ const WORDS: &[(&str, &[&str])] = &[
 ];
 
 /// What is there for `callvault doctor`, which looks at the bucket's own settings.
-const ALLOWED_BESIDE: &[&str] = &["s3:GetBucketVersioning", "s3:GetBucketCORS", "s3:GetLifecycleConfiguration"];
+const ALLOWED_BESIDE: &[&str] = &["s3:GetBucketVersioning", "s3:GetBucketCors", "s3:GetLifecycleConfiguration"];
 
 /// The sources of src/bucket, without tests, without what only the embedded store does.
 fn sources() -> Vec<(String, String)> {

@@ -193,9 +193,18 @@ fn make_bucket(service: &serde_json::Value, world: &World) {
     let policy = policy_file(world, "service.json");
     let script = replace(service["command"][0].as_str().unwrap(), "/service.json", &policy, 1);
     let script = replace(&script, "store/recordings", &format!("store/{}", world.bucket()), 1);
+    // Other tests have policies and users at this store, too.
+    let script = replace(&script, "callvault-service", "POLICY", 3);
+    let script = replace(&script, "callvault", &user(world), 3);
+    let script = script.replace("POLICY", &format!("policy-of-{}", world.bucket()));
     // Twice: it is done again at every start.
     mc(world, &script, &policy, &[]);
     mc(world, &script, &policy, &[]);
+}
+
+/// The service's own at the store, for this world.
+fn user(world: &World) -> String {
+    format!("user-of-{}", world.bucket())
 }
 
 /// The settings of a node as the compose file has them, with hosts of this machine.
@@ -211,6 +220,7 @@ fn settings(node: &serde_json::Value, world: &World, database: &str) -> BTreeMap
     put("CALLVAULT_DATABASE_URL", "@postgres:5432/callvault", &postgres);
     put("CALLVAULT_S3_ENDPOINT", "http://minio:9000", &ObjectStore::shared().endpoint);
     put("CALLVAULT_BUCKET_URL", "recordings", world.bucket());
+    put("AWS_ACCESS_KEY_ID", "callvault", &user(world));
     let store = ObjectStore::shared();
     if store.kind != "minio" {
         settings.insert("AWS_ACCESS_KEY_ID".to_owned(), store.access_key_id.clone());

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 pub mod audit;
+pub mod bucket;
 pub mod cluster;
 pub mod compose;
 pub mod python;

@@ -67,6 +67,8 @@ impl World {
             ("CALLVAULT_DRAIN", "0s".to_owned()),
             // Otherwise every recording at Twilio would be found at once: tests that want it say so.
             ("CALLVAULT_RECONCILE_EVERY", "off".to_owned()),
+            // Nor is what a test plants in the bucket to be found by the by.
+            ("CALLVAULT_SCRUB_EVERY", "off".to_owned()),
             ("CALLVAULT_LOG", "info,callvault=debug".to_owned()),
             ("CALLVAULT_LOG_FORMAT", "json".to_owned()),
         ]

@@ -1,0 +1,162 @@
+//! What a scrub asks and notes: what rows name, which look again is owed, and the
+//! lease under which one recording is mended.
+//!
+//! Nothing here decides what is wrong.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use sqlx::AssertSqlSafe;
+
+use super::accept::lock;
+use super::claim::{Claim, Claimant, claim_row};
+use super::duty::{Duty, at_rest, grant};
+use super::lease::Lease;
+use super::sql::{Row, Session, args, now, one_of};
+use super::{Catalog, Result, recheck, rows};
+use crate::domain::recording::{Recording, RecordingId, State};
+use crate::domain::sid::{CallSid, ConferenceSid, RecordingSid};
+
+/// What a row says of what lies in the bucket for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InHand {
+    /// Which recording.
+    pub id: RecordingId,
+    /// Where it stands.
+    pub state: State,
+    /// Its newest epoch.
+    pub epoch: i64,
+    /// The object that it names.
+    pub key: Option<String>,
+    /// Whether the bucket is to be looked at again for it anyhow.
+    pub is_owed: bool,
+    /// Whether it is held.
+    pub hold: bool,
+    /// Whether the marker of its hold is still to be brought in line with it.
+    pub owes_hold_marker: bool,
+}
+
+const OF: &str = "SELECT * FROM recordings WHERE 1 = 1";
+const COUNT: &str = "SELECT count(*) AS known, count(CASE WHEN state = 'stored' THEN 1 END) AS stored FROM recordings";
+const AT_REST: &str = concat!(
+    "SELECT *, ",
+    now!(),
+    " AS now_ms FROM recordings WHERE account_sid = $1 AND recording_sid = $2 AND ",
+    at_rest!()
+);
+const DUE: &str = concat!(
+    "SELECT *, ",
+    now!(),
+    " AS now_ms FROM recordings WHERE account_sid = $1 AND recording_sid = $2 AND state = 'pending' AND due_at <= ",
+    now!(),
+    " AND (duty_until IS NULL OR duty_until <= ",
+    now!(),
+    ")"
+);
+const TELL_CALL: &str = "UPDATE recordings SET call_sid = $3, conference_sid = $4, details_confirmed = 1 \
+     WHERE account_sid = $1 AND recording_sid = $2 AND state = 'erased' \
+     AND call_sid IS NULL AND conference_sid IS NULL";
+
+impl dyn Catalog + '_ {
+    /// What the rows of these recordings say, by recording: several accounts may
+    /// have one of that SID.
+    pub async fn in_hand(
+        &self,
+        recordings: impl IntoIterator<Item = RecordingSid>,
+    ) -> Result<HashMap<RecordingSid, Vec<InHand>>> {
+        let mut args = args![];
+        let filter = one_of("recording_sid", recordings, &mut args);
+        if args.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let rows = self.read().await?.rows(AssertSqlSafe(format!("{OF}{filter}")), args).await?;
+        let mut known: HashMap<RecordingSid, Vec<InHand>> = HashMap::new();
+        for row in &rows {
+            let found = in_hand(row)?;
+            known.entry(found.id.recording).or_default().push(found);
+        }
+        Ok(known)
+    }
+
+    /// How many recordings there are, and how many of them are stored.
+    pub async fn count_recordings(&self) -> Result<(i64, i64)> {
+        let row = self.read().await?.row(COUNT, args![]).await?;
+        row.map_or(Ok((0, 0)), |row| Ok((row.get("known")?, row.get("stored")?)))
+    }
+
+    /// Notes that something lies in the bucket for a recording which its row does
+    /// not name, in the folder of that call or conference; attempts from `epoch` on
+    /// may have staged something. Looked at `after` that time.
+    pub async fn owe_for_find(
+        &self,
+        id: &RecordingId,
+        epoch: i64,
+        home: (Option<CallSid>, Option<ConferenceSid>),
+        after: Duration,
+    ) -> Result<()> {
+        let mut session = self.begin().await?;
+        if let Some(known) = lock(&mut session, id).await? {
+            tell_call(&mut session, &known, home.0, home.1).await?;
+            recheck::owe(&mut session, &Lease { id: *id, epoch }, after).await?;
+        }
+        session.commit().await
+    }
+
+    /// Grants the lease of a recheck of one recording, whether one is owed or not.
+    /// None where it is not at rest.
+    pub async fn begin_duty(&self, id: &RecordingId, duration: Duration) -> Result<Option<Duty>> {
+        let mut session = self.begin().await?;
+        let row = one_row(&mut session, AT_REST, id).await?;
+        let duty = match &row {
+            Some(row) => Some(grant(&mut session, row, duration).await?),
+            None => None,
+        };
+        session.commit().await?;
+        Ok(duty)
+    }
+
+    /// Claims that recording, if it is due and Twilio likes.
+    pub async fn claim_named(&self, claimant: &Claimant, id: &RecordingId) -> Result<Option<Claim>> {
+        let mut session = self.begin().await?;
+        let row = one_row(&mut session, DUE, id).await?;
+        let claim = match &row {
+            Some(row) => claim_row(&mut session, claimant, row).await?,
+            None => None,
+        };
+        session.commit().await?;
+        Ok(claim)
+    }
+}
+
+async fn one_row(session: &mut Session, statement: &'static str, id: &RecordingId) -> Result<Option<Row>> {
+    let locking = if session.is_postgres() { " FOR UPDATE SKIP LOCKED" } else { "" };
+    session.row(AssertSqlSafe(format!("{statement}{locking}")), args![id.account, id.recording]).await
+}
+
+fn in_hand(row: &Row) -> Result<InHand> {
+    let recording = rows::recording(row)?;
+    Ok(InHand {
+        id: recording.id,
+        state: recording.state,
+        epoch: recording.epoch,
+        key: recording.object.map(|object| object.key),
+        is_owed: ["recheck_due_at", "duty_until", "erase_due_at"].iter().try_fold(false, |owed, column| {
+            Ok::<_, super::CatalogError>(owed || row.get::<Option<i64>>(column)?.is_some())
+        })?,
+        hold: recording.hold,
+        owes_hold_marker: row.get::<Option<i64>>("hold_marker_due_at")?.is_some(),
+    })
+}
+
+/// A row that a marker made knows no call: it learns where its objects lie.
+pub(super) async fn tell_call(
+    session: &mut Session,
+    known: &Recording,
+    call: Option<CallSid>,
+    conference: Option<ConferenceSid>,
+) -> Result<()> {
+    if known.state == State::Erased {
+        session.execute(TELL_CALL, args![known.id.account, known.id.recording, call, conference]).await?;
+    }
+    Ok(())
+}

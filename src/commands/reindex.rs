@@ -1,0 +1,91 @@
+//! `callvault reindex`: the catalog made anew of what lies in the bucket.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::Context;
+use indicatif::ProgressBar;
+use serde_json::json;
+
+use super::beside::{self, Beside};
+use crate::vault::reindex::ReindexProgress;
+
+/// How often the progress is drawn.
+const DRAW_EVERY: Duration = Duration::from_millis(200);
+
+/// Rebuild the catalog from the bucket.
+///
+/// Reads the markers of erased and held recordings first, then the metadata of
+/// every object, and makes a row of each recording that has none. Nothing is
+/// fetched from Twilio, and no audio is read: `callvault verify` does that.
+///
+/// Run it once after the catalog was lost, or restored from a backup and before
+/// `callvault serve`. It works on the settings of `callvault serve`, also beside
+/// running nodes, and can be stopped at any time: the next run goes on.
+///
+/// Exit status: 0 done; 1 it failed or was stopped; 2 wrong usage or settings.
+///
+/// Examples:
+///   callvault reindex
+///   callvault reindex --json
+#[derive(Debug, clap::Args)]
+#[command(verbatim_doc_comment)]
+pub struct Args {
+    /// Write what it came to as one JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+/// Reindexes.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    let Beside { vault, node } = beside::open().await?;
+    let progress = ReindexProgress::default();
+    let bar = if args.json { ProgressBar::hidden() } else { ProgressBar::new_spinner() };
+    let mut stopped = beside::Signals::catch()?;
+    let ended = {
+        let mut reindexing = std::pin::pin!(vault.reindex(&node, &progress));
+        let mut draw = tokio::time::interval(DRAW_EVERY);
+        loop {
+            tokio::select! {
+                ended = &mut reindexing => break ended.context("the catalog is not rebuilt; run it again to go on"),
+                () = stopped.received() => break Err(anyhow::anyhow!("stopped; run it again to go on")),
+                _ = draw.tick() => {
+                    bar.set_message(words(&progress));
+                    bar.tick();
+                }
+            }
+        }
+    };
+    bar.finish_and_clear();
+    tell(&progress, ended.is_ok(), args.json);
+    ended
+}
+
+fn words(progress: &ReindexProgress) -> String {
+    let count = |count: &std::sync::atomic::AtomicU64| count.load(Ordering::Relaxed);
+    format!(
+        "{} markers, {} keys listed ({} passed over), {} of {} recordings gone through",
+        count(&progress.markers),
+        count(&progress.listed),
+        count(&progress.passed_over),
+        count(&progress.indexed),
+        count(&progress.gathered),
+    )
+}
+
+#[expect(clippy::print_stdout, reason = "what it came to is the command's result")]
+fn tell(progress: &ReindexProgress, complete: bool, as_json: bool) {
+    let count = |count: &std::sync::atomic::AtomicU64| count.load(Ordering::Relaxed);
+    if !as_json {
+        println!("{}", words(progress));
+        return;
+    }
+    let document = json!({
+        "markers": count(&progress.markers),
+        "objects": count(&progress.listed),
+        "passed_over": count(&progress.passed_over),
+        "recordings": count(&progress.indexed),
+        "complete": complete,
+    });
+    println!("{document}");
+}

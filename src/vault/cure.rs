@@ -1,0 +1,80 @@
+//! What is done about what a scrub finds.
+//!
+//! Nothing that this service did not write is touched. What no row names is left to
+//! a recheck, which looks when nothing can be under way any more.
+
+use tokio_util::sync::CancellationToken;
+
+use super::Vault;
+use super::audit::AuditError;
+use super::found::{Cure, Found};
+use super::mend::Mended;
+use crate::bucket::BucketError;
+use crate::catalog::FoundObject;
+
+/// What came of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Remedy {
+    /// It is as it should be, in these words.
+    Cured(&'static str),
+    /// It will be seen to, in these words.
+    Owed(&'static str),
+    /// It is to be fetched from Twilio again.
+    ToFetch,
+    /// Neither the bucket nor Twilio has the recording.
+    Lost,
+    /// It could not be done now, for this reason.
+    NotNow(String),
+    /// Nothing is done about it.
+    None,
+}
+
+impl Vault {
+    /// Does what cures something that was found.
+    pub(super) async fn cure(&self, found: &Found, stopping: &CancellationToken) -> Result<Remedy, AuditError> {
+        let remedy = match (&found.cure, &found.id) {
+            (Cure::Mend, Some(id)) => match self.mend(id, stopping).await? {
+                Mended::InOrder => Remedy::Cured("is in order"),
+                Mended::Described => Remedy::Cured("is described anew"),
+                Mended::Adopted => Remedy::Cured("is stored: its object is whole"),
+                Mended::ToFetch => Remedy::ToFetch,
+                Mended::Lost => Remedy::Lost,
+                Mended::NotNow(why) => Remedy::NotNow(why),
+            },
+            (Cure::Owe(epoch, audio), Some(id)) => {
+                let home = audio.map_or((None, None), |audio| (audio.call_sid, audio.conference_sid));
+                self.catalog.owe_for_find(id, *epoch, home, self.recheck_after).await?;
+                Remedy::Owed("is looked at again by a recheck, which removes it")
+            }
+            (Cure::Register(object), _) => self.register(object).await?,
+            (Cure::Heed(marker), Some(id)) => {
+                let marked = self.marked(*id, &found.key).await?;
+                self.catalog.take_marker(*marker, &marked, self.recheck_after).await?;
+                Remedy::Cured("is heeded")
+            }
+            (Cure::Sweep, _) => {
+                let now = self.now()?;
+                self.bucket.delete_under_lease(&found.key, now).await?;
+                Remedy::Cured("is removed")
+            }
+            (Cure::LeaveAlone, _) | (Cure::Mend | Cure::Owe(..) | Cure::Heed(_), None) => Remedy::None,
+        };
+        Ok(remedy)
+    }
+
+    /// Makes a row of an object that is whole.
+    async fn register(&self, object: &FoundObject) -> Result<Remedy, AuditError> {
+        match self.bucket.read_back(&object.object.key).await? {
+            Some((digest, _)) if digest == object.object.digest => {}
+            Some(_) => return Ok(Remedy::NotNow("its bytes are not what its key says".to_owned())),
+            None => return Ok(Remedy::Cured("is gone")),
+        }
+        let registered = self.catalog.register(object, self.recheck_after).await?;
+        Ok(Remedy::Cured(if registered { "has a row now" } else { "had got a row meanwhile" }))
+    }
+
+    /// Whether the bucket answers at all: what one object does then is that object's own.
+    pub(super) async fn bucket_answers(&self) -> Result<(), BucketError> {
+        self.bucket.check().await
+    }
+}

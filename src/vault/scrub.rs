@@ -1,0 +1,193 @@
+//! The scrub: reading every object back, slowly and always.
+//!
+//! One pass goes over all rows and then over the bucket's list, in parts that any
+//! node may take, each under the walk's lease. Parts are spread so that a pass takes
+//! most of the time between two passes. What is wrong is mended as `verify --repair`
+//! does it, but that no row is made of what none knows: that is for people to decide.
+
+use std::time::Duration;
+
+use futures::stream::{self, StreamExt};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::Vault;
+use super::audit::AuditError;
+use super::found::{Cure, Found};
+use super::reindex::{WalkError, held};
+use crate::bucket::Throttle;
+use crate::catalog::{BucketWalk, BucketWalkKind, Position};
+use crate::domain::recording::{Recording, RecordingId};
+use crate::telemetry;
+
+/// Recordings of one part.
+const PART_ROWS: i64 = 8;
+/// Of these, how many are read side by side: there is no hurry.
+const READS_AT_ONCE: usize = 2;
+/// Keys of one part.
+const PART_KEYS: usize = 200;
+/// The share of the time between two passes in which a pass is to be done.
+const SHARE: f64 = 0.9;
+/// The longest pause between two parts of the list.
+const LIST_PAUSE_MAX: Duration = Duration::from_secs(10);
+/// A part that failed is tried again after this time.
+const AGAIN_AFTER: Duration = Duration::from_secs(30);
+/// What leaving a part may take at the end of a node.
+const LEAVE_WITHIN: Duration = Duration::from_secs(2);
+
+/// The stages of a pass.
+const ROWS: i64 = 0;
+const LIST: i64 = 1;
+
+/// What is gone over again and again, and how often.
+#[derive(Debug, Clone, Copy)]
+pub struct Round {
+    kind: BucketWalkKind,
+    every: Duration,
+}
+
+impl Round {
+    /// The scrub of the whole bucket, one pass in that time.
+    pub fn scrub(every: Duration) -> Self {
+        Self { kind: BucketWalkKind::Scrub, every }
+    }
+
+    /// The daily look at what is staged: no row may name it.
+    pub fn staging() -> Self {
+        Self { kind: BucketWalkKind::Staging, every: Duration::from_secs(86_400) }
+    }
+}
+
+/// A part that was granted.
+struct Part<'a> {
+    round: Round,
+    walk: &'a BucketWalk,
+    stopping: &'a CancellationToken,
+}
+
+/// Where the next part goes on, and after which pause; None where the round is over.
+type Next = (Option<Position>, Duration);
+
+impl Vault {
+    /// Does the next part of a round as a node of that name, if it is due and no
+    /// other node does. Says how long until the next one is.
+    pub async fn scrub_part(
+        &self,
+        round: Round,
+        node: &str,
+        stopping: &CancellationToken,
+    ) -> Result<Duration, WalkError> {
+        let ahead = self.catalog.bucket_walk_ahead(round.kind).await?;
+        if round.kind == BucketWalkKind::Scrub {
+            telemetry::scrub_lag(ahead.covered_for.unwrap_or_default());
+        }
+        if !ahead.due_in.is_zero() {
+            return Ok(ahead.due_in);
+        }
+        let granted = Instant::now();
+        let walk = self.catalog.grant_bucket_walk(round.kind, node, self.lease).await?;
+        let Some(walk) = walk else { return Ok(self.lease) };
+        let part = Part { round, walk: &walk, stopping };
+        let worked = tokio::select! {
+            worked = self.do_part(&part) => worked,
+            () = self.keep(granted, || self.catalog.renew_bucket_walk(&walk, self.lease)) => Err(WalkError::Lost),
+            () = stopping.cancelled() => {
+                let left = self.catalog.leave_bucket_walk(&walk, &walk.position, Duration::ZERO);
+                // Where it fails the lease runs out.
+                let _ = tokio::time::timeout(LEAVE_WITHIN, left).await;
+                return Ok(Duration::ZERO);
+            }
+        };
+        if matches!(worked, Err(WalkError::Parts(_))) {
+            let _ = self.catalog.leave_bucket_walk(&walk, &walk.position, AGAIN_AFTER).await?;
+        }
+        worked
+    }
+
+    async fn do_part(&self, part: &Part<'_>) -> Result<Duration, WalkError> {
+        let walk = part.walk;
+        let is_scrub = part.round.kind == BucketWalkKind::Scrub;
+        let (next, pause) = match (is_scrub, walk.position.stage) {
+            (true, ROWS) => self.scrub_rows(part).await?,
+            (true, _) => self.scrub_list(part, self.bucket.layout().prefix()).await?,
+            (false, _) => self.scrub_list(part, &self.bucket.layout().staging_folder()).await?,
+        };
+        match next {
+            Some(next) => held(self.catalog.leave_bucket_walk(walk, &next, pause).await?)?,
+            None => {
+                held(self.catalog.finish_bucket_walk(walk, part.round.every).await?)?;
+                if is_scrub {
+                    telemetry::scrub_progress(1.0);
+                    tracing::info!(took = ?walk.under_way_for, "the whole bucket was scrubbed");
+                }
+            }
+        }
+        Ok(pause)
+    }
+
+    async fn scrub_rows(&self, part: &Part<'_>) -> Result<Next, WalkError> {
+        let at = &part.walk.position;
+        let after = at.after.as_deref().and_then(place_of);
+        let rows = self.catalog.every_recording(after.as_ref(), PART_ROWS).await?;
+        let Some(last) = rows.last() else {
+            return Ok((Some(Position { stage: LIST, after: None, done: 0 }), Duration::ZERO));
+        };
+        let next = Position { after: Some(last.id.to_string()), done: at.done + rows.len() as i64, ..*at };
+        let looks: Vec<_> = rows.iter().map(|row| self.scrub_row(row)).collect();
+        let found: Vec<_> = stream::iter(looks).buffered(READS_AT_ONCE).collect().await;
+        for found in found.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().flatten() {
+            self.see_to(&found, part).await?;
+        }
+        let (all, _) = self.catalog.count_recordings().await?;
+        telemetry::scrub_progress(SHARE * next.done as f64 / all.max(1) as f64);
+        let left = part.round.every.mul_f64(SHARE).saturating_sub(part.walk.under_way_for);
+        let parts_left = ((all - next.done).max(0) as f64 / PART_ROWS as f64).max(1.0);
+        Ok((Some(next), left.div_f64(parts_left)))
+    }
+
+    async fn scrub_row(&self, row: &Recording) -> Result<Option<Found>, AuditError> {
+        let found = match self.find_flaw(row, &Throttle::default()).await {
+            Ok(found) => found,
+            Err(error) => {
+                // One object that cannot be read must not end every pass.
+                self.bucket_answers().await?;
+                tracing::warn!(recording = %row.id, %error, "an object cannot be scrubbed");
+                None
+            }
+        };
+        telemetry::scrub_checked("recording", 1);
+        telemetry::scrub_bytes(row.object.as_ref().map_or(0, |object| object.size_bytes.unsigned_abs()));
+        Ok(found)
+    }
+
+    async fn scrub_list(&self, part: &Part<'_>, folder: &str) -> Result<Next, WalkError> {
+        let at = &part.walk.position;
+        let page = self.bucket.list_page(folder, at.after.as_deref(), PART_KEYS, self.now()?).await?;
+        for found in self.find_strays(&page.objects).await? {
+            self.see_to(&found, part).await?;
+        }
+        telemetry::scrub_checked("key", page.objects.len() as u64);
+        let last = page.objects.last().filter(|_| page.has_more);
+        let done = at.done + page.objects.len() as i64;
+        let next = last.map(|last| Position { after: Some(last.key.clone()), done, ..*at });
+        Ok((next, (part.round.every / 1000).min(LIST_PAUSE_MAX)))
+    }
+
+    async fn see_to(&self, found: &Found, part: &Part<'_>) -> Result<(), AuditError> {
+        telemetry::scrub_found(found.kind.as_str());
+        let (kind, key) = (found.kind.as_str(), &found.key);
+        if matches!(found.cure, Cure::LeaveAlone | Cure::Register(_)) {
+            tracing::warn!(kind, key, "the scrub found what {}", found.words);
+            return Ok(());
+        }
+        let remedy = self.cure(found, part.stopping).await?;
+        tracing::warn!(kind, key, ?remedy, "the scrub found what {}", found.words);
+        Ok(())
+    }
+}
+
+/// The recording behind which a pass goes on.
+fn place_of(position: &str) -> Option<RecordingId> {
+    let (account, recording) = position.split_once('/')?;
+    Some(RecordingId { account: account.parse().ok()?, recording: recording.parse().ok()? })
+}

@@ -1,0 +1,237 @@
+//! What a catalog takes from the bucket: when it is new, markers, objects, and
+//! walks that any node goes on with.
+
+use callvault::catalog::{
+    BucketWalk, BucketWalkKind, CatalogError, EventFilter, FoundObject, Marked, Position, Settled,
+};
+use callvault::domain::object_key::Marker;
+use callvault::domain::recording::{ErrorCode, State};
+
+use super::support::eventually;
+use super::*;
+
+const SHORT: Duration = Duration::from_millis(300);
+
+async fn walk(catalog: &Arc<dyn Catalog>, kind: BucketWalkKind) -> BucketWalk {
+    catalog.grant_bucket_walk(kind, "node", LONG).await.unwrap().expect("the walk is due")
+}
+
+fn at(stage: i64, after: &str) -> Position {
+    Position { stage, after: Some(after.to_owned()), done: 0 }
+}
+
+/// What a marker names that says no more.
+fn marked(number: u32) -> Marked {
+    Marked { id: recording_id(number), call_sid: None, conference_sid: None }
+}
+
+/// All markers of one kind, read in one go.
+async fn read(catalog: &Arc<dyn Catalog>, marker: Marker, numbers: &[u32]) {
+    let walk = walk(catalog, BucketWalkKind::Markers).await;
+    let marked: Vec<Marked> = numbers.iter().map(|number| marked(*number)).collect();
+    assert_eq!(catalog.take_markers(&walk, marker, &marked, None, LONG).await.unwrap(), Settled::Done);
+}
+
+/// An object of a recording, stored so many seconds after the first one.
+fn found(number: u32, bytes: &[u8], seconds: i64) -> FoundObject {
+    let id = recording_id(number);
+    FoundObject {
+        id,
+        details: Details { call_sid: Some(call_sid(number)), duration_seconds: Some(6), ..Details::default() },
+        object: object(&id, bytes),
+        stored_at: jiff::Timestamp::from_second(1_700_000_000 + seconds).unwrap(),
+        source_host: None,
+    }
+}
+
+async fn index_all(catalog: &Arc<dyn Catalog>, objects: &[FoundObject]) {
+    let walk = walk(catalog, BucketWalkKind::Objects).await;
+    assert_eq!(catalog.gather(&walk, objects, &at(1, "")).await.unwrap(), Settled::Done);
+    while catalog.index(&walk, &at(1, ""), 2, Duration::ZERO).await.unwrap().expect("the lease is held") > 0 {}
+    assert_eq!(catalog.finish_index(&walk).await.unwrap(), Settled::Done);
+}
+
+async fn told(catalog: &Arc<dyn Catalog>, kind: &str) -> Vec<RecordingId> {
+    let filter = EventFilter { kinds: vec![kind.to_owned()], ..EventFilter::default() };
+    let count = async || {
+        let latest = catalog.feed_extent().await.unwrap();
+        (latest.numbered > 0).then_some(())
+    };
+    eventually("events are numbered", count).await;
+    let mut last = Vec::new();
+    eventually("no more events come", async || {
+        let (events, _) = catalog.events(None, &filter, 100).await.unwrap();
+        let now: Vec<RecordingId> = events.into_iter().filter_map(|event| event.recording).map(|row| row.id).collect();
+        let settled = now == last && !now.is_empty();
+        last = now;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        settled.then_some(())
+    })
+    .await;
+    last
+}
+
+async fn row(catalog: &Arc<dyn Catalog>, number: u32) -> callvault::domain::recording::Recording {
+    catalog.recording(&recording_id(number)).await.unwrap().expect("a row")
+}
+
+on_every_catalog! {
+    async fn a_new_catalog_takes_nothing_before_the_markers_are_read(database: Database) {
+        let catalog = database.newborn().await;
+        assert!(!catalog.is_read().await.unwrap() && !catalog.is_indexed().await.unwrap());
+        let refused = catalog.accept(&callback(1, "completed")).await;
+        assert!(matches!(refused, Err(CatalogError::Unread)), "{refused:?}");
+        let wishes = accounts().map(|account| Wish { account, at_most: 1 });
+        let refused = catalog.claim(&claimant(LONG), &wishes).await;
+        assert!(matches!(refused, Err(CatalogError::Unread)), "{refused:?}");
+
+        // Halfway through, another one sees it unread still.
+        let begun = walk(&catalog, BucketWalkKind::Markers).await;
+        let half = catalog.take_markers(&begun, Marker::Erased, &[marked(1)], Some(&at(0, "x")), LONG).await;
+        assert_eq!(half.unwrap(), Settled::Done);
+        let other = database.newborn().await;
+        assert!(!other.is_read().await.unwrap());
+        assert_eq!(catalog.take_markers(&begun, Marker::Held, &[marked(2)], None, LONG).await.unwrap(), Settled::Done);
+        assert!(other.is_read().await.unwrap() && !other.is_indexed().await.unwrap());
+
+        let erased = catalog.accept(&callback(1, "completed")).await.unwrap();
+        assert_eq!((erased.recording.state, erased.created), (State::Erased, false));
+        let held = catalog.accept(&callback(2, "completed")).await.unwrap().recording;
+        assert!(held.hold && held.state == State::Pending);
+        assert!(!catalog.accept(&callback(3, "completed")).await.unwrap().recording.hold);
+    }
+
+    async fn over_an_empty_bucket_a_new_catalog_is_read_and_indexed(database: Database) {
+        let catalog = database.newborn().await;
+        catalog.nothing_is_there().await.unwrap();
+        let other = database.newborn().await;
+        assert!(other.is_read().await.unwrap() && other.is_indexed().await.unwrap());
+        catalog.accept(&callback(1, "completed")).await.unwrap();
+    }
+
+    async fn markers_apply_to_rows_that_exist_and_erased_wins(database: Database) {
+        let catalog = database.node().await;
+        accept(&catalog, [1, 2, 3]).await;
+        let lease = claim_one_of(&catalog, 1).await.lease;
+        read(&catalog, Marker::Held, &[1, 2]).await;
+        assert!(row(&catalog, 1).await.hold && row(&catalog, 2).await.hold && !row(&catalog, 3).await.hold);
+        for _ in 0..2 {
+            read(&catalog, Marker::Erased, &[1]).await;
+            read(&catalog, Marker::Held, &[1]).await;
+        }
+        let erased = row(&catalog, 1).await;
+        assert_eq!((erased.state, erased.hold, erased.object), (State::Erased, false, None));
+        assert_eq!(catalog.store(&lease, &object(&lease.id, b"late"), true).await.unwrap(), Settled::Stale);
+        assert_eq!(told(&catalog, "recording.erased").await, [recording_id(1)]);
+        assert_eq!(told(&catalog, "recording.held").await.len(), 2);
+    }
+
+    async fn an_erased_row_that_a_marker_made_learns_its_call(database: Database) {
+        let catalog = database.newborn().await;
+        read(&catalog, Marker::Erased, &[1]).await;
+        assert!(catalog.call(call_sid(1), None).await.unwrap().is_empty());
+        catalog.accept(&callback(1, "completed")).await.unwrap();
+        let view = catalog.call(call_sid(1), None).await.unwrap().remove(0);
+        assert_eq!(view.answer().unwrap().state, State::Erased);
+    }
+
+    async fn objects_become_rows_in_the_order_in_which_they_were_stored(database: Database) {
+        let catalog = database.newborn().await;
+        read(&catalog, Marker::Held, &[3]).await;
+        let objects = [
+            found(1, b"new", 50),
+            found(2, b"first", 10),
+            found(1, b"old", 5),
+            found(3, b"third", 30),
+            found(1, b"older still", 1),
+        ];
+        index_all(&catalog, &objects).await;
+        assert!(catalog.is_indexed().await.unwrap());
+        assert_eq!(told(&catalog, "recording.stored").await, [2, 3, 1].map(recording_id));
+        assert_eq!(told(&catalog, "recording.accepted").await, [2, 3, 1].map(recording_id));
+        let first = row(&catalog, 1).await;
+        assert_eq!((first.state, first.object), (State::Stored, Some(objects[0].object.clone())));
+        assert_eq!((first.stored_at, first.details_confirmed), (Some(objects[0].stored_at), true));
+        assert!(row(&catalog, 3).await.hold);
+        // The others of a recording are looked at, and nothing else is.
+        let duties = catalog.grant_rechecks(&accounts(), 10, LONG).await.unwrap();
+        assert_eq!(duties.iter().map(|duty| duty.lease.id).collect::<Vec<_>>(), [recording_id(1)]);
+    }
+
+    async fn a_row_that_exists_is_left_as_it_is(database: Database) {
+        let catalog = database.node().await;
+        accept(&catalog, [1, 2]).await;
+        let lease = claim_one_of(&catalog, 1).await.lease;
+        assert_eq!(catalog.store(&lease, &object(&lease.id, b"audio"), true).await.unwrap(), Settled::Done);
+        read(&catalog, Marker::Erased, &[3]).await;
+        index_all(&catalog, &[found(1, b"audio", 1), found(2, b"other", 2), found(3, b"gone", 3)]).await;
+        assert_eq!(row(&catalog, 1).await.object, Some(object(&lease.id, b"audio")));
+        assert_eq!(row(&catalog, 2).await.state, State::Pending);
+        assert_eq!(row(&catalog, 3).await.state, State::Erased);
+        let duties = catalog.grant_rechecks(&accounts(), 10, LONG).await.unwrap();
+        let mut owed: Vec<RecordingId> = duties.iter().map(|duty| duty.lease.id).collect();
+        owed.sort();
+        assert_eq!(owed, [2, 3].map(recording_id), "what rows do not name is looked at");
+        assert_eq!(row(&catalog, 3).await.details.call_sid, Some(call_sid(3)), "there it is looked at");
+        assert_eq!(told(&catalog, "recording.stored").await, [recording_id(1)]);
+    }
+
+    async fn a_walk_has_one_holder_and_goes_on_where_it_was_saved(database: Database) {
+        let catalog = database.node().await;
+        let other = database.node().await;
+        let kind = BucketWalkKind::Scrub;
+        let lost = catalog.grant_bucket_walk(kind, "first", SHORT).await.unwrap().unwrap();
+        assert_eq!(other.grant_bucket_walk(kind, "second", LONG).await.unwrap(), None);
+        let taken = eventually("its lease runs out", async || {
+            other.grant_bucket_walk(kind, "second", LONG).await.unwrap()
+        })
+        .await;
+        assert_eq!(catalog.renew_bucket_walk(&lost, LONG).await.unwrap(), Settled::Stale);
+        assert_eq!(catalog.leave_bucket_walk(&lost, &at(1, "x"), Duration::ZERO).await.unwrap(), Settled::Stale);
+        assert_eq!(catalog.finish_bucket_walk(&lost, LONG).await.unwrap(), Settled::Stale);
+        assert_eq!(other.leave_bucket_walk(&taken, &at(1, "y"), Duration::ZERO).await.unwrap(), Settled::Done);
+        let next = walk(&catalog, kind).await;
+        assert_eq!(next.position, at(1, "y"));
+        assert_eq!(catalog.finish_bucket_walk(&next, LONG).await.unwrap(), Settled::Done);
+        assert_eq!(catalog.grant_bucket_walk(kind, "third", LONG).await.unwrap(), None, "the next one is not due");
+        let ahead = catalog.bucket_walk_ahead(kind).await.unwrap();
+        assert!(ahead.due_in > LONG / 2 && ahead.covered_for.is_some());
+    }
+
+    async fn one_recording_is_mended_by_one_and_only_at_rest(database: Database) {
+        let catalog = database.node().await;
+        accept(&catalog, [1]).await;
+        let claim = catalog.claim_named(&claimant(LONG), &recording_id(1)).await.unwrap().expect("it is due");
+        assert_eq!(catalog.claim_named(&claimant(LONG), &recording_id(1)).await.unwrap(), None);
+        assert_eq!(catalog.begin_duty(&recording_id(1), LONG).await.unwrap(), None, "it is not at rest");
+        assert_eq!(catalog.store(&claim.lease, &object(&claim.lease.id, b"a"), true).await.unwrap(), Settled::Done);
+        let duty = catalog.begin_duty(&recording_id(1), LONG).await.unwrap().expect("it is at rest");
+        assert_eq!(catalog.begin_duty(&recording_id(1), LONG).await.unwrap(), None);
+        let damaged = callvault::catalog::Finding::Damaged("reads back wrongly".to_owned());
+        assert_eq!(catalog.settle_recheck(&duty, &damaged, LONG).await.unwrap(), Settled::Done);
+        let row = row(&catalog, 1).await;
+        assert_eq!(row.state, State::Pending);
+        assert_eq!(row.last_error.unwrap().detail, "the object reads back wrongly");
+        assert_eq!(told(&catalog, "recording.lost").await, [recording_id(1)]);
+    }
+
+    async fn what_is_lost_for_good_is_given_up_at_once(database: Database) {
+        let catalog = database.node().await;
+        accept(&catalog, [1]).await;
+        let lease = claim_one_of(&catalog, 1).await.lease;
+        assert_eq!(catalog.store(&lease, &object(&lease.id, b"a"), true).await.unwrap(), Settled::Done);
+        let duty = catalog.begin_duty(&recording_id(1), LONG).await.unwrap().expect("it is at rest");
+        let gone = callvault::catalog::Finding::Gone("is not there".to_owned());
+        assert_eq!(catalog.settle_recheck(&duty, &gone, LONG).await.unwrap(), Settled::Done);
+        assert_eq!(catalog.claim_named(&claimant(LONG), &recording_id(1)).await.unwrap(), None, "nobody waits for it");
+        let row = row(&catalog, 1).await;
+        assert_eq!((row.state, row.last_error.unwrap().code), (State::Failed, ErrorCode::ObjectLost));
+        assert_eq!(told(&catalog, "recording.lost").await, [recording_id(1)]);
+        assert_eq!(told(&catalog, "recording.failed").await, [recording_id(1)]);
+    }
+}
+
+/// That recording, claimed.
+async fn claim_one_of(catalog: &Arc<dyn Catalog>, number: u32) -> Claim {
+    catalog.claim_named(&claimant(LONG), &recording_id(number)).await.unwrap().expect("it is due")
+}

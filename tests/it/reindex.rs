@@ -1,0 +1,265 @@
+//! A catalog that was lost, and a node on a new one before it is made anew.
+
+use std::time::Duration;
+
+use callvault::twilio::simulator::speech_mp3;
+use object_store::Attributes;
+use reqwest::{Method, StatusCode};
+use serde_json::Value;
+
+use crate::support::bucket::{command, document, plant, plant_many, put, run};
+use crate::support::eventually;
+use crate::support::servers::{Postgres, free_port};
+use crate::support::world::{ACCOUNT, Parts, Service, World, call_sid, debug_binary, recording_id};
+
+/// The marker of a recording.
+fn marker(kind: &str, number: u32) -> String {
+    format!(".{kind}/{ACCOUNT}/{}", recording_id(number).recording)
+}
+
+/// Throws the catalog away, as a disk does.
+async fn lose_the_catalog(world: &mut World) {
+    match world.parts {
+        Parts::Servers => world.set("CALLVAULT_DATABASE_URL", Postgres::shared().new_database().await),
+        Parts::Embedded => {
+            for end in ["", "-wal", "-shm"] {
+                let _ = std::fs::remove_file(world.folder().join(format!("callvault.db{end}")));
+            }
+        }
+    }
+}
+
+/// A bucket with ten recordings that Twilio has too, of which the second was erased and
+/// the third is held; no catalog knows of them.
+async fn full_bucket(world: &mut World) -> Vec<String> {
+    let service = world.start().await;
+    let store = world.store(&service);
+    for number in 1..=10 {
+        world.record(number);
+    }
+    let mut keys = plant_many(&store, 1..=10, &speech_mp3()).await;
+    document(&run(world, &["reindex", "--json"]).await, 0);
+    let erased = keys.remove(1);
+    let path = |number| format!("/v1/recordings/{}", recording_id(number).recording);
+    let answer = service.request(Method::DELETE, &path(2)).send().await.unwrap();
+    assert!(answer.status().is_success(), "{}", answer.status());
+    let answer = service.request(Method::PUT, &format!("{}/hold", path(3))).send().await.unwrap();
+    assert_eq!(answer.status(), StatusCode::OK);
+    eventually("it is erased", async || (!store.keys().await.contains(&erased)).then_some(())).await;
+    service.kill();
+    lose_the_catalog(world).await;
+    keys
+}
+
+async fn fetches(world: &World) -> u64 {
+    (1..=10).map(|number| world.simulator.counts(recording_id(number).recording).fetches).sum()
+}
+
+async fn everything_is_as_it_was(world: &World, service: &Service) {
+    for number in (1..=10).filter(|number| *number != 2) {
+        let (bytes, _) = service.play(&format!("/v1/calls/{}/audio", call_sid(number))).await;
+        assert_eq!(bytes, speech_mp3());
+    }
+    let (_, held) = service.json(&format!("/v1/recordings/{}", recording_id(3).recording)).await;
+    assert_eq!(held["hold"], true, "{held}");
+    for path in
+        [format!("/v1/recordings/{}/audio", recording_id(2).recording), format!("/v1/calls/{}/audio", call_sid(2))]
+    {
+        assert_eq!(service.get(&path).await.status(), StatusCode::GONE, "{path}");
+    }
+    let refused =
+        service.request(Method::DELETE, &format!("/v1/recordings/{}", recording_id(3).recording)).send().await;
+    assert_eq!(refused.unwrap().status(), StatusCode::CONFLICT, "it is held");
+    assert_eq!(service.send(&world.callback(recording_id(2).recording)).await.status(), StatusCode::NO_CONTENT);
+    let erased = service.get(&format!("/v1/calls/{}/audio", call_sid(2))).await;
+    assert_eq!(erased.status(), StatusCode::GONE);
+    assert_eq!(fetches(world).await, 0);
+}
+
+/// The recordings of which the feed tells that, in its order.
+async fn told(service: &Service, kind: &str) -> Vec<String> {
+    let (_, feed) = service.json(&format!("/v1/events?type={kind}&limit=100&wait=0")).await;
+    let events = feed["events"].as_array().expect("events").iter();
+    events.map(|event| event["recording"]["recording_sid"].as_str().expect("a recording").to_owned()).collect()
+}
+
+on_all_parts! {
+    async fn a_lost_catalog_is_made_anew_and_nothing_is_fetched(world: World) {
+        let keys = full_bucket(&mut world).await;
+        let report = document(&run(&world, &["reindex", "--json"]).await, 0);
+        assert_eq!((&report["recordings"], &report["markers"], &report["complete"]), (&9.into(), &2.into(), &true.into()));
+        let again = document(&run(&world, &["reindex", "--json"]).await, 0);
+        assert_eq!(again["recordings"], 0, "a second run finds nothing to do");
+        let service = world.start().await;
+        let ready: Value = service.json("/readyz").await.1;
+        assert_eq!(ready["status"], "ok", "{ready}");
+        everything_is_as_it_was(&world, &service).await;
+        let stored = eventually("all were told", async || {
+            let stored = told(&service, "recording.stored").await;
+            (stored.len() == 9).then_some(stored)
+        })
+        .await;
+        let in_order: Vec<String> =
+            (1..=10).filter(|number| *number != 2).map(|number| recording_id(number).recording.to_string()).collect();
+        assert_eq!(stored, in_order, "in the order in which they were stored");
+        let (_, shown) = service.json(&format!("/v1/recordings/{}", recording_id(1).recording)).await;
+        assert_eq!((&shown["key"], &shown["duration_seconds"], &shown["channels"]), (&keys[0].as_str().into(), &6.into(), &2.into()));
+        assert_eq!(shown["stored_at"], "2026-11-23T09:30:01Z");
+        let unknown = service.get(&format!("/v1/recordings/{}", recording_id(404).recording)).await;
+        assert_eq!(unknown.status(), StatusCode::NOT_FOUND);
+    }
+
+    async fn a_node_on_an_empty_catalog_plays_what_the_bucket_has_and_fetches_nothing(world: World) {
+        full_bucket(&mut world).await;
+        let service = world.start().await;
+        eventually("it says that it is not indexed", async || service.trouble("unindexed").await).await;
+        // Told by a callback, and asked for: Twilio knows the call, the bucket has the audio.
+        service.send(&world.callback(recording_id(3).recording)).await;
+        let held = service.recording_in(recording_id(3).recording, "stored").await;
+        assert_eq!(held["hold"], true);
+        let (bytes, _) = service.play(&format!("/v1/calls/{}/audio?wait=30", call_sid(4))).await;
+        assert_eq!(bytes, speech_mp3());
+        service.send(&world.callback(recording_id(2).recording)).await;
+        service.recording_in(recording_id(2).recording, "erased").await;
+        assert_eq!(fetches(&world).await, 0);
+        document(&run(&world, &["reindex", "--json"]).await, 0);
+        everything_is_as_it_was(&world, &service).await;
+        eventually("it is well again", async || (service.json("/readyz").await.1["status"] == "ok").then_some(())).await;
+    }
+
+    async fn what_is_not_known_is_never_said_not_to_exist_before_it_is_indexed(world: World) {
+        full_bucket(&mut world).await;
+        let service = world.start().await;
+        let (sid, call) = (recording_id(404).recording, call_sid(404));
+        let paths = [
+            (Method::GET, format!("/v1/recordings/{sid}")),
+            (Method::GET, format!("/v1/recordings/{sid}/audio")),
+            (Method::HEAD, format!("/v1/recordings/{sid}/audio")),
+            (Method::GET, format!("/v1/recordings/{sid}/link")),
+            (Method::POST, format!("/v1/recordings/{sid}/fetch")),
+            (Method::DELETE, format!("/v1/recordings/{sid}")),
+            (Method::PUT, format!("/v1/recordings/{sid}/hold")),
+            (Method::DELETE, format!("/v1/recordings/{sid}/hold")),
+            (Method::DELETE, format!("/v1/calls/{call}")),
+            (Method::GET, format!("/v1/recordings/{sid}/content")),
+            (Method::GET, format!("/v1/calls/{call}/content?wait=30")),
+            (Method::GET, format!("/v1/blobs/sha256:{}", "0".repeat(64))),
+            (Method::GET, format!("/v1/calls/{call}")),
+            (Method::GET, format!("/v1/calls/{call}/audio?wait=30")),
+            (Method::GET, format!("/v1/calls/{call}/link?wait=30")),
+        ];
+        for (method, path) in &paths {
+            let answer = service.request(method.clone(), path).send().await.unwrap();
+            assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE, "{method} {path}");
+        }
+        document(&run(&world, &["reindex", "--json"]).await, 0);
+        for (method, path) in &paths {
+            let answer = service.request(method.clone(), path).send().await.unwrap();
+            assert_eq!(answer.status(), StatusCode::NOT_FOUND, "{method} {path}");
+        }
+    }
+
+    async fn of_several_objects_the_newest_is_named_and_the_others_go(world: World) {
+        world.set("CALLVAULT_RECHECK_AFTER", "1s");
+        let service = world.start().await;
+        let store = world.store(&service);
+        for (bytes, seconds) in [(&b"older"[..], 10), (b"the newest", 30), (b"old", 20)] {
+            plant(&store, 1, bytes, seconds).await;
+        }
+        document(&run(&world, &["reindex", "--json"]).await, 0);
+        let shown = service.recording_in(recording_id(1).recording, "stored").await;
+        let newest = crate::support::bucket::key(1, b"the newest");
+        assert_eq!(shown["key"], newest);
+        eventually("the others are removed", async || (store.keys().await == [newest.clone()]).then_some(())).await;
+    }
+
+    async fn a_reindex_that_is_killed_goes_on(world: World) {
+        let service = world.start().await;
+        let store = world.store(&service);
+        plant_many(&store, 1..=300, &speech_mp3()).await;
+        if world.parts == Parts::Servers {
+            lose_the_catalog(&mut world).await;
+        }
+        for after in [0, 100, 200, 300, 500] {
+            let mut killed = command(&world, &["reindex"]).spawn().unwrap();
+            tokio::time::sleep(Duration::from_millis(after)).await;
+            killed.kill().unwrap();
+            killed.wait().unwrap();
+        }
+        let report = document(&run(&world, &["reindex", "--json"]).await, 0);
+        assert_eq!(report["complete"], true);
+        let clean = document(&run(&world, &["verify", "--json"]).await, 0);
+        assert_eq!(clean["recordings"], 300, "each has one row: {clean}");
+    }
+}
+
+/// Killed while it reads the markers, a node has not let anything in that was erased.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_killed_while_it_reads_the_bucket_lets_nothing_back() {
+    let mut world = World::new(Parts::Servers).await;
+    let store = world.real_store();
+    for number in 1..=600 {
+        put(&store, &marker("erased", number), b"", Attributes::new()).await;
+    }
+    world.set("CALLVAULT_LEASE", "1s");
+    world.record(600);
+    let port = free_port();
+    for after in [150, 300, 450, 600, 900] {
+        let service = world.start_unready(port, debug_binary());
+        tokio::time::sleep(Duration::from_millis(after)).await;
+        let url = format!("{}/webhooks/twilio/recording", service.url);
+        // Refused, not answered, or taken as news of what was erased.
+        let _ = world.callback(recording_id(600).recording).send(&world.http, &url).await;
+        service.kill();
+    }
+    let service = world.start_on(port, debug_binary()).await;
+    eventually("it is read", async || service.trouble("unindexed").await).await;
+    assert_eq!(service.send(&world.callback(recording_id(600).recording)).await.status(), StatusCode::NO_CONTENT);
+    for number in [1, 300, 600] {
+        service.recording_in(recording_id(number).recording, "erased").await;
+    }
+    assert_eq!(world.simulator.counts(recording_id(600).recording).fetches, 0);
+}
+
+/// The bucket is away while the catalog is new: nothing is taken, and that is said.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_catalog_whose_bucket_is_away_takes_nothing() {
+    let mut world = World::new(Parts::Servers).await;
+    full_bucket(&mut world).await;
+    let right = world.settings["CALLVAULT_S3_ENDPOINT"].clone();
+    world.set("CALLVAULT_S3_ENDPOINT", format!("http://127.0.0.1:{}", free_port()));
+    let service = world.start_unready(free_port(), debug_binary());
+    eventually("it says that the bucket is away", async || {
+        let answer = world.http.get(format!("{}/readyz", service.url)).send().await.ok()?;
+        answer.text().await.ok()?.contains("bucket_unreachable").then_some(())
+    })
+    .await;
+    for _ in 0..2 {
+        let answer = service.send(&world.callback(recording_id(2).recording)).await;
+        assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+    }
+    service.kill();
+    world.set("CALLVAULT_S3_ENDPOINT", right);
+    let service = world.start().await;
+    eventually("it takes callbacks", async || {
+        let answer = service.send(&world.callback(recording_id(2).recording)).await;
+        (answer.status() == StatusCode::NO_CONTENT).then_some(())
+    })
+    .await;
+    service.recording_in(recording_id(2).recording, "erased").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn several_nodes_on_an_empty_catalog_read_the_bucket_once() {
+    let mut world = World::new(Parts::Servers).await;
+    full_bucket(&mut world).await;
+    let nodes = world.start_nodes(3).await;
+    for node in &nodes {
+        eventually("it is read", async || node.trouble("unindexed").await).await;
+        let shown = node.recording_in(recording_id(2).recording, "erased").await;
+        let history = shown["history"].as_array().unwrap();
+        assert_eq!(history.iter().filter(|entry| entry["type"] == "recording.erased").count(), 1, "{history:?}");
+    }
+    let metrics = nodes[0].get("/metrics").await.text().await.unwrap();
+    assert!(metrics.contains("callvault_trouble{code=\"unindexed\"} 1"), "{metrics}");
+}

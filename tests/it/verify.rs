@@ -1,0 +1,229 @@
+//! Verifying and repairing by hand, and the scrub that does it always.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use callvault::domain::digest::Digest;
+use callvault::twilio::simulator::speech_mp3;
+use object_store::{Attribute, Attributes};
+use serde_json::Value;
+
+use crate::support::bucket::{attributes, document, plant, plant_many, put, remove, run};
+use crate::support::eventually;
+use crate::support::world::{ACCOUNT, Parts, Service, Store, World, call_sid, recording_id};
+
+/// The recordings of which something was found of that kind.
+fn of_kind(document: &Value, kind: &str) -> BTreeSet<String> {
+    let findings = document["findings"].as_array().expect("findings").iter();
+    let of_kind = findings.filter(|finding| finding["kind"] == kind);
+    let name = |finding: &Value| finding["recording_sid"].as_str().or(finding["key"].as_str()).unwrap().to_owned();
+    of_kind.map(name).collect()
+}
+
+fn names(numbers: impl IntoIterator<Item = u32>) -> BTreeSet<String> {
+    numbers.into_iter().map(|number| recording_id(number).recording.to_string()).collect()
+}
+
+fn found_in_all(document: &Value) -> u64 {
+    document["found"].as_object().expect("counts").values().filter_map(Value::as_u64).sum()
+}
+
+/// A service whose bucket has so many recordings, indexed; Twilio has them all.
+async fn stocked(world: &World, count: u32) -> (Service, Store, Vec<String>) {
+    let service = world.start().await;
+    let store = world.store(&service);
+    for number in 1..=count {
+        world.record(number);
+    }
+    let keys = plant_many(&store, 1..=count, &speech_mp3()).await;
+    document(&run(world, &["reindex", "--json"]).await, 0);
+    (service, store, keys)
+}
+
+/// Ten objects that this service did not write, some where its own could lie.
+async fn plant_aliens(store: &Store, keys: &[String]) -> BTreeSet<String> {
+    let folder = |at: usize| keys[at].rsplit_once('/').unwrap().0.to_owned();
+    let theirs = Digest::of(b"theirs");
+    let mut aliens: BTreeSet<String> =
+        ["notes.txt", "backup/2026/all.tar", "CA1/RE1/x.mp3", ".hidden/x", "a b/c+d&e.txt"].map(str::to_owned).into();
+    aliens.insert(format!("{}/notes.txt", folder(200)));
+    aliens.insert(format!("{}/{theirs}.mp3", folder(201)));
+    aliens.insert(format!("{}/{theirs}.ogg", folder(202)));
+    aliens.insert(format!("{}/{}/{theirs}.wav", call_sid(99_999), recording_id(99_999).recording));
+    aliens.insert(format!(".staging/{ACCOUNT}/notes"));
+    for alien in &aliens {
+        put(store, alien, b"theirs", Attributes::new()).await;
+    }
+    aliens
+}
+
+on_all_parts! {
+    async fn of_a_thousand_objects_what_is_wrong_is_found_and_repaired_and_what_is_not_ours_stays(world: World) {
+        let (_service, store, keys) = stocked(&world, 1000).await;
+        let clean = document(&run(&world, &["verify", "--json"]).await, 0);
+        assert_eq!((found_in_all(&clean), &clean["recordings"], &clean["objects"]), (0, &1000.into(), &1000.into()));
+
+        let (corrupted, deleted) = (names(11..=20), names(21..=30));
+        for number in 11..=20_u32 {
+            let key = &keys[number as usize - 1];
+            let mut bytes = speech_mp3().to_vec();
+            bytes[100] ^= 1;
+            // Half of them as rot behind intact metadata, half as written over by somebody.
+            let written = if number % 2 == 0 { Attributes::new() } else { attributes(&recording_id(number), number, &speech_mp3(), 1) };
+            put(&store, key, &bytes, written).await;
+        }
+        for number in 21..=30 {
+            remove(&store, &keys[number - 1]).await;
+        }
+        let aliens = plant_aliens(&store, &keys).await;
+
+        let found = document(&run(&world, &["verify", "--json"]).await, 1);
+        assert_eq!(of_kind(&found, "corrupted"), corrupted, "{found}");
+        assert_eq!(of_kind(&found, "missing"), deleted);
+        assert_eq!(of_kind(&found, "alien"), aliens);
+        assert_eq!(found_in_all(&found), 30, "{}", found["found"]);
+
+        let repaired = document(&run(&world, &["verify", "--repair", "--json"]).await, 1);
+        assert_eq!((found_in_all(&repaired), &repaired["left"], &repaired["lost"]), (30, &10.into(), &0.into()), "{repaired}");
+        let second = document(&run(&world, &["verify", "--repair", "--json"]).await, 1);
+        assert_eq!((of_kind(&second, "alien"), found_in_all(&second)), (aliens.clone(), 10), "{}", second["found"]);
+
+        let left: BTreeSet<String> = store.keys().await.into_iter().collect();
+        assert_eq!(left, keys.iter().cloned().chain(aliens).collect());
+        for number in [11, 12, 21] {
+            let (bytes, _) = store.object(&keys[number - 1]).await;
+            assert_eq!(bytes, speech_mp3());
+            assert_eq!(world.simulator.counts(recording_id(number as u32).recording).fetches, 1);
+        }
+        assert_eq!(world.simulator.counts(recording_id(1).recording).fetches, 0);
+    }
+
+    async fn metadata_is_mended_and_what_the_bucket_has_is_registered(world: World) {
+        let (service, store, keys) = stocked(&world, 5).await;
+        let mut wrong = attributes(&recording_id(1), 1, &speech_mp3(), 1);
+        wrong.insert(Attribute::Metadata("call-sid".into()), call_sid(4).to_string().into());
+        put(&store, &keys[0], &speech_mp3(), wrong).await;
+        put(&store, &keys[1], &speech_mp3(), Attributes::new()).await;
+        let unknown = plant(&store, 7, &speech_mp3(), 7).await;
+        let leftover = plant(&store, 3, b"another take", 1).await;
+
+        let found = document(&run(&world, &["verify", "--json"]).await, 1);
+        assert_eq!(of_kind(&found, "misdescribed"), names([1, 2]));
+        assert_eq!((of_kind(&found, "unregistered"), of_kind(&found, "leftover")), (names([7]), names([3])));
+        assert_eq!(found_in_all(&found), 4, "{found}");
+        document(&run(&world, &["verify", "--repair", "--json"]).await, 0);
+        let clean = document(&run(&world, &["verify", "--json"]).await, 0);
+        assert_eq!(found_in_all(&clean), 0, "what is owed is no find: {clean}");
+
+        let (_, attributes) = store.object(&keys[0]).await;
+        assert_eq!(attributes.get(&Attribute::Metadata("call-sid".into())), Some(&call_sid(1).to_string().into()));
+        let shown = service.recording_in(recording_id(7).recording, "stored").await;
+        assert_eq!(shown["key"], unknown);
+        assert!(store.keys().await.contains(&leftover), "it is looked at again later");
+        let fetches: u64 = (1..=7).map(|number| world.simulator.counts(recording_id(number).recording).fetches).sum();
+        assert_eq!(fetches, 0);
+    }
+
+    async fn what_neither_the_bucket_nor_twilio_has_is_said_to_be_lost(world: World) {
+        let service = world.start().await;
+        let store = world.store(&service);
+        let keys = plant_many(&store, 1..=2, &speech_mp3()).await;
+        document(&run(&world, &["reindex", "--json"]).await, 0);
+        remove(&store, &keys[0]).await;
+        put(&store, &keys[1], b"damaged", attributes(&recording_id(2), 2, &speech_mp3(), 1)).await;
+        let output = run(&world, &["verify", "--repair"]).await;
+        let (told, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert_eq!(output.status.code(), Some(1));
+        for number in [1, 2] {
+            let sid = recording_id(number).recording;
+            let line = told.lines().find(|line| line.contains(sid.as_str())).expect("it is named");
+            assert!(line.contains("neither the bucket nor Twilio has it"), "{line}");
+            let shown = service.recording_in(sid, "failed").await;
+            assert_eq!(shown["last_error"]["code"], "object_lost");
+            let history = shown["history"].as_array().unwrap();
+            assert!(history.iter().any(|entry| entry["type"] == "recording.lost"), "{history:?}");
+        }
+        assert!(error.contains("2 recordings are lost"), "{error}");
+        assert!(store.keys().await.contains(&keys[1]), "the damaged copy may be all there is");
+    }
+
+    async fn a_part_of_the_recordings_is_verified_where_that_is_wished(world: World) {
+        let (_service, store, keys) = stocked(&world, 20).await;
+        for key in &keys {
+            remove(&store, key).await;
+        }
+        put(&store, "notes.txt", b"a note", Attributes::new()).await;
+        let sample = document(&run(&world, &["verify", "--sample", "5", "--json"]).await, 1);
+        assert_eq!((of_kind(&sample, "missing").len(), found_in_all(&sample)), (5, 5), "{sample}");
+        for (span, expected) in [(["--since", "2026-11-24"], 0), (["--until", "2026-11-23"], 0), (["--since", "2026-11-23"], 20)] {
+            let output = run(&world, &["verify", "--json", span[0], span[1]]).await;
+            let part = document(&output, i32::from(expected > 0));
+            assert_eq!(found_in_all(&part), expected, "{span:?}: {part}");
+        }
+    }
+
+    async fn the_scrub_finds_and_mends_what_is_wrong(world: World) {
+        world.set("CALLVAULT_SCRUB_EVERY", "2s");
+        world.set("CALLVAULT_RECHECK_AFTER", "1s");
+        let (service, store, keys) = stocked(&world, 20).await;
+        let mut rotten = speech_mp3().to_vec();
+        rotten[100] ^= 1;
+        put(&store, &keys[0], &rotten, attributes(&recording_id(1), 1, &speech_mp3(), 1)).await;
+        remove(&store, &keys[1]).await;
+        put(&store, "notes.txt", b"a note", Attributes::new()).await;
+        let leftover = plant(&store, 3, b"another take", 1).await;
+        eventually("all is mended", async || {
+            let (bytes, left) = (store.object(&keys[0]).await.0, store.keys().await);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            (bytes == speech_mp3() && left.contains(&keys[1]) && !left.contains(&leftover)).then_some(())
+        })
+        .await;
+        assert!(store.keys().await.contains(&"notes.txt".to_owned()));
+        for number in [1, 2] {
+            service.recording_in(recording_id(number).recording, "stored").await;
+            assert_eq!(world.simulator.counts(recording_id(number).recording).fetches, 1);
+        }
+        let metrics = service.get("/metrics").await.text().await.unwrap();
+        let value = |line: &str| -> f64 {
+            let found = metrics.lines().find_map(|found| found.strip_prefix(line));
+            found.unwrap_or_else(|| panic!("no {line}")).trim().parse().unwrap()
+        };
+        assert!(value("callvault_scrub_found_total{kind=\"corrupted\"}") >= 1.0);
+        assert!(value("callvault_scrub_found_total{kind=\"missing\"}") >= 1.0);
+        assert!(value("callvault_scrub_found_total{kind=\"alien\"}") >= 1.0);
+        assert!(value("callvault_scrub_checked_total{what=\"recording\"}") >= 20.0);
+        assert!(value("callvault_scrub_bytes_total") > 0.0);
+    }
+}
+
+/// Each node does parts of one pass; together they do it once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_share_a_scrub() {
+    let mut world = World::new(Parts::Servers).await;
+    world.set("CALLVAULT_SCRUB_EVERY", "10s");
+    let nodes = world.start_nodes(2).await;
+    let store = world.store(&nodes[0]);
+    plant_many(&store, 1..=60, &speech_mp3()).await;
+    document(&run(&world, &["reindex", "--json"]).await, 0);
+    let checked = async |node: &Service| -> u64 {
+        let metrics = node.get("/metrics").await.text().await.unwrap();
+        let line =
+            metrics.lines().find_map(|line| line.strip_prefix("callvault_scrub_checked_total{what=\"recording\"}"));
+        line.expect("the metric").trim().parse().unwrap()
+    };
+    eventually("both have done a part", async || {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        (checked(&nodes[0]).await > 0 && checked(&nodes[1]).await > 0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn wrong_usage_is_told_as_such() {
+    let world = World::new(Parts::Embedded).await;
+    for args in
+        [&["verify", "--sample", "0"][..], &["verify", "--since", "yesterday"], &["verify", "--bandwidth", "fast"]]
+    {
+        assert_eq!(run(&world, args).await.status.code(), Some(2), "{args:?}");
+    }
+}
