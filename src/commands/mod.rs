@@ -8,6 +8,7 @@ pub mod demo;
 pub mod doctor;
 pub mod get;
 pub mod keys;
+pub mod openapi;
 pub mod reindex;
 pub mod serve;
 pub mod simulate;
@@ -40,6 +41,7 @@ enum Command {
     Verify(verify::Args),
     Reindex(reindex::Args),
     Keys(keys::Args),
+    Openapi(openapi::Args),
     #[command(hide = true)]
     Simulate(simulate::Args),
 }
@@ -54,6 +56,7 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Verify(args) => verify::run(args).await,
         Command::Reindex(args) => reindex::run(args).await,
         Command::Keys(args) => keys::run(args).await,
+        Command::Openapi(_) => openapi::run().await,
         Command::Simulate(args) => simulate::run(args).await,
     };
     match ended {

@@ -55,6 +55,7 @@ mod large;
 mod limits;
 mod links;
 mod live;
+mod openapi;
 mod outages;
 mod pace;
 mod player;
