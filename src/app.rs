@@ -23,6 +23,7 @@ use crate::http;
 use crate::telemetry;
 use crate::twilio::Twilio;
 use crate::vault::Vault;
+use crate::vault::backfill::Backfill;
 use crate::vault::webhooks::Poster;
 use crate::worker::{self, ClaimLoop, DutyKind, ReconcileLoop, WebhookLoop};
 
@@ -202,6 +203,14 @@ pub async fn vault(config: &Config) -> anyhow::Result<Vault> {
     let bucket = Bucket::open(config).await.context("the bucket cannot be opened")?;
     let twilio = Twilio::new(config).context("the clients for Twilio cannot be set up")?;
     Ok(Vault::new(config, catalog, bucket, twilio, (Box::new(dice), entropy)))
+}
+
+/// What brings in the past, over catalog and Twilio alone: the bucket is the nodes'.
+pub async fn backfill(config: &Config) -> anyhow::Result<Backfill> {
+    let catalog = catalog::open(config).context("the catalog cannot be opened")?;
+    catalog.prepare().await?;
+    let twilio = Twilio::new(config).context("the clients for Twilio cannot be set up")?;
+    Ok(Backfill::new(config, catalog, twilio, Box::new(dice)))
 }
 
 /// What the vault's randomness is.

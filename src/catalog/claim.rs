@@ -2,6 +2,7 @@
 //!
 //! A claim grants a lease on a row that is due: the row becomes `fetching` with
 //! its epoch raised and a deadline. A lease that ran out is a failed attempt.
+//! What a backfill brought comes when nothing else of its account is due.
 
 use std::time::Duration;
 
@@ -49,6 +50,8 @@ pub struct Wish {
     pub account: AccountSid,
     /// At most so many.
     pub at_most: usize,
+    /// So many of them may be of a backfill, which come when nothing else is due.
+    pub of_backfill: usize,
 }
 
 /// What an earlier attempt may have left in the bucket.
@@ -91,7 +94,7 @@ const DUE_OF: &str = concat!(
     "SELECT ",
     columns_of!(recordings),
     ", (SELECT now_ms FROM clock) AS now_ms FROM recordings \
-                      WHERE account_sid = $1 AND state IN ('pending', 'fetching') \
+                      WHERE account_sid = $1 AND is_backfill = $3 AND state IN ('pending', 'fetching') \
                       AND due_at <= (SELECT now_ms FROM clock) \
                       AND (duty_until IS NULL OR duty_until <= (SELECT now_ms FROM clock)) ORDER BY due_at LIMIT $2"
 );
@@ -141,8 +144,7 @@ impl dyn Catalog + '_ {
         let mut changed = false;
         for wish in wishes {
             let Some(room) = accounts::room(&mut session, wish.account).await? else { continue };
-            let at_most = i64::try_from(wish.at_most.min(room.at_most)).unwrap_or(i64::MAX);
-            for due in due_of(&mut session, wish.account, at_most).await? {
+            for due in due_of(&mut session, wish, room.at_most).await? {
                 changed = true;
                 if due.known.state == State::Fetching {
                     due.lease_is_over(&mut session, claimant).await?;
@@ -172,13 +174,28 @@ pub(super) async fn claim_row(session: &mut Session, claimant: &Claimant, row: &
 }
 
 /// What is due of an account. Others' claims under way are passed over, not waited for.
-async fn due_of(session: &mut Session, account: AccountSid, at_most: i64) -> Result<Vec<Due>> {
-    let locking = if session.is_postgres() { " FOR UPDATE SKIP LOCKED" } else { "" };
-    let sql = format!("{DUE_OF}{locking}");
-    let rows = session.rows(AssertSqlSafe(sql), args![account, at_most]).await?;
+async fn due_of(session: &mut Session, wish: &Wish, room: usize) -> Result<Vec<Due>> {
+    let at_most = wish.at_most.min(room);
+    let mut rows = due_in_turn(session, wish.account, at_most, false).await?;
+    let of_backfill = (at_most - rows.len()).min(wish.of_backfill);
+    if of_backfill > 0 {
+        rows.extend(due_in_turn(session, wish.account, of_backfill, true).await?);
+    }
     // One row that a newer node wrote must not keep all others from being fetched.
     let unreadable = |error: &CatalogError| tracing::error!(%error, "a recording cannot be claimed");
     Ok(rows.iter().filter_map(|row| Due::read(row).inspect_err(unreadable).ok()).collect())
+}
+
+async fn due_in_turn(
+    session: &mut Session,
+    account: AccountSid,
+    at_most: usize,
+    of_backfill: bool,
+) -> Result<Vec<Row>> {
+    let locking = if session.is_postgres() { " FOR UPDATE SKIP LOCKED" } else { "" };
+    let at_most = i64::try_from(at_most).unwrap_or(i64::MAX);
+    let args = args![account, at_most, i64::from(of_backfill)];
+    session.rows(AssertSqlSafe(format!("{DUE_OF}{locking}")), args).await
 }
 
 /// None where nothing is to be done for the account.

@@ -59,7 +59,8 @@ const STORE: &str = concat!(
     now!(),
     ", lease_node = NULL, due_at = NULL, not_before = NULL, last_attempt_at = ",
     now!(),
-    ", failed_attempts = 0, error_code = NULL, error_detail = NULL, error_at = NULL, traceparent = NULL",
+    ", failed_attempts = 0, is_backfill = 0, error_code = NULL, error_detail = NULL, error_at = NULL, \
+     traceparent = NULL",
     held!()
 );
 const TRY_AGAIN: &str = concat!(
@@ -98,7 +99,7 @@ const HURRY: &str = concat!(
     now!(),
     " THEN 0 ELSE ",
     soonest!(),
-    " END WHERE account_sid = $1 AND recording_sid = $2 AND state = 'pending' AND due_at > CASE WHEN ",
+    " END, is_backfill = 0 WHERE account_sid = $1 AND recording_sid = $2 AND state = 'pending' AND due_at > CASE WHEN ",
     soonest!(),
     " <= ",
     now!(),

@@ -69,6 +69,7 @@ const MIGRATIONS: &[Step] = &[
     Step(4, "letting_go", include_str!("migrations/sqlite/0004_letting_go.sql")),
     Step(5, "bucket_read", include_str!("migrations/sqlite/0005_bucket_read.sql")),
     Step(6, "content", include_str!("migrations/sqlite/0006_content.sql")),
+    Step(7, "backfill", include_str!("migrations/sqlite/0007_backfill.sql")),
     Step(8, "turns", include_str!("migrations/sqlite/0008_turns.sql")),
     Step(9, "traces", include_str!("migrations/sqlite/0009_traces.sql")),
     Step(14, "awaited_content", include_str!("migrations/sqlite/0014_awaited_content.sql")),

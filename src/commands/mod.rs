@@ -3,6 +3,7 @@
 //! Results go to stdout, progress and logs to stderr. Exit status: 0 done, 1
 //! something was found wrong or failed, 2 wrong usage or settings.
 
+pub mod backfill;
 mod beside;
 pub mod demo;
 pub mod doctor;
@@ -38,6 +39,7 @@ enum Command {
     Demo(demo::Args),
     Get(get::Args),
     Doctor(doctor::Args),
+    Backfill(backfill::Args),
     Verify(verify::Args),
     Reindex(reindex::Args),
     Keys(keys::Args),
@@ -53,6 +55,7 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Demo(args) => demo::run(args).await,
         Command::Get(args) => get::run(args).await,
         Command::Doctor(args) => doctor::run(args).await,
+        Command::Backfill(args) => backfill::run(args).await,
         Command::Verify(args) => verify::run(args).await,
         Command::Reindex(args) => reindex::run(args).await,
         Command::Keys(args) => keys::run(args).await,

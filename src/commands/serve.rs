@@ -34,9 +34,6 @@ pub async fn run() -> anyhow::Result<()> {
     if config.admin_key.is_none() {
         tracing::info!("CALLVAULT_ADMIN_KEY is not set: keys that `callvault keys create` made are good, no others");
     }
-    for name in config.without_effect() {
-        tracing::warn!("{name} is set, but has no effect in this version");
-    }
     if config.admin_key.as_ref().is_some_and(|key| key.expose_secret().len() < ADMIN_KEY_GOOD_LEN) {
         tracing::warn!(
             "CALLVAULT_ADMIN_KEY is short: {ADMIN_KEY_GOOD_LEN} random characters or more cannot be guessed"

@@ -176,7 +176,7 @@ impl Vault {
 
 /// What Twilio's list says of a recording that it has under `call`.
 fn announcement(listed: Listed, call: CallSid, source_host: Option<&'static str>) -> Announcement {
-    let Described { mut details, status, error_code } = listed.described;
+    let Described { mut details, status, error_code, encryption: _ } = listed.described;
     if details.call_sid.is_none() && details.conference_sid.is_none() {
         details.call_sid = Some(call);
     }

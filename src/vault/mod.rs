@@ -9,10 +9,12 @@ pub mod accept;
 mod adopt;
 mod announced;
 pub mod audit;
+pub mod backfill;
 mod backlog;
 pub mod content;
 pub mod cure;
 pub mod deliver;
+mod details;
 mod discover;
 pub mod doctor;
 mod duty;
@@ -50,7 +52,6 @@ mod twilio_copies;
 pub mod verify;
 pub mod webhooks;
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -75,6 +76,7 @@ use keys::{Entropy, KeyRing};
 use live::Lives;
 use memory::MemoryBudget;
 pub use memory::Reservation;
+use pace::Manners;
 use streams::Streams;
 use webhooks::Receiver;
 
@@ -136,11 +138,8 @@ pub struct Vault {
     lives: Arc<Lives>,
     streams: Arc<Streams>,
     doubts: Doubts,
-    /// The accounts that have keys to decrypt recordings with.
-    decrypting: HashSet<AccountSid>,
     questions: Questions,
-    /// The accounts of which Twilio is being asked whether it refuses them.
-    confirming: std::sync::Mutex<HashSet<AccountSid>>,
+    manners: Manners,
     asked: mpsc::Sender<RecordingId>,
     asked_to_write: Mutex<mpsc::Receiver<RecordingId>>,
 }
@@ -160,6 +159,7 @@ impl Vault {
         let look_ups = config.database_max_connections.saturating_sub(CONNECTIONS_LEFT).max(1);
         Self {
             follower: Follower::new(catalog.clone(), follow::POLL_EVERY),
+            manners: Manners::new(catalog.clone(), twilio.clone(), config.retry),
             catalog,
             bucket,
             twilio,
@@ -186,8 +186,6 @@ impl Vault {
             lives: Arc::default(),
             streams: Arc::default(),
             doubts: Doubts::default(),
-            decrypting: accounts_that_decrypt(config),
-            confirming: std::sync::Mutex::default(),
             asked,
             asked_to_write: Mutex::new(asked_to_write),
         }
@@ -253,11 +251,6 @@ impl Vault {
     pub fn source_url(&self, recording: &Recording) -> String {
         self.twilio.hosts().source_url(&source_of(&recording.id, recording.source_host.as_deref()))
     }
-}
-
-fn accounts_that_decrypt(config: &Config) -> HashSet<AccountSid> {
-    let with_keys = config.accounts.iter().filter(|account| !account.private_keys.is_empty());
-    with_keys.map(|account| account.sid).collect()
 }
 
 fn source_of(id: &RecordingId, host: Option<&str>) -> Source {

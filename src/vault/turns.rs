@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Vault;
+use super::pace::Manners;
 use crate::catalog::{Catalog, CatalogError, Turn, Urgency};
 use crate::domain::sid::AccountSid;
 
@@ -18,6 +19,18 @@ const WAITS: Duration = Duration::from_secs(2);
 const AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 impl Vault {
+    /// Sends a request to Twilio's API when it is its turn.
+    pub(super) async fn in_turn<T>(
+        &self,
+        account: AccountSid,
+        urgency: Urgency,
+        request: impl Future<Output = T>,
+    ) -> Result<T, CatalogError> {
+        self.manners.in_turn(account, urgency, request).await
+    }
+}
+
+impl Manners {
     /// Sends a request to Twilio's API when it is its turn. Dropping it gives the
     /// turn back.
     pub(super) async fn in_turn<T>(

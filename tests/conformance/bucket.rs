@@ -81,7 +81,7 @@ on_every_catalog! {
         assert!(!catalog.is_read().await.unwrap() && !catalog.is_indexed().await.unwrap());
         let refused = catalog.accept(&callback(1, "completed")).await;
         assert!(matches!(refused, Err(CatalogError::Unread)), "{refused:?}");
-        let wishes = accounts().map(|account| Wish { account, at_most: 1 });
+        let wishes = accounts().map(|account| Wish { account, at_most: 1, of_backfill: 1 });
         let refused = catalog.claim(&claimant(LONG), &wishes).await;
         assert!(matches!(refused, Err(CatalogError::Unread)), "{refused:?}");
 

@@ -88,7 +88,7 @@ on_every_catalog! {
         let catalog = database.node().await;
         accept(&catalog, [1]).await;
         let patient = Claimant { recheck_after: LONG, ..claimant(SHORT) };
-        let wishes = accounts().map(|account| Wish { account, at_most: 1 });
+        let wishes = accounts().map(|account| Wish { account, at_most: 1, of_backfill: 1 });
         assert_eq!(catalog.claim(&patient, &wishes).await.unwrap().len(), 1);
         eventually("the lease is found to have run out", async || {
             catalog.claim(&patient, &wishes).await.unwrap().pop().map(|_| ())

@@ -32,6 +32,7 @@ macro_rules! on_all_parts {
 mod alerts;
 mod audits;
 mod away;
+mod backfill;
 mod blobs;
 mod browser;
 mod bucket;
@@ -44,6 +45,7 @@ mod content;
 mod crashes;
 mod discover;
 mod doctor;
+mod encrypted;
 mod erase;
 mod events;
 mod evict;

@@ -98,9 +98,6 @@ fn settings(config: &Config) -> Vec<Finding> {
     if config.admin_key.as_ref().is_some_and(|key| key.expose_secret().len() < ADMIN_KEY_GOOD_LEN) {
         warn("CALLVAULT_ADMIN_KEY is short enough to be guessed", "use 20 random characters or more");
     }
-    for name in config.without_effect() {
-        warn(&format!("{name} is set, but has no effect in this version"), "unset it");
-    }
     if findings.is_empty() {
         findings.push(Finding::ok("settings", "they can be used"));
     }
