@@ -71,6 +71,7 @@ const MIGRATIONS: &[Step] = &[
     Step(6, "content", include_str!("migrations/sqlite/0006_content.sql")),
     Step(8, "turns", include_str!("migrations/sqlite/0008_turns.sql")),
     Step(14, "awaited_content", include_str!("migrations/sqlite/0014_awaited_content.sql")),
+    Step(16, "scrubbing", include_str!("migrations/sqlite/0016_scrubbing.sql")),
 ];
 
 impl SqliteCatalog {

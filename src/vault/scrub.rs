@@ -30,6 +30,11 @@ const PART_KEYS: usize = 200;
 const SHARE: f64 = 0.9;
 /// The longest pause between two parts of the list.
 const LIST_PAUSE_MAX: Duration = Duration::from_secs(10);
+/// The longest pause where all that was known of was gone over.
+const PAUSE_BEYOND_MAX: Duration = Duration::from_secs(10);
+/// So many recordings are reckoned with where they could never be counted: rather
+/// too many, as that makes a pass quicker.
+const EXPECTED_UNCOUNTED: i64 = 10_000_000;
 /// A part that failed is tried again after this time.
 const AGAIN_AFTER: Duration = Duration::from_secs(30);
 /// What leaving a part may take at the end of a node.
@@ -63,6 +68,31 @@ struct Part<'a> {
     round: Round,
     walk: &'a BucketWalk,
     stopping: &'a CancellationToken,
+}
+
+/// How quickly the parts of a stage follow one another.
+#[derive(Clone, Copy)]
+struct Pace {
+    /// The time from the beginning of the pass in which the stage is to be done.
+    budget: Duration,
+    /// What of it is gone.
+    gone: Duration,
+    /// How many there are to go over, as far as is known.
+    all: i64,
+    /// How many of them make a part.
+    at_once: i64,
+}
+
+impl Pace {
+    /// The pause behind a part, once so many were gone over. Where there may be more
+    /// than was known it is short: nobody knows how many.
+    fn pause(&self, done: i64) -> Duration {
+        let left = self.budget.saturating_sub(self.gone);
+        match self.all - done {
+            known_left if known_left > 0 => left.div_f64((known_left as f64 / self.at_once as f64).max(1.0)),
+            _ => left.min(PAUSE_BEYOND_MAX),
+        }
+    }
 }
 
 /// Where the next part goes on, and after which pause; None where the round is over.
@@ -130,6 +160,7 @@ impl Vault {
         let after = at.after.as_deref().and_then(place_of);
         let rows = self.catalog.every_recording(after.as_ref(), PART_ROWS).await?;
         let Some(last) = rows.last() else {
+            held(self.catalog.expect_of_bucket_walk(part.walk, at.done).await?)?;
             return Ok((Some(Position { stage: LIST, after: None, done: 0 }), Duration::ZERO));
         };
         let next = Position { after: Some(last.id.to_string()), done: at.done + rows.len() as i64, ..*at };
@@ -138,11 +169,28 @@ impl Vault {
         for found in found.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().flatten() {
             self.see_to(&found, part).await?;
         }
-        let (all, _) = self.catalog.count_recordings().await?;
-        telemetry::scrub_progress(SHARE * next.done as f64 / all.max(1) as f64);
-        let left = part.round.every.mul_f64(SHARE).saturating_sub(part.walk.under_way_for);
-        let parts_left = ((all - next.done).max(0) as f64 / PART_ROWS as f64).max(1.0);
-        Ok((Some(next), left.div_f64(parts_left)))
+        let all = self.expected(part.walk).await?;
+        telemetry::scrub_progress(SHARE * (next.done as f64 / all.max(1) as f64).min(1.0));
+        let pace =
+            Pace { budget: part.round.every.mul_f64(SHARE), gone: part.walk.under_way_for, all, at_once: PART_ROWS };
+        let pause = pace.pause(next.done);
+        Ok((Some(next), pause))
+    }
+
+    /// How many recordings a pass has to do with. Counted once a pass, for a count
+    /// goes over the whole table; where that takes too long, the last one counts.
+    async fn expected(&self, walk: &BucketWalk) -> Result<i64, WalkError> {
+        let at = &walk.position;
+        if at.stage == ROWS && at.after.is_none() {
+            match self.catalog.count_recordings().await {
+                Ok((all, _)) => {
+                    held(self.catalog.expect_of_bucket_walk(walk, all).await?)?;
+                    return Ok(all);
+                }
+                Err(error) => tracing::warn!(%error, "the recordings are not counted; the scrub goes on without"),
+            }
+        }
+        Ok(walk.expected.unwrap_or(EXPECTED_UNCOUNTED))
     }
 
     async fn scrub_row(&self, row: &Recording) -> Result<Option<Found>, AuditError> {
@@ -190,4 +238,25 @@ impl Vault {
 fn place_of(position: &str) -> Option<RecordingId> {
     let (account, recording) = position.split_once('/')?;
     Some(RecordingId { account: account.parse().ok()?, recording: recording.parse().ok()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A_DAY: Duration = Duration::from_secs(86_400);
+
+    #[test]
+    fn parts_are_spread_over_the_time_that_is_left() {
+        let pace = Pace { budget: A_DAY, gone: Duration::ZERO, all: 8_000, at_once: 8 };
+        assert_eq!(pace.pause(0), A_DAY / 1_000);
+        assert_eq!(Pace { gone: A_DAY / 2, ..pace }.pause(4_000), A_DAY / 1_000);
+        assert_eq!(Pace { gone: A_DAY * 2, ..pace }.pause(4_000), Duration::ZERO, "what is late does not wait");
+    }
+
+    #[test]
+    fn more_recordings_than_were_known_do_not_wait_for_the_end_of_the_time() {
+        let pace = Pace { budget: A_DAY * 27, gone: Duration::ZERO, all: 10, at_once: 8 };
+        assert_eq!(pace.pause(16), PAUSE_BEYOND_MAX);
+    }
 }

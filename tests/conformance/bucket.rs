@@ -198,6 +198,17 @@ on_every_catalog! {
         assert!(ahead.due_in > LONG / 2 && ahead.covered_for.is_some());
     }
 
+    async fn what_was_counted_for_a_walk_is_kept_from_pass_to_pass(database: Database) {
+        let catalog = database.node().await;
+        let kind = BucketWalkKind::Scrub;
+        let first = walk(&catalog, kind).await;
+        assert_eq!(first.expected, None);
+        assert_eq!(catalog.expect_of_bucket_walk(&first, 7).await.unwrap(), Settled::Done);
+        assert_eq!(catalog.finish_bucket_walk(&first, Duration::ZERO).await.unwrap(), Settled::Done);
+        assert_eq!(catalog.expect_of_bucket_walk(&first, 8).await.unwrap(), Settled::Stale);
+        assert_eq!(walk(&catalog, kind).await.expected, Some(7));
+    }
+
     async fn one_recording_is_mended_by_one_and_only_at_rest(database: Database) {
         let catalog = database.node().await;
         accept(&catalog, [1]).await;
