@@ -80,6 +80,13 @@ const ADOPT: &str = concat!(
      error_code = NULL, error_detail = NULL, error_at = NULL WHERE account_sid = $1 AND recording_sid = $2"
 );
 
+/// From one account to the next in the index, however many rechecks each owes.
+const ACCOUNTS_OWING: &str = "WITH RECURSIVE owing (account_sid) AS (\
+     SELECT min(account_sid) FROM recordings WHERE recheck_due_at IS NOT NULL UNION ALL \
+     SELECT (SELECT min(account_sid) FROM recordings WHERE recheck_due_at IS NOT NULL \
+     AND account_sid > owing.account_sid) FROM owing WHERE owing.account_sid IS NOT NULL) \
+     SELECT account_sid FROM owing WHERE account_sid IS NOT NULL";
+
 /// Notes, in the transaction of what makes it necessary, that the bucket is to
 /// be looked at `after` that time for what attempts from this epoch on left.
 pub(super) async fn owe(session: &mut Session, lease: &Lease, after: Duration) -> Result<()> {
@@ -104,14 +111,12 @@ impl dyn Catalog + '_ {
     }
 
     /// Grants leases of that length for at most `at_most` rechecks that are due,
-    /// shared evenly by the accounts that have some.
-    pub async fn grant_rechecks(
-        &self,
-        accounts: &[AccountSid],
-        at_most: usize,
-        duration: Duration,
-    ) -> Result<Vec<Duty>> {
-        self.grant_duties(&DUE, accounts, at_most, duration).await
+    /// shared evenly by the accounts that have some, whoever's they are: the bucket
+    /// is looked at without Twilio's credentials.
+    pub async fn grant_rechecks(&self, at_most: usize, duration: Duration) -> Result<Vec<Duty>> {
+        let rows = self.read().await?.rows(ACCOUNTS_OWING, args![]).await?;
+        let owing: Vec<AccountSid> = rows.iter().map(|row| row.parse("account_sid")).collect::<Result<_>>()?;
+        self.grant_duties(&DUE, &owing, at_most, duration).await
     }
 
     /// Ends a recheck. What is not finished, or is still on its way, is looked

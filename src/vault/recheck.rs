@@ -30,7 +30,7 @@ impl Vault {
 
     /// Grants at most so many rechecks that are due to this node.
     pub async fn begin_rechecks(&self, at_most: usize) -> Result<Vec<Duty>, CatalogError> {
-        self.catalog.grant_rechecks(&self.accounts, at_most, DUTY_LEASE).await
+        self.catalog.grant_rechecks(at_most, DUTY_LEASE).await
     }
 
     /// Works on a recheck that was granted after `granted` until it is settled,

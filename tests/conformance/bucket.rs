@@ -154,7 +154,7 @@ on_every_catalog! {
         assert_eq!((first.stored_at, first.details_confirmed), (Some(objects[0].stored_at), true));
         assert!(row(&catalog, 3).await.hold);
         // The others of a recording are looked at, and nothing else is.
-        let duties = catalog.grant_rechecks(&accounts(), 10, LONG).await.unwrap();
+        let duties = catalog.grant_rechecks(10, LONG).await.unwrap();
         assert_eq!(duties.iter().map(|duty| duty.lease.id).collect::<Vec<_>>(), [recording_id(1)]);
     }
 
@@ -168,7 +168,7 @@ on_every_catalog! {
         assert_eq!(row(&catalog, 1).await.object, Some(object(&lease.id, b"audio")));
         assert_eq!(row(&catalog, 2).await.state, State::Pending);
         assert_eq!(row(&catalog, 3).await.state, State::Erased);
-        let duties = catalog.grant_rechecks(&accounts(), 10, LONG).await.unwrap();
+        let duties = catalog.grant_rechecks(10, LONG).await.unwrap();
         let mut owed: Vec<RecordingId> = duties.iter().map(|duty| duty.lease.id).collect();
         owed.sort();
         assert_eq!(owed, [2, 3].map(recording_id), "what rows do not name is looked at");
