@@ -35,6 +35,7 @@ const DRAW_EVERY: Duration = Duration::from_millis(200);
 /// What can be found:
 ///   missing       a stored recording has no object
 ///   corrupted     its bytes are others
+///   unreadable    the store does not give an object, though it answers
 ///   misdescribed  the store says of it what is not so (metadata, Content-Type)
 ///   unregistered  an object of callvault's, of a recording that is not known
 ///   leftover      an object or an upload that no recording names

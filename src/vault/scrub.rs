@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Vault;
 use super::audit::AuditError;
+use super::cure::Remedy;
 use super::found::{Cure, Found};
 use super::reindex::{WalkError, held};
 use crate::bucket::Throttle;
@@ -28,6 +29,8 @@ const READS_AT_ONCE: usize = 2;
 const PART_KEYS: usize = 200;
 /// The share of the time between two passes in which a pass is to be done.
 const SHARE: f64 = 0.9;
+/// The same once the list was gone over as well.
+const SHARE_WITH_LIST: f64 = 0.98;
 /// The longest pause between two parts of the list.
 const LIST_PAUSE_MAX: Duration = Duration::from_secs(10);
 /// The longest pause where all that was known of was gone over.
@@ -68,6 +71,25 @@ struct Part<'a> {
     round: Round,
     walk: &'a BucketWalk,
     stopping: &'a CancellationToken,
+}
+
+impl Part<'_> {
+    /// The pause behind a part of the list, once so many keys were gone over. A bucket
+    /// has about as many objects as there are recordings.
+    fn list_pause(&self, done: i64) -> Duration {
+        let every = self.round.every;
+        if self.round.kind != BucketWalkKind::Scrub {
+            return (every / 1000).min(LIST_PAUSE_MAX);
+        }
+        let all = self.walk.expected.unwrap_or(EXPECTED_UNCOUNTED);
+        let pace = Pace {
+            budget: every.mul_f64(SHARE_WITH_LIST),
+            gone: self.walk.under_way_for,
+            all,
+            at_once: PART_KEYS as i64,
+        };
+        pace.pause(done).min(LIST_PAUSE_MAX)
+    }
 }
 
 /// How quickly the parts of a stage follow one another.
@@ -194,15 +216,7 @@ impl Vault {
     }
 
     async fn scrub_row(&self, row: &Recording) -> Result<Option<Found>, AuditError> {
-        let found = match self.find_flaw(row, &Throttle::default()).await {
-            Ok(found) => found,
-            Err(error) => {
-                // One object that cannot be read must not end every pass.
-                self.bucket_answers().await?;
-                tracing::warn!(recording = %row.id, %error, "an object cannot be scrubbed");
-                None
-            }
-        };
+        let found = self.look_at_row(row, &Throttle::default()).await?;
         telemetry::scrub_checked("recording", 1);
         telemetry::scrub_bytes(row.object.as_ref().map_or(0, |object| object.size_bytes.unsigned_abs()));
         Ok(found)
@@ -218,7 +232,7 @@ impl Vault {
         let last = page.objects.last().filter(|_| page.has_more);
         let done = at.done + page.objects.len() as i64;
         let next = last.map(|last| Position { after: Some(last.key.clone()), done, ..*at });
-        Ok((next, (part.round.every / 1000).min(LIST_PAUSE_MAX)))
+        Ok((next, part.list_pause(done)))
     }
 
     async fn see_to(&self, found: &Found, part: &Part<'_>) -> Result<(), AuditError> {
@@ -228,7 +242,14 @@ impl Vault {
             tracing::warn!(kind, key, "the scrub found what {}", found.words);
             return Ok(());
         }
-        let remedy = self.cure(found, part.stopping).await?;
+        let remedy = match self.cure(found, part.stopping).await {
+            // One that cannot be cured must not end every pass.
+            Err(AuditError::Bucket(error)) => {
+                self.bucket_answers().await?;
+                Remedy::NotNow(error.to_string())
+            }
+            cured => cured?,
+        };
         tracing::warn!(kind, key, ?remedy, "the scrub found what {}", found.words);
         Ok(())
     }
@@ -252,6 +273,25 @@ mod tests {
         assert_eq!(pace.pause(0), A_DAY / 1_000);
         assert_eq!(Pace { gone: A_DAY / 2, ..pace }.pause(4_000), A_DAY / 1_000);
         assert_eq!(Pace { gone: A_DAY * 2, ..pace }.pause(4_000), Duration::ZERO, "what is late does not wait");
+    }
+
+    #[test]
+    fn the_list_of_a_large_bucket_is_gone_over_in_time_too() {
+        let (all, every) = (20_000_000, A_DAY * 30);
+        let stopping = CancellationToken::new();
+        let mut walk = BucketWalk {
+            kind: BucketWalkKind::Scrub,
+            epoch: 1,
+            under_way_for: every.mul_f64(SHARE),
+            granted_at: jiff::Timestamp::UNIX_EPOCH,
+            position: Position { stage: LIST, after: None, done: 0 },
+            expected: Some(all),
+        };
+        for done in (0..all).step_by(PART_KEYS) {
+            walk.under_way_for +=
+                Part { round: Round::scrub(every), walk: &walk, stopping: &stopping }.list_pause(done);
+        }
+        assert!(walk.under_way_for <= every, "{:?}", walk.under_way_for);
     }
 
     #[test]
