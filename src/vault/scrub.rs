@@ -162,7 +162,7 @@ impl Vault {
         let (next, pause) = match (is_scrub, walk.position.stage) {
             (true, ROWS) => self.scrub_rows(part).await?,
             (true, _) => self.scrub_list(part, self.bucket.layout().prefix()).await?,
-            (false, _) => self.scrub_list(part, &self.bucket.layout().staging_folder()).await?,
+            (false, _) => self.scrub_staging(part).await?,
         };
         match next {
             Some(next) => held(self.catalog.leave_bucket_walk(walk, &next, pause).await?)?,
@@ -220,6 +220,17 @@ impl Vault {
         telemetry::scrub_checked("recording", 1);
         telemetry::scrub_bytes(row.object.as_ref().map_or(0, |object| object.size_bytes.unsigned_abs()));
         Ok(found)
+    }
+
+    async fn scrub_staging(&self, part: &Part<'_>) -> Result<Next, WalkError> {
+        if part.walk.position.after.is_none() {
+            match self.end_stray_uploads().await {
+                // A store that does not tell of them still lists what is staged.
+                Err(AuditError::Bucket(error)) => tracing::warn!(%error, "open uploads are not looked for"),
+                looked => looked?,
+            }
+        }
+        self.scrub_list(part, &self.bucket.layout().staging_folder()).await
     }
 
     async fn scrub_list(&self, part: &Part<'_>, folder: &str) -> Result<Next, WalkError> {
