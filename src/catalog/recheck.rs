@@ -43,11 +43,13 @@ const OWE: &str = concat!(
     " + $4, swept_epoch = CASE WHEN swept_epoch > $3 THEN $3 ELSE swept_epoch END \
      WHERE account_sid = $1 AND recording_sid = $2"
 );
+const DOUBT: &str =
+    concat!("UPDATE recordings SET doubted_at = ", now!(), " WHERE account_sid = $1 AND recording_sid = $2");
 /// What was owed since the grant (`$4`) stays owed. So does what a recording
 /// that is still on its way may leave: its folder was not looked at.
 const END: &str = concat!(
     "UPDATE recordings SET duty_until = NULL, upload_epoch = NULL, upload_id = NULL, \
-     swept_epoch = CASE WHEN recheck_due_at > $4 THEN swept_epoch ELSE $3 END, \
+     doubted_at = CASE WHEN doubted_at > $4 THEN doubted_at END, swept_epoch = CASE WHEN recheck_due_at > $4 THEN swept_epoch ELSE $3 END, \
      recheck_due_at = CASE WHEN recheck_due_at > $4 THEN recheck_due_at \
      WHEN state IN ('announced', 'pending') THEN ",
     now!(),
@@ -94,6 +96,13 @@ pub(super) async fn owe(session: &mut Session, lease: &Lease, after: Duration) -
     Ok(())
 }
 
+/// The same at once, and the object is to be read back: somebody saw other bytes.
+pub(super) async fn doubt(session: &mut Session, lease: &Lease) -> Result<()> {
+    owe(session, lease, Duration::ZERO).await?;
+    session.execute(DOUBT, args![lease.id.account, lease.id.recording]).await?;
+    Ok(())
+}
+
 /// A recording that owes a recheck.
 const DUE: Due = Due { since: "recheck_due_at", only: "recheck_due_at IS NOT NULL", age: Duration::ZERO };
 
@@ -107,6 +116,14 @@ impl dyn Catalog + '_ {
     pub async fn owe_recheck(&self, lease: &Lease, after: Duration) -> Result<()> {
         let mut session = self.begin().await?;
         owe(&mut session, lease, after).await?;
+        session.commit().await
+    }
+
+    /// Notes that the object of a stored recording is not what its row says. A
+    /// recheck is due at once, and reads it back.
+    pub async fn doubt(&self, lease: &Lease) -> Result<()> {
+        let mut session = self.begin().await?;
+        doubt(&mut session, lease).await?;
         session.commit().await
     }
 

@@ -97,6 +97,24 @@ on_every_catalog! {
         assert_eq!(grant(&catalog, LONG).await, []);
     }
 
+    async fn what_is_doubted_is_so_until_a_recheck_that_began_later_ends(database: Database) {
+        let catalog = database.node().await;
+        let lease = stored(&catalog).await.lease;
+        catalog.doubt(&lease).await.unwrap();
+        let first = grant_one(&catalog, LONG).await;
+        assert!(first.is_doubted);
+        catalog.doubt(&lease).await.unwrap();
+        assert_eq!(catalog.settle_recheck(&first, &Finding::InOrder, ZERO).await.unwrap(), Settled::Done);
+        let second = grant_one(&catalog, LONG).await;
+        assert!(second.is_doubted, "it was seen again meanwhile");
+        assert_eq!(catalog.settle_recheck(&second, &Finding::Unfinished, ZERO).await.unwrap(), Settled::Done);
+        let third = grant_one(&catalog, LONG).await;
+        assert!(third.is_doubted);
+        assert_eq!(catalog.settle_recheck(&third, &Finding::InOrder, ZERO).await.unwrap(), Settled::Done);
+        catalog.owe_recheck(&lease, ZERO).await.unwrap();
+        assert!(!grant_one(&catalog, LONG).await.is_doubted);
+    }
+
     async fn a_recheck_is_not_due_before_its_time(database: Database) {
         let catalog = database.node().await;
         let lease = stored(&catalog).await.lease;
