@@ -66,6 +66,7 @@ impl App {
         };
         let public_url = config.public_url.clone().unwrap_or_else(|| format!("http://{address}"));
         let vault = Arc::new(vault(&config).await?);
+        telemetry::accounts(vault.accounts());
         if let Some(store) = vault.bucket.embedded() {
             store.must_be_here().and_then(|()| store.announce(address)).context("the bucket cannot be served")?;
         }
@@ -117,6 +118,7 @@ impl App {
             self.supervise(self.vault.clone().follow_flights()),
             self.supervise(async move { keys.follow_keys().await }),
             self.supervise(self.vault.clone().follow_feed()),
+            self.supervise(self.vault.clone().heed_news_of_hits()),
             self.supervise(self.vault.clone().end_streams_of_erased()),
             self.supervise(telemetry::keep_up()),
         ];

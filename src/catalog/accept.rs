@@ -5,12 +5,14 @@
 
 use serde_json::json;
 
+use super::columns::columns_of;
 use super::markers::HOLD_AS_MARKED;
 use super::rows;
 use super::sql::{Session, args, now};
 use super::{Catalog, Result, feed, questions, scrub};
 use crate::domain::recording::{Details, ErrorCode, News, Recording, RecordingId, State, react};
 use crate::domain::sid::CallSid;
+use crate::telemetry;
 
 /// Who told of a recording.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,15 +73,20 @@ pub struct Accepted {
     pub created: bool,
 }
 
-const LOCK: &str = "SELECT * FROM recordings WHERE account_sid = $1 AND recording_sid = $2";
-const LOCK_ON_POSTGRES: &str = "SELECT * FROM recordings WHERE account_sid = $1 AND recording_sid = $2 FOR UPDATE";
+const LOCK: &str =
+    concat!("SELECT ", columns_of!(recordings), " FROM recordings WHERE account_sid = $1 AND recording_sid = $2");
+const LOCK_ON_POSTGRES: &str = concat!(
+    "SELECT ",
+    columns_of!(recordings),
+    " FROM recordings WHERE account_sid = $1 AND recording_sid = $2 FOR UPDATE"
+);
 
 const CREATE: &str = "INSERT INTO recordings (account_sid, recording_sid, state, announced_by, details_confirmed, source_host, \
      call_sid, conference_sid, duration_seconds, channels, track, recording_source, recorded_at, \
-     is_backfill, accepted_at, ordered_at, due_at, pending_since, asked_about_at) \
+     is_backfill, accepted_at, ordered_at, due_at, pending_since, asked_about_at, traceparent) \
      SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, \
      now_ms, coalesce($13, now_ms), CASE WHEN $3 = 'pending' THEN now_ms END, CASE WHEN $3 = 'pending' THEN now_ms END, \
-     CASE WHEN $3 = 'announced' THEN now_ms END FROM clock WHERE 1 = 1 ON CONFLICT DO NOTHING";
+     CASE WHEN $3 = 'announced' THEN now_ms END, $15 FROM clock WHERE 1 = 1 ON CONFLICT DO NOTHING";
 
 /// Details are filled in as long as no attempt may have used them.
 const LEARN: &str = "UPDATE recordings SET call_sid = $3, conference_sid = $4, duration_seconds = $5, channels = $6, \
@@ -236,6 +243,7 @@ async fn create(session: &mut Session, said: &Announcement) -> Result<bool> {
         details.recording_source.clone(),
         details.recorded_at,
         i64::from(matches!(said.by, AnnouncedBy::Found { by: FoundBy::Backfill, .. })),
+        telemetry::traceparent(),
     ];
     if session.execute(CREATE, args).await? == 0 {
         return Ok(false);

@@ -9,13 +9,15 @@ use std::time::Duration;
 use jiff::Timestamp;
 use sqlx::AssertSqlSafe;
 
-use super::accounts::under_way;
+use super::accounts::{sent, under_way};
+use super::columns::columns_of;
 use super::lease::{Lease, Settled, settle_failure};
 use super::sql::{Row, Session, args, now, place_each};
 use super::{Catalog, CatalogError, Result, accounts, recheck, rows};
 use crate::domain::recording::{ErrorCode, Recording, State};
 use crate::domain::retry::{self, Failure};
 use crate::domain::sid::AccountSid;
+use crate::telemetry;
 
 /// Who claims, and on which terms.
 #[derive(Debug, Clone)]
@@ -82,14 +84,20 @@ pub struct Claim {
     pub failed_before: u32,
     /// What is to be cleared away first.
     pub leftover: Option<Leftover>,
+    /// Where the trace of its acceptance is at.
+    pub traceparent: Option<String>,
     /// Whether the account's pace is limited.
     pub is_limited: bool,
 }
 
-const DUE_OF: &str = "SELECT *, (SELECT now_ms FROM clock) AS now_ms FROM recordings \
+const DUE_OF: &str = concat!(
+    "SELECT ",
+    columns_of!(recordings),
+    ", (SELECT now_ms FROM clock) AS now_ms FROM recordings \
                       WHERE account_sid = $1 AND is_backfill = $3 AND state IN ('pending', 'fetching') \
                       AND due_at <= (SELECT now_ms FROM clock) \
-                      AND (duty_until IS NULL OR duty_until <= (SELECT now_ms FROM clock)) ORDER BY due_at LIMIT $2";
+                      AND (duty_until IS NULL OR duty_until <= (SELECT now_ms FROM clock)) ORDER BY due_at LIMIT $2"
+);
 const GRANT: &str = concat!(
     "UPDATE recordings SET state = 'fetching', epoch = epoch + 1, lease_node = $3, due_at = ",
     now!(),
@@ -101,7 +109,7 @@ const STANDINGS: &str = concat!(
      (SELECT r.due_at FROM recordings r WHERE r.account_sid = a.column1 \
      AND r.state IN ('pending', 'fetching') ORDER BY r.due_at LIMIT 1) AS due_at, \
      CASE WHEN s.fetch_limit IS NOT NULL THEN ",
-    under_way!("a.column1", ""),
+    under_way!("a.column1"),
     " END AS under_way, ",
     now!(),
     " AS now_ms FROM"
@@ -208,6 +216,7 @@ struct Due {
     failed_before: u32,
     leftover: Option<Leftover>,
     lease_node: Option<String>,
+    traceparent: Option<String>,
 }
 
 impl Due {
@@ -221,6 +230,7 @@ impl Due {
             failed_before: u32::try_from(row.get::<i64>("failed_attempts")?).unwrap_or(u32::MAX),
             leftover: Leftover::read(row)?,
             lease_node: row.get("lease_node")?,
+            traceparent: row.get("traceparent")?,
         })
     }
 
@@ -235,6 +245,7 @@ impl Due {
             pending_for: self.pending_for,
             failed_before: self.failed_before,
             leftover: self.leftover,
+            traceparent: self.traceparent,
             is_limited: false,
         })
     }
@@ -251,6 +262,7 @@ impl Due {
             pending_for: self.pending_for,
             retry_after: None,
         };
+        telemetry::lease_expired();
         // No dice: whoever finds it must decide alike.
         let decision = claimant.retry.decide(&failure, 0.0);
         let settled = settle_failure(session, &lease, failure.code, &detail, decision).await?;

@@ -17,7 +17,7 @@ use sqlx::{Executor, Postgres};
 use tokio::sync::{Notify, watch};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::migrations::{Step, migrator};
+use super::migrations::{Step, migrator, missing};
 use super::sql::args;
 use super::{ACQUIRE_TIMEOUT, Birth, Catalog, CatalogError, Clock, Result, SESSION_TIMEOUT, Session, sql};
 
@@ -102,7 +102,10 @@ const MIGRATIONS: &[Step] = &[
     Step(6, "content", include_str!("migrations/postgres/0006_content.sql")),
     Step(7, "backfill", include_str!("migrations/postgres/0007_backfill.sql")),
     Step(8, "turns", include_str!("migrations/postgres/0008_turns.sql")),
+    Step(9, "traces", include_str!("migrations/postgres/0009_traces.sql")),
     Step(14, "awaited_content", include_str!("migrations/postgres/0014_awaited_content.sql")),
+    Step(16, "scrubbing", include_str!("migrations/postgres/0016_scrubbing.sql")),
+    Step(17, "failed_content", include_str!("migrations/postgres/0017_failed_content.sql")),
 ];
 
 impl Shared {
@@ -241,6 +244,10 @@ impl Catalog for PostgresCatalog {
         catalog.read_clock_by(Session::postgres(self.shared.acquire().await?)).await?;
         self.shared.prepared.send_replace(true);
         Ok(())
+    }
+
+    async fn missing_steps(&self) -> Result<usize> {
+        missing(&mut Session::postgres(self.shared.acquire().await?), MIGRATIONS).await
     }
 
     async fn begin(&self) -> Result<Session> {

@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use sqlx::AssertSqlSafe;
 
 use super::clock::between;
+use super::columns::columns_of;
 use super::lease::Settled;
 use super::sql::{Row, Session, Value, args, now, one_of};
 use super::{Catalog, CatalogError, Result};
@@ -112,7 +113,7 @@ const GRANT: &str = concat!(
     now!(),
     ") WHERE account_sid = $1"
 );
-const ONE: &str = "SELECT * FROM reconciles WHERE account_sid = $1";
+const ONE: &str = concat!("SELECT ", columns_of!(reconciles), " FROM reconciles WHERE account_sid = $1");
 
 /// What every update of a walk ends with.
 macro_rules! held {

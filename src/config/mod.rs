@@ -309,12 +309,6 @@ impl Config {
             _ => Err(ConfigError(problems)),
         }
     }
-
-    /// The settings that are given but have no effect in this version.
-    pub fn without_effect(&self) -> Vec<&'static str> {
-        let given = [("OTEL_EXPORTER_OTLP_ENDPOINT", self.log.otlp_endpoint.is_some())];
-        given.into_iter().filter(|(_, given)| *given).map(|(name, _)| name).collect()
-    }
 }
 
 /// The variables that this service reads, as text.

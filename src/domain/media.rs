@@ -24,6 +24,9 @@ pub enum Format {
 }
 
 impl Format {
+    /// Both of them.
+    pub const ALL: [Self; 2] = [Self::Mp3, Self::Wav];
+
     /// `mp3` or `wav`: the extension of a key, and the `format` of a recording.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -12,6 +12,7 @@ mod client;
 pub mod decrypt;
 mod egress;
 mod gcm;
+mod harmless;
 pub mod media;
 pub mod signature;
 pub mod simulator;

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::intake::Intake;
 use super::traces::Traces;
@@ -100,11 +101,33 @@ impl Vault {
         memory: Reservation,
         stopping: &CancellationToken,
     ) -> Outcome {
+        let id = claim.lease.id;
+        let span = tracing::info_span!(
+            "fetch",
+            account_sid = %id.account,
+            recording_sid = %id.recording,
+            call_sid = claim.recording.details.call_sid.map(tracing::field::display),
+            epoch = claim.lease.epoch,
+            outcome = tracing::field::Empty,
+        );
+        telemetry::go_on(&span, claim.traceparent.as_deref());
+        let outcome = self.fetch_or_settle(claim, granted, memory, stopping).instrument(span.clone()).await;
+        span.record("outcome", outcome_label(outcome));
+        outcome
+    }
+
+    async fn fetch_or_settle(
+        &self,
+        claim: &Claim,
+        granted: Instant,
+        memory: Reservation,
+        stopping: &CancellationToken,
+    ) -> Outcome {
         let traces = Traces::default();
         let began = Instant::now();
         let attempted = tokio::select! {
             attempted = self.attempt(claim, memory, &traces) => Some(attempted),
-            () = self.keep(granted, || self.catalog.renew(&claim.lease, self.lease)) => Some(Err(AttemptError::Lost)),
+            () = self.keep("fetch", granted, || self.catalog.renew(&claim.lease, self.lease)) => Some(Err(AttemptError::Lost)),
             () = stopping.cancelled() => None,
         };
         let outcome = match attempted {
@@ -165,11 +188,15 @@ impl Vault {
             begun => begun?,
         };
         let broadcast = is_open.then(|| self.lives.begin(lease, format, intake.tape.clone()));
-        let (object, staging_is_gone) = self.transfer(lease, &details, format, &mut media, intake, traces).await?;
-        // Until the row names it.
-        traces.left_something();
-        telemetry::stored_bytes(object.size_bytes);
-        self.settle_stored(lease, &object, staging_is_gone).await?;
+        let storing = async {
+            let (object, staging_is_gone) = self.transfer(lease, &details, format, &mut media, intake, traces).await?;
+            // Until the row names it.
+            traces.left_something();
+            telemetry::stored_bytes(object.size_bytes);
+            self.settle_stored(lease, &object, staging_is_gone).await?;
+            Ok::<_, AttemptError>(object)
+        };
+        let object = storing.instrument(tracing::info_span!("store", recording_sid = %lease.id.recording)).await?;
         if let Some(broadcast) = broadcast {
             broadcast.commit(object, memory);
         }

@@ -6,14 +6,16 @@ use tokio::time::Instant;
 
 use super::Vault;
 use crate::catalog::{CatalogError, Settled};
+use crate::telemetry;
 
 impl Vault {
-    /// Keeps a lease of this node; see [`keep`].
-    pub(super) async fn keep<R>(&self, granted: Instant, renew: impl Fn() -> R)
+    /// Keeps a lease of this node; see [`keep`]. `work` is for the metrics.
+    pub(super) async fn keep<R>(&self, work: &'static str, granted: Instant, renew: impl Fn() -> R)
     where
         R: Future<Output = Result<Settled, CatalogError>>,
     {
         keep(self.lease, granted, renew).await;
+        telemetry::lease_lost(work);
     }
 }
 

@@ -35,6 +35,9 @@ impl Manners {
     /// account that `began` then. What the catalog does not take is lost: the
     /// next answer says it again.
     pub(super) async fn heed(&self, account: AccountSid, error: &MediaError, began: Instant) {
+        if matches!(error, MediaError::RateLimited { .. }) {
+            telemetry::rate_limited(&account);
+        }
         let heeded = match error {
             MediaError::RateLimited { .. } => self.slow_down(account, error, true, began).await,
             MediaError::Upstream { status, redirected: false, .. } if status.is_server_error() => {

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Vault;
 use super::pace::Manners;
-use crate::catalog::{AnnouncedBy, Announcement, CatalogError, FoundBy, Settled, Walk, Walker};
+use crate::catalog::{AnnouncedBy, Announcement, CatalogError, FoundBy, Settled, Urgency, Walk, Walker};
 use crate::domain::recording::{ErrorCode, RecordingId, State};
 use crate::domain::retry::{Decision, Failure};
 use crate::domain::sid::AccountSid;
@@ -164,7 +164,7 @@ impl Vault {
     pub async fn walk(&self, walk: &Walk, granted: Instant, stopping: &CancellationToken) -> WalkOutcome {
         let walked = tokio::select! {
             walked = self.walk_pages(walk) => walked,
-            () = self.keep(granted, || self.catalog.renew_walk(&walk.lease, self.lease)) => Err(WalkError::Lost),
+            () = self.keep("walk", granted, || self.catalog.renew_walk(&walk.lease, self.lease)) => Err(WalkError::Lost),
             () = stopping.cancelled() => {
                 // Where it fails the lease runs out.
                 let _ = tokio::time::timeout(HAND_BACK_TIMEOUT, self.catalog.hand_back_walk(&walk.lease)).await;
@@ -211,7 +211,7 @@ impl Vault {
         listing: Listing,
         next: Option<&str>,
     ) -> Result<ListPage, WalkError> {
-        self.manners.list_page(account, listing, next).await??.ok_or(WalkError::NoList)
+        self.manners.list_page(account, Urgency::Urgent, listing, next).await??.ok_or(WalkError::NoList)
     }
 
     /// Accepts what a page has and the catalog has not. Says how many were new.
@@ -277,11 +277,13 @@ impl Manners {
     pub(super) async fn list_page(
         &self,
         account: AccountSid,
+        urgency: Urgency,
         listing: Listing,
         next: Option<&str>,
     ) -> Result<Result<Option<ListPage>, MediaError>, CatalogError> {
-        let (began, page) =
-            self.in_turn(account, async { (Instant::now(), self.twilio.list(&account, listing, next).await) }).await?;
+        let (began, page) = self
+            .in_turn(account, urgency, async { (Instant::now(), self.twilio.list(&account, listing, next).await) })
+            .await?;
         if let Err(error) = &page {
             self.heed(account, error, began).await;
         }

@@ -113,7 +113,7 @@ impl Vault {
             let renew = || self.catalog.renew_bucket_walk(&walk, self.lease);
             tokio::select! {
                 walked = self.walk_objects(&walk, progress) => walked,
-                () = self.keep(granted, renew) => Err(WalkError::Lost),
+                () = self.keep("bucket_walk", granted, renew) => Err(WalkError::Lost),
             }
         })
         .await
@@ -153,7 +153,7 @@ impl Vault {
         let renew = || self.catalog.renew_bucket_walk(walk, self.lease);
         tokio::select! {
             walked = self.read_markers(walk, progress) => walked,
-            () = self.keep(granted, renew) => Err(WalkError::Lost),
+            () = self.keep("bucket_walk", granted, renew) => Err(WalkError::Lost),
         }
     }
 

@@ -29,6 +29,7 @@ macro_rules! on_all_parts {
     };
 }
 
+mod alerts;
 mod audits;
 mod away;
 mod backfill;
@@ -43,6 +44,7 @@ mod console;
 mod content;
 mod crashes;
 mod discover;
+mod doctor;
 mod encrypted;
 mod erase;
 mod events;
@@ -55,6 +57,7 @@ mod large;
 mod limits;
 mod links;
 mod live;
+mod openapi;
 mod outages;
 mod pace;
 mod player;
@@ -64,11 +67,13 @@ mod reconcile;
 mod redirects;
 mod reindex;
 mod retention;
+mod secrets;
 mod settings;
 mod shares;
 mod soak;
 mod tenants;
 mod topology;
+mod traces;
 mod upstream;
 mod verify;
 mod webhooks;

@@ -28,7 +28,7 @@ use super::pace::Manners;
 use super::reconcile::{day, made_at, next_page};
 use crate::catalog::{
     AnnouncedBy, Announcement, BackfillRun, Catalog, CatalogError, DayCount, DayGrant, DayLease, DayWalk, Find,
-    FoundBy, Settled, Span,
+    FoundBy, Settled, Span, Urgency,
 };
 use crate::config::Config;
 use crate::domain::recording::ErrorCode;
@@ -224,7 +224,7 @@ impl Backfill {
             }
             tokio::time::sleep(AGAIN_AFTER).await;
         }
-        self.manners.list_page(account, listing, next).await??.ok_or(BackfillError::NoList)
+        self.manners.list_page(account, Urgency::Idle, listing, next).await??.ok_or(BackfillError::NoList)
     }
 
     async fn walk_day(&self, progress: &Progress, day: Date) -> Result<(), BackfillError> {
