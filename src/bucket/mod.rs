@@ -31,7 +31,7 @@ use object_store::client::{
 use object_store::path::Path;
 use object_store::{Certificate, ClientOptions, ObjectStore, ObjectStoreExt, RetryConfig};
 
-pub use clear::DELETE_WITHIN;
+pub use clear::{DELETE_WITHIN, OpenUpload};
 pub use credentials::CredentialError;
 pub use embedded::Embedded;
 pub use inspect::ObjectFacts;

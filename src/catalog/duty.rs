@@ -31,6 +31,8 @@ pub struct Duty {
     pub swept_epoch: i64,
     /// An upload that the row still names.
     pub leftover: Option<Leftover>,
+    /// Somebody saw other bytes than the row names: they are to be read back.
+    pub is_doubted: bool,
 }
 
 /// Which recordings a duty is due for.
@@ -79,6 +81,7 @@ impl Duty {
             granted_at: row.time("now_ms")?,
             swept_epoch: row.get("swept_epoch")?,
             leftover: Leftover::read(row)?,
+            is_doubted: row.time_opt("doubted_at")?.is_some(),
         })
     }
 

@@ -123,7 +123,7 @@ const OLD: &str = concat!(
 const ERASE: &str = concat!(
     "UPDATE recordings SET state = 'erased', epoch = epoch + 1, announced_by = '', lease_node = NULL, due_at = NULL, \
      not_before = NULL, pending_since = NULL, asked_about_at = NULL, attempts = 0, failed_attempts = 0, \
-     duty_until = NULL, recheck_due_at = NULL, duration_seconds = NULL, channels = NULL, track = NULL, \
+     duty_until = NULL, recheck_due_at = NULL, doubted_at = NULL, duration_seconds = NULL, channels = NULL, track = NULL, \
      recording_source = NULL, traceparent = NULL, sha256 = NULL, size_bytes = NULL, format = NULL, object_key = NULL, error_code = NULL, \
      error_detail = NULL, error_at = NULL, kept_at = NULL, erase_marked = 0, erase_cleared = 0, erase_failures = 0, \
      erase_twilio = $3, erase_due_at = ",

@@ -32,7 +32,6 @@ impl Twilio {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::twilio::callback::{RawCallback, RefusedCallback};
     use crate::twilio::client::tests::{ACCOUNT, twilio};
 

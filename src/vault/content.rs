@@ -212,7 +212,7 @@ impl Vault {
         }
         tracing::error!(recording = %recording.id, "the object of a stored recording is missing or wrong; it will be looked at");
         let lease = Lease { id: recording.id, epoch: recording.epoch };
-        if let Err(error) = self.catalog.owe_recheck(&lease, Duration::ZERO).await {
+        if let Err(error) = self.catalog.doubt(&lease).await {
             tracing::warn!(recording = %recording.id, %error, "that it is to be looked at is not noted");
         }
     }

@@ -194,9 +194,8 @@ impl Vault {
                 }
             };
             let now = self.now()?;
-            if !is_noted {
-                self.note_asked(&recording, now);
-                is_noted = true;
+            if !std::mem::replace(&mut is_noted, true) && !self.note_asked(&recording, now).await {
+                continue;
             }
             match (recording.state, &recording.object) {
                 (State::Stored, Some(object)) => {

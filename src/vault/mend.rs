@@ -58,7 +58,11 @@ impl Vault {
         Ok((finding, mended))
     }
 
-    async fn mend_stored(&self, held: &Held<'_>, object: &StoredObject) -> Result<(Finding, Mended), BucketError> {
+    pub(super) async fn mend_stored(
+        &self,
+        held: &Held<'_>,
+        object: &StoredObject,
+    ) -> Result<(Finding, Mended), BucketError> {
         let recording = &held.duty.recording;
         self.sweep_staging(held).await?;
         let Some(folder) = self.bucket.layout().recording_folder(&recording.id, &recording.details) else {

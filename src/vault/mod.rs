@@ -44,6 +44,7 @@ pub mod reconcile;
 pub mod reindex;
 pub mod scrub;
 pub mod share;
+mod stray_uploads;
 mod streams;
 mod tape;
 mod traces;
@@ -223,14 +224,26 @@ impl Vault {
         Claimant { node, lease: self.lease, retry: self.retry, recheck_after: self.recheck_after }
     }
 
-    /// Notes that someone asked for a recording's audio: now and then, and never
-    /// in the way of an answer. It may be lost.
-    fn note_asked(&self, recording: &Recording, now: Timestamp) {
+    /// Notes that someone asked for a recording's audio, now and then. Where
+    /// recordings are evicted, it is written before anything is answered: else one
+    /// could go under a fresh link. Where none is, or the catalog is away, it is never
+    /// in the way of an answer, and may be lost. False where the recording moved on
+    /// meanwhile, and is to be looked up anew.
+    async fn note_asked(&self, recording: &Recording, now: Timestamp) -> bool {
         let again_after = self.letting_go.asked_again_after();
-        let is_noted = recording.last_asked_at.is_some_and(|at| now.duration_since(at).unsigned_abs() < again_after);
-        if !is_noted {
-            let _ = self.asked.try_send(recording.id);
+        if recording.last_asked_at.is_some_and(|at| now.duration_since(at).unsigned_abs() < again_after) {
+            return true;
         }
+        if self.letting_go.idle_for().is_some() && !self.health.is_in_trouble("catalog_unreachable") {
+            match self.catalog.asked(&recording.id).await {
+                Ok(state) => return state == Some(recording.state),
+                Err(error) => {
+                    tracing::debug!(recording = %recording.id, %error, "that it was asked for is noted later")
+                }
+            }
+        }
+        let _ = self.asked.try_send(recording.id);
+        true
     }
 
     /// The catalog's time, without asking it.
