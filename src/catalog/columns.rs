@@ -51,6 +51,19 @@ macro_rules! columns_of {
             last_status, last_error, ended_at
         )
     };
+    (backfills $(, $prefix:literal)?) => {
+        $crate::catalog::columns::listed!(
+            [$($prefix)?]
+            account_sid, run, since_day, until_day, begun_at, completed_at
+        )
+    };
+    (backfill_days $(, $prefix:literal)?) => {
+        $crate::catalog::columns::listed!(
+            [$($prefix)?]
+            account_sid, day, run, epoch, leased_until, next_page, pages, news, unreadable, passes,
+            walked_at
+        )
+    };
     (found_objects $(, $prefix:literal)?) => {
         $crate::catalog::columns::listed!(
             [$($prefix)?]

@@ -17,6 +17,7 @@ use sqlx::AssertSqlSafe;
 pub use count::DayCount;
 
 use super::accept::take;
+use super::columns::columns_of;
 use super::lease::Settled;
 use super::reconcile::states_of;
 use super::sql::{Row, Session, Value, args, now};
@@ -100,7 +101,8 @@ pub struct Find {
     pub counts_as_news: bool,
 }
 
-const RUN_OF: &str = concat!("SELECT *, ", now!(), " AS now_ms FROM backfills WHERE account_sid = $1");
+const RUN_OF: &str =
+    concat!("SELECT ", columns_of!(backfills), ", ", now!(), " AS now_ms FROM backfills WHERE account_sid = $1");
 const BEGIN: &str = concat!(
     "INSERT INTO backfills (account_sid, run, since_day, until_day, begun_at) SELECT $1, 1, $2, $3, now_ms \
      FROM clock WHERE 1 = 1 ON CONFLICT (account_sid) DO UPDATE SET run = backfills.run + 1, since_day = $2, until_day = $3, begun_at = ",
@@ -124,8 +126,13 @@ const FORGET_FINDS: &str = "DELETE FROM backfill_finds WHERE account_sid = $1 AN
 const MAKE_DAY: &str = "INSERT INTO backfill_days (account_sid, day, run, epoch) VALUES ($1, $2, $3, 0) \
      ON CONFLICT (account_sid, day) DO UPDATE SET run = $3, epoch = backfill_days.epoch + 1, leased_until = NULL, \
      next_page = NULL, pages = 0, news = 0, unreadable = 0, passes = 0, walked_at = NULL WHERE backfill_days.run < $3";
-const DAY: &str =
-    concat!("SELECT *, ", now!(), " AS now_ms FROM backfill_days WHERE account_sid = $1 AND day = $2 AND run = $3");
+const DAY: &str = concat!(
+    "SELECT ",
+    columns_of!(backfill_days),
+    ", ",
+    now!(),
+    " AS now_ms FROM backfill_days WHERE account_sid = $1 AND day = $2 AND run = $3"
+);
 /// A day that is looked at once more begins with a first page.
 const GRANT: &str = concat!(
     "UPDATE backfill_days SET epoch = epoch + 1, leased_until = ",
