@@ -67,7 +67,12 @@ impl Intake {
             return Ok(false);
         };
         let chunk = match &mut self.sealed {
-            Some(sealed) => sealed.open(&chunk),
+            Some(sealed) => {
+                let opened = sealed.open(&chunk);
+                // It takes the processor: the lease is renewed in between.
+                tokio::task::yield_now().await;
+                opened
+            }
             None => chunk,
         };
         self.hasher.update(&chunk);

@@ -105,7 +105,8 @@ impl Backfill {
         Ok(Some(Progress { run, days: Mutex::default(), pages: AtomicU64::new(0), held: Mutex::default() }))
     }
 
-    /// Walks over all days, the newest first. May be dropped: [`Self::hand_back`] is to follow.
+    /// Walks over all days, the oldest first: what arrives meanwhile is on the last of
+    /// them. May be dropped: [`Self::hand_back`] is to follow.
     pub async fn walk(&self, progress: &Progress, span: Span) -> Result<(), BackfillError> {
         self.catalog().forget_earlier_backfills(&progress.run).await?;
         let account = progress.run.account;
@@ -157,7 +158,7 @@ impl Backfill {
         Ok(if first <= last { vec![(first, last)] } else { Vec::new() })
     }
 
-    /// Of a few days all, the newest first. Many are cut in halves, which go
+    /// Of a few days all, the oldest first. Many are cut in halves, which go
     /// back `ahead`, unless there is nothing in them.
     async fn narrow(
         &self,
@@ -167,8 +168,7 @@ impl Backfill {
     ) -> Result<Vec<Date>, BackfillError> {
         let days = (last - first).get_days();
         if days < DAYS_WALKED_UNASKED {
-            let back = std::iter::successors(Some(last), |day| day.yesterday().ok());
-            return Ok(back.take_while(|day| *day >= first).collect());
+            return Ok(first.series(jiff::Span::new().days(1)).take_while(|day| *day <= last).collect());
         }
         let page = self
             .with_patience(account, || 0, async || self.page(account, Listing::AnyOfDays { first, last }, None).await)
@@ -182,7 +182,7 @@ impl Backfill {
         if !page.recordings.is_empty() || page.unreadable > 0 || page.next.is_some() {
             let middle = first + jiff::Span::new().days(days / 2);
             let after = middle.tomorrow().unwrap_or(last);
-            ahead.extend([(first, middle), (after, last)]);
+            ahead.extend([(after, last), (first, middle)]);
         }
         Ok(Vec::new())
     }
