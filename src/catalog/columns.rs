@@ -85,3 +85,37 @@ macro_rules! listed {
     };
 }
 pub(super) use listed;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use sqlx::Connection;
+
+    use crate::catalog::{Catalog, SqliteCatalog};
+
+    #[tokio::test]
+    async fn every_column_that_the_steps_make_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("catalog.db");
+        SqliteCatalog::open(&file, 10).unwrap().prepare().await.unwrap();
+        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&file);
+        let mut catalog = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
+        for (table, named) in [
+            ("recordings", columns_of!(recordings)),
+            ("accounts", columns_of!(accounts)),
+            ("api_keys", columns_of!(api_keys)),
+            ("share_secrets", columns_of!(share_secrets)),
+            ("reconciles", columns_of!(reconciles)),
+            ("deliveries", columns_of!(deliveries)),
+            ("backfills", columns_of!(backfills)),
+            ("backfill_days", columns_of!(backfill_days)),
+            ("found_objects", columns_of!(found_objects)),
+        ] {
+            let columns = sqlx::query_scalar("SELECT name FROM pragma_table_info($1)").bind(table);
+            let columns: Vec<String> = columns.fetch_all(&mut catalog).await.unwrap();
+            let named: BTreeSet<&str> = named.split(", ").collect();
+            assert_eq!(named, columns.iter().map(String::as_str).collect(), "{table}");
+        }
+    }
+}
