@@ -19,14 +19,14 @@ use crate::support::eventually;
 use crate::support::world::{Parts, World};
 
 /// A receiver of traces, and what it got.
-struct Receiver {
-    url: String,
+pub struct Receiver {
+    pub url: String,
     spans: Arc<Mutex<Vec<Span>>>,
     _running: AbortOnDropHandle<()>,
 }
 
 impl Receiver {
-    async fn start() -> Self {
+    pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let spans: Arc<Mutex<Vec<Span>>> = Arc::default();
@@ -40,6 +40,11 @@ impl Receiver {
         let routes = Router::new().route("/v1/traces", post(take));
         let serving = callvault::http::serve(listener, routes, tokio_util::sync::CancellationToken::new());
         Self { url, spans, _running: AbortOnDropHandle::new(tokio::spawn(serving)) }
+    }
+
+    /// All that was sent so far, as text.
+    pub fn told(&self) -> String {
+        format!("{:?}", self.spans.lock().unwrap())
     }
 
     /// The spans so far, by trace.

@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod compose;
 pub mod python;
 pub mod relay;
+pub mod secrets;
 pub mod servers;
 pub mod world;
 

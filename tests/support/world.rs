@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use callvault::domain::recording::RecordingId;
@@ -17,6 +18,7 @@ use reqwest::{Client, RequestBuilder, Response, StatusCode};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::secrets::{Forbidden, PEOPLE};
 use super::servers::{ObjectStore, Postgres, free_port};
 use super::{PATIENCE, eventually};
 
@@ -69,7 +71,8 @@ impl World {
             ("CALLVAULT_RECONCILE_EVERY", "off".to_owned()),
             // Nor is what a test plants in the bucket to be found by the by.
             ("CALLVAULT_SCRUB_EVERY", "off".to_owned()),
-            ("CALLVAULT_LOG", "info,callvault=debug".to_owned()),
+            // All that can be said: nothing of it may be secret, see `secrets.rs`.
+            ("CALLVAULT_LOG", "trace".to_owned()),
             ("CALLVAULT_LOG_FORMAT", "json".to_owned()),
         ]
         .into_iter()
@@ -120,6 +123,11 @@ impl World {
         self.folder.path().to_owned()
     }
 
+    /// What nothing that runs on these settings may say.
+    pub fn forbidden(&self) -> Forbidden {
+        Forbidden::of(&self.settings, self.folder.path())
+    }
+
     /// The bucket's name.
     pub fn bucket(&self) -> &str {
         &self.bucket
@@ -168,9 +176,10 @@ impl World {
         id
     }
 
-    /// What Twilio says when that recording is complete.
+    /// What Twilio says when that recording is complete; it names who spoke, as people have it told.
     pub fn callback(&self, recording: RecordingSid) -> OutgoingCallback {
-        self.simulator.callback(recording, "completed").expect("the simulator has the recording")
+        let told = self.simulator.callback(recording, "completed").expect("the simulator has the recording");
+        PEOPLE.iter().fold(told, |told, (name, number)| told.with(name, number))
     }
 
     /// The bucket as others see it.
@@ -249,7 +258,8 @@ pub fn release_binary() -> PathBuf {
     folder.join("target/release/callvault")
 }
 
-/// A running service. It is killed when it is dropped.
+/// A running service. When it is dropped it is killed, and its log is searched for
+/// what no log may hold.
 pub struct Service {
     /// Where it answers.
     pub url: String,
@@ -257,6 +267,11 @@ pub struct Service {
     pub port: u16,
     child: Mutex<Child>,
     log: Arc<Mutex<String>>,
+    /// Ends with the process, when all is read that it said.
+    reading: Option<JoinHandle<()>>,
+    forbidden: Forbidden,
+    /// Where the embedded store has its own keys.
+    store_keys: PathBuf,
     http: Client,
 }
 
@@ -282,14 +297,23 @@ impl Service {
         let log = Arc::new(Mutex::new(String::new()));
         let stderr = BufReader::new(child.stderr.take().expect("stderr is a pipe"));
         let kept = log.clone();
-        std::thread::spawn(move || {
+        let reading = std::thread::spawn(move || {
             for line in stderr.lines().map_while(Result::ok) {
                 let mut log = kept.lock().expect("a log");
                 log.push_str(&line);
                 log.push('\n');
             }
         });
-        Self { url: format!("http://127.0.0.1:{port}"), port, child: Mutex::new(child), log, http }
+        Self {
+            url: format!("http://127.0.0.1:{port}"),
+            port,
+            child: Mutex::new(child),
+            log,
+            reading: Some(reading),
+            forbidden: Forbidden::of(settings, folder),
+            store_keys: folder.join("callvault-data/keys.json"),
+            http,
+        }
     }
 
     /// What it logged.
@@ -395,14 +419,29 @@ impl Service {
     }
 }
 
+impl Service {
+    /// Its log may hold nothing of it.
+    fn nothing_secret_was_said(&mut self) {
+        if let Ok(keys) = std::fs::read(&self.store_keys) {
+            let keys: Value = serde_json::from_slice(&keys).unwrap_or_default();
+            self.forbidden.add("the embedded store's secret", keys["secret_access_key"].as_str().expect("a secret"));
+        }
+        self.forbidden.is_not_in(&self.log());
+    }
+}
+
 impl Drop for Service {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("--- log of the service at {} ---\n{}", self.url, self.log());
-        }
-        let mut child = self.child.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let child = self.child.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
         let _ = child.kill();
         let _ = child.wait();
+        let read = self.reading.take().map(JoinHandle::join);
+        // A second failure would end all tests of the process.
+        if std::thread::panicking() {
+            return eprintln!("--- log of the service at {} ---\n{}", self.url, self.log());
+        }
+        assert!(matches!(read, Some(Ok(()))), "the log is whole");
+        self.nothing_secret_was_said();
     }
 }
 
