@@ -6,6 +6,8 @@ use serde_json::{Value, json};
 
 use crate::browser;
 use crate::player::{record_long, with_short_links};
+use crate::recheck::count;
+use crate::support::eventually;
 use crate::support::world::{ADMIN_KEY, Parts, Service, World, call_sid, recording_id, started_at};
 
 const SCREENSHOTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/console-screenshots");
@@ -105,6 +107,8 @@ on_all_parts! {
         world.record(1);
         assert_eq!(before.send(&world.callback(id.recording)).await.status(), StatusCode::NO_CONTENT);
         before.recording_in(id.recording, "evicted").await;
+        // A node that ends in the midst of it would have the next one wait for its lease.
+        eventually("its object is gone", async || (count(&world, &id, "duty_until IS NULL").await == 1).then_some(())).await;
         before.signal("TERM");
         assert!(before.end().await.success());
         // What is fetched again stays, however slow the browser is.
