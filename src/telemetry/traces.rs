@@ -64,7 +64,8 @@ pub(super) fn tracer(endpoint: &Url) -> Option<SdkTracer> {
     let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
     // Of one trace each span tells on which node it was.
     let instance = KeyValue::new("service.instance.id", format!("{}-{}", host_name(), std::process::id()));
-    let resource = Resource::builder_empty().with_service_name("callvault").with_attributes([version, instance]).build();
+    let resource =
+        Resource::builder_empty().with_service_name("callvault").with_attributes([version, instance]).build();
     let provider = SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build();
     Some(PROVIDER.get_or_init(|| provider).tracer("callvault"))
 }
