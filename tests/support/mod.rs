@@ -10,6 +10,7 @@ pub mod python;
 pub mod relay;
 pub mod secrets;
 pub mod servers;
+pub mod service;
 pub mod world;
 
 use std::time::Duration;
