@@ -267,5 +267,6 @@ fn what_is_forbidden_is_found_however_it_is_written() {
         let [found] = &forbidden.found_in(&text)[..] else { panic!("{said}: {:?}", forbidden.found_in(&text)) };
         assert!(found.ends_with(&format!("this: {said}.")), "{found}");
     }
-    assert_eq!(forbidden.found_in("route=/s/{token} recording=RE0 From Authenticated basically"), Vec::<String>::new());
+    let innocent = "route=/s/{token} recording=RE0 From Authenticated basically \"Authorization: Bearer <key>\"";
+    assert_eq!(forbidden.found_in(innocent), Vec::<String>::new());
 }

@@ -10,21 +10,20 @@ use std::path::Path;
 pub const PEOPLE: [(&str, &str); 4] =
     [("From", "+15005550101"), ("To", "+15005550102"), ("Caller", "+15005550103"), ("Called", "+15005550104")];
 
-/// Words that stand beside a secret or begin one, in lower case.
-const MARKS: [(&str, &str); 9] = [
-    ("a signed URL", "x-amz-signature"),
-    ("a signed URL", "x-amz-credential"),
-    ("a session's token", "x-amz-security-token"),
-    ("credentials that were sent", "authorization"),
-    ("an API key that was sent", "bearer "),
-    ("credentials that were sent", "basic "),
-    ("an API key", "cvk_"),
-    ("a receiver's secret", "whsec_"),
-    ("a private key", "private key--"),
+/// Words that stand beside a secret or begin one, in lower case; and what may stand
+/// behind them, where it is told how such a thing looks.
+const MARKS: [(&str, &str, Option<&str>); 10] = [
+    ("a signed URL", "x-amz-signature", None),
+    ("a signed URL", "x-amz-credential", None),
+    ("a session's token", "x-amz-security-token", None),
+    ("credentials that were sent", "authorization", Some(": bearer <key>")),
+    ("an API key that was sent", "bearer ", Some("<key>")),
+    ("credentials that were sent", "basic ", None),
+    ("an API key", "cvk_", None),
+    ("a receiver's secret", "whsec_", None),
+    ("a private key", "private key--", None),
+    ("a share", "/s/", Some("{token}")),
 ];
-
-/// What a share's path begins with, and the only thing that may follow: the route's pattern.
-const SHARE: (&str, &str) = ("/s/", "{token}");
 
 /// A part of a setting's name that says that its value is secret.
 const SECRET_NAMES: [&str; 6] = ["token", "secret", "password", "admin_key", "api_key", "private_key"];
@@ -104,14 +103,16 @@ impl Forbidden {
     /// What of it is in a text: what it is, and the line.
     pub fn found_in(&self, text: &str) -> Vec<String> {
         let lower = text.to_ascii_lowercase();
-        let marked = MARKS.iter().filter_map(|(what, mark)| Some((*what, lower.find(mark)?)));
-        let mut shares = lower.match_indices(SHARE.0).map(|(at, path)| at + path.len());
-        let share = shares.find(|behind| !lower[*behind..].starts_with(SHARE.1)).map(|at| ("a share", at));
+        let marked = MARKS.iter().filter_map(|(what, mark, innocent)| {
+            let is_innocent = |behind: &usize| innocent.is_some_and(|text| lower[*behind..].starts_with(text));
+            let mut shown = lower.match_indices(mark).map(|(at, mark)| at + mark.len());
+            Some((*what, shown.find(|behind| !is_innocent(behind))?))
+        });
         let known = self.0.iter().filter_map(|(what, secret)| {
             let at = spellings(secret).iter().find_map(|spelling| text.find(spelling))?;
             Some((what.as_str(), at))
         });
-        let found = marked.chain(share).chain(known);
+        let found = marked.chain(known);
         found.map(|(what, at)| format!("{what}: {}", line_at(text, at))).collect()
     }
 
