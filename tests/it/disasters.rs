@@ -35,7 +35,6 @@ impl Scene {
         let port = free_port();
         let url = format!("http://127.0.0.1:{port}");
         world.set("CALLVAULT_PUBLIC_URL", &url);
-        world.set("CALLVAULT_LISTEN", format!("127.0.0.1:{port}"));
         let server = (parts == Parts::Servers).then(Postgres::start);
         let mut administrators = String::new();
         if let Some(server) = &server {
@@ -48,6 +47,7 @@ impl Scene {
         terminal.set("ADMIN_DATABASE_URL", administrators);
         terminal.set("CALLVAULT_URL", &url);
         terminal.set("CALLVAULT_API_KEY", ADMIN_KEY);
+        terminal.set("CALLVAULT_LISTEN", format!("127.0.0.1:{port}"));
         Self { world, terminal, port, server }
     }
 
@@ -64,8 +64,13 @@ impl Scene {
         }
     }
 
+    /// Twilio calls back to a node, by the name that all of them have.
     async fn announce(&self, service: &Service, id: RecordingId) {
-        assert_eq!(service.send(&self.world.callback(id.recording)).await.status(), StatusCode::NO_CONTENT);
+        let at = |base: &str| format!("{base}/webhooks/twilio/recording");
+        let (signed_for, send_to) = (at(self.terminal.var("CALLVAULT_URL")), at(&service.url));
+        let callback = self.world.callback(id.recording);
+        let answer = callback.send_signed_for(&self.world.http, &signed_for, &send_to).await.expect("it answers");
+        assert_eq!(answer.status(), StatusCode::NO_CONTENT);
     }
 
     async fn lose_the_catalog(&self) {

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::support::compose::root;
 use crate::support::pages::{blocks, page, pages};
-use crate::support::world::debug_binary;
+use crate::support::world::{Parts, World, debug_binary};
 
 /// The file and the function that run a block.
 type Proof = (&'static str, &'static str);
@@ -147,10 +147,11 @@ fn every_setting_on_a_page_is_one() {
     }
 }
 
-#[test]
-fn every_metric_on_a_page_is_one() {
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_metric_on_a_page_is_one() {
     const OTHERS: &[&str] = &["callvault_client"];
-    let metrics = callvault::telemetry::metrics().render();
+    let world = World::new(Parts::Embedded).await;
+    let metrics = world.start().await.get("/metrics").await.text().await.unwrap();
     for path in pages() {
         let text = page(&path);
         let names = words(&text, |c| c.is_ascii_lowercase() || c == '_').filter(|name| name.starts_with("callvault_"));
