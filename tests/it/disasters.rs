@@ -406,6 +406,9 @@ async fn what_twilio_still_has_is_brought_in_anew() {
     let service = scene.start().await;
     let [bring_in] = commands(GUIDE, "Everything is lost");
     scene.terminal.does(&bring_in).await;
+    // A list asks Twilio for nothing: they are here before anybody asked for them.
+    let (_, listed) = service.json("/v1/recordings?state=stored").await;
+    assert_eq!(listed["recordings"].as_array().unwrap().len(), 3, "{listed}");
     plays(&service, 1..=3).await;
     assert_eq!(scene.fetches(1..=3), [1; 3]);
 }
