@@ -158,7 +158,8 @@ impl Terminal {
 
     /// Runs a block whose last command serves, which goes on until the terminal is closed.
     pub async fn serves(&mut self, block: &str) {
-        let rest = block.trim_end().strip_suffix(SERVE).unwrap_or_else(|| panic!("{SERVE} is not the last of\n{block}"));
+        let rest =
+            block.trim_end().strip_suffix(SERVE).unwrap_or_else(|| panic!("{SERVE} is not the last of\n{block}"));
         self.does(rest).await;
         let mut shell = self.shell(&format!("exec {SERVE}"));
         shell.stdout(Stdio::null()).stderr(std::fs::File::create(self.folder.join("serve.log")).expect("a file"));

@@ -69,7 +69,8 @@ async fn the_readme_leads_from_nothing_to_many_nodes() {
     const README: &str = "README.md";
     let (world, _, url) = world_at(Parts::Servers).await;
     // Its reader sets these, the second half of them only for many nodes.
-    let of_reader = ["CALLVAULT_TWILIO_ACCOUNT_SID", "CALLVAULT_TWILIO_AUTH_TOKEN", "CALLVAULT_PUBLIC_URL", "CALLVAULT_ADMIN_KEY"];
+    let of_reader =
+        ["CALLVAULT_TWILIO_ACCOUNT_SID", "CALLVAULT_TWILIO_AUTH_TOKEN", "CALLVAULT_PUBLIC_URL", "CALLVAULT_ADMIN_KEY"];
     let of_many = ["CALLVAULT_DATABASE_URL", "CALLVAULT_BUCKET_URL", "CALLVAULT_S3_ENDPOINT"];
     let mut env = world.settings.clone();
     env.retain(|name, _| !of_reader.contains(&name.as_str()) && !of_many.contains(&name.as_str()));
@@ -197,7 +198,9 @@ async fn the_chart_takes_what_its_page_gives_it() {
         .iter()
         .map(|variable| &variable["valueFrom"]["secretKeyRef"])
         .filter(|reference| reference.is_object())
-        .map(|reference| (reference["name"].as_str().unwrap().to_owned(), reference["key"].as_str().unwrap().to_owned()))
+        .map(|reference| {
+            (reference["name"].as_str().unwrap().to_owned(), reference["key"].as_str().unwrap().to_owned())
+        })
         .collect();
     assert_eq!(asked.len(), 3, "{asked:?}");
     assert!(asked.iter().all(|reference| made.contains(reference)), "{asked:?} of {made:?}");
