@@ -6,6 +6,7 @@ pub mod audit;
 pub mod bucket;
 pub mod cluster;
 pub mod compose;
+pub mod pages;
 pub mod python;
 pub mod relay;
 pub mod secrets;
