@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::Vault;
 use super::flight::Waiter;
 use super::inquiry::{Inquired, Inquiry};
+use super::places::NoPlace;
 use crate::bucket::{BucketError, Disposition, Link, LinkBase, LinkMethod};
 use crate::catalog::{CallView, CatalogError};
 use crate::domain::digest::Digest;
@@ -108,8 +109,8 @@ pub enum DeliveryError {
     #[error("the object of a stored recording is missing or wrong")]
     Missing,
     /// As much audio flows through this node as it has room for.
-    #[error("too many streams at once")]
-    Busy,
+    #[error(transparent)]
+    NoPlace(#[from] NoPlace),
     /// It is not known here, and Twilio could not be asked.
     #[error("the call is not known, and Twilio cannot be asked")]
     Twilio,

@@ -15,9 +15,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Vault;
-use super::readers::Readers;
+use super::places::{NoPlace, Place, Places};
 use crate::catalog::{Catalog, CatalogError, Cursor, News, NewsPage};
-use crate::telemetry;
+use crate::domain::key::KeyId;
+use crate::telemetry::{self, Running};
 
 /// How late a node may learn of what it was not woken for.
 pub const POLL_EVERY: Duration = Duration::from_secs(1);
@@ -27,6 +28,9 @@ const LOOKS_APART: Duration = Duration::from_millis(20);
 const READ_AT_ONCE: i64 = 1000;
 /// Events that are kept; one takes some 250 bytes. A minute of a very busy service.
 const RING_MAX: usize = 16_384;
+
+/// Readers of the feed at once on a node. Each holds a connection and some kilobytes.
+const READERS_MAX: usize = 2048;
 
 /// The events behind a cursor are not known here any more: whoever followed has
 /// to look at the catalog itself.
@@ -45,6 +49,12 @@ pub enum Found {
     NotKnown,
 }
 
+/// Someone who reads the feed, for as long as this lives.
+pub struct ReaderPlace {
+    _place: Place,
+    _counted: Running,
+}
+
 /// The newest events, and where the feed ends as far as this node knows.
 pub struct Follower {
     catalog: Arc<dyn Catalog>,
@@ -52,7 +62,7 @@ pub struct Follower {
     ring: Mutex<Ring>,
     reached: watch::Sender<Option<Cursor>>,
     /// Who reads the feed here.
-    pub readers: Arc<Readers>,
+    readers: Arc<Places>,
     ended: CancellationToken,
 }
 
@@ -95,7 +105,7 @@ impl Follower {
             poll_every,
             ring: Mutex::default(),
             reached: watch::Sender::new(None),
-            readers: Arc::default(),
+            readers: Arc::new(Places::new(READERS_MAX, 1)),
             ended: CancellationToken::new(),
         }
     }
@@ -181,6 +191,11 @@ impl Follower {
         let mut watch = self.watch();
         let reached = *watch.borrow_and_update();
         Subscriber { follower: self, watch, reached }
+    }
+
+    /// A place among the readers, for one with that key.
+    pub fn join(&self, key: KeyId) -> Result<ReaderPlace, NoPlace> {
+        Ok(ReaderPlace { _place: self.readers.take(key)?, _counted: Running::feed_reader() })
     }
 
     /// Readers are to end: the service does.
