@@ -9,7 +9,9 @@ pub mod compose;
 pub mod pages;
 pub mod python;
 pub mod relay;
+pub mod secrets;
 pub mod servers;
+pub mod service;
 pub mod world;
 
 use std::time::Duration;
