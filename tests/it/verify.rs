@@ -124,6 +124,26 @@ on_all_parts! {
         assert_eq!(fetches, 0);
     }
 
+    async fn what_only_the_object_tells_is_kept_when_it_is_described_anew(world: World) {
+        let service = world.start().await;
+        let store = world.store(&service);
+        let whole = attributes(&recording_id(1), 1, &speech_mp3(), 1);
+        let channels = Attribute::Metadata("channels".into());
+        let mut bare = whole.clone();
+        bare.remove(&channels);
+        let key = plant(&store, 1, &speech_mp3(), 1).await;
+        put(&store, &key, &speech_mp3(), bare).await;
+        document(&run(&world, &["reindex", "--json"]).await, 0);
+        let mut wrong = whole.clone();
+        wrong.insert(Attribute::ContentType, "text/plain".into());
+        put(&store, &key, &speech_mp3(), wrong).await;
+        let repaired = document(&run(&world, &["verify", "--repair", "--json"]).await, 0);
+        assert_eq!(of_kind(&repaired, "misdescribed"), names([1]), "{repaired}");
+        let (_, described) = store.object(&key).await;
+        assert_eq!(described.get(&Attribute::ContentType), whole.get(&Attribute::ContentType));
+        assert_eq!(described.get(&channels), whole.get(&channels), "the row does not know it");
+    }
+
     async fn what_neither_the_bucket_nor_twilio_has_is_said_to_be_lost(world: World) {
         let service = world.start().await;
         let store = world.store(&service);
