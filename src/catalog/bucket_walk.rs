@@ -166,6 +166,11 @@ impl dyn Catalog + '_ {
         Ok(Settled::Done)
     }
 
+    /// Gives a walk back where it was saved last, for another node to go on at once.
+    pub async fn hand_back_bucket_walk(&self, walk: &BucketWalk) -> Result<Settled> {
+        self.settle_bucket_walk(LEAVE, walk.args_and(args![Duration::ZERO])).await
+    }
+
     /// The walk is over. The next one comes `every` after this one was begun.
     pub async fn finish_bucket_walk(&self, walk: &BucketWalk, every: Duration) -> Result<Settled> {
         self.settle_bucket_walk(FINISH, walk.args_and(args![every])).await
