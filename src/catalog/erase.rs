@@ -122,8 +122,8 @@ const ERASE: &str = concat!(
      not_before = NULL, pending_since = NULL, asked_about_at = NULL, attempts = 0, failed_attempts = 0, \
      duty_until = NULL, recheck_due_at = NULL, duration_seconds = NULL, channels = NULL, track = NULL, \
      recording_source = NULL, sha256 = NULL, size_bytes = NULL, format = NULL, object_key = NULL, error_code = NULL, \
-     error_detail = NULL, error_at = NULL, kept_at = NULL, erase_marked = 0, erase_cleared = 0, erase_failures = 0, \
-     erase_twilio = $3, erase_due_at = ",
+     error_detail = NULL, error_at = NULL, kept_at = NULL, look_first = 0, erase_marked = 0, erase_cleared = 0, \
+     erase_failures = 0, erase_twilio = $3, erase_due_at = ",
     now!(),
     " WHERE account_sid = $1 AND recording_sid = $2"
 );

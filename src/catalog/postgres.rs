@@ -102,6 +102,7 @@ const MIGRATIONS: &[Step] = &[
     Step(6, "content", include_str!("migrations/postgres/0006_content.sql")),
     Step(8, "turns", include_str!("migrations/postgres/0008_turns.sql")),
     Step(14, "awaited_content", include_str!("migrations/postgres/0014_awaited_content.sql")),
+    Step(15, "look_first", include_str!("migrations/postgres/0015_look_first.sql")),
 ];
 
 impl Shared {

@@ -71,6 +71,7 @@ const MIGRATIONS: &[Step] = &[
     Step(6, "content", include_str!("migrations/sqlite/0006_content.sql")),
     Step(8, "turns", include_str!("migrations/sqlite/0008_turns.sql")),
     Step(14, "awaited_content", include_str!("migrations/sqlite/0014_awaited_content.sql")),
+    Step(15, "look_first", include_str!("migrations/sqlite/0015_look_first.sql")),
 ];
 
 impl SqliteCatalog {

@@ -63,7 +63,7 @@ enum EraseError {
     Catalog(#[from] CatalogError),
     #[error(transparent)]
     Twilio(#[from] MediaError),
-    #[error("there is more of it in the bucket than was looked at")]
+    #[error("there is more of it in the bucket than was looked at, or may be, as its call is not known")]
     More,
     #[error("the account is left alone at the moment")]
     LeftAlone,
@@ -84,8 +84,11 @@ impl EraseError {
 
 impl Vault {
     /// Erases a recording, or all of a call; `at_twilio` at Twilio, too. Goes on
-    /// when it is dropped.
+    /// when it is dropped. Fails for a call while some of it may lie in the bucket unknown.
     pub async fn erase(self: &Arc<Self>, what: Erase, at_twilio: bool) -> Result<Erasing, CatalogError> {
+        if matches!(what, Erase::Call(..)) {
+            self.must_be_indexed().await?;
+        }
         let ids = match self.catalog.erase(what, at_twilio).await? {
             Erased::Unknown => return Ok(Erasing::Unknown),
             Erased::Held => return Ok(Erasing::Held),
@@ -167,7 +170,7 @@ impl Vault {
 
     async fn erase_steps(&self, held: &Held<'_>, progress: &mut Progress) -> Result<(), EraseError> {
         let recording = &held.duty.recording;
-        self.bucket.put_marker(Marker::Erased, &recording.id, &recording.details).await?;
+        self.bucket.put_marker(Marker::Erased, recording).await?;
         if self.catalog.note_marked(held.duty).await? == Settled::Stale {
             return Err(EraseError::Lost);
         }

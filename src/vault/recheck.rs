@@ -122,8 +122,8 @@ impl Vault {
         named: Option<&StoredObject>,
     ) -> Result<Finding, BucketError> {
         let keys = self.bucket.list_folder(folder, OBJECTS_AT_ONCE).await?;
-        if let Some(object) = self.newest_whole(held.duty.lease.id.account, &keys).await? {
-            return Ok(Finding::Adopted(object));
+        if let Some(whole) = self.newest_whole(held.duty.lease.id.account, &keys).await? {
+            return Ok(Finding::Adopted(whole.object, whole.said.unwrap_or_default()));
         }
         Ok(found(self.remove_ours(held, &keys, named.map(|object| object.key.as_str())).await?))
     }
@@ -138,7 +138,7 @@ fn outcome_label(finding: &Finding) -> &'static str {
     match finding {
         Finding::InOrder => "in_order",
         Finding::Lost | Finding::Damaged(_) | Finding::Gone(_) => "lost",
-        Finding::Adopted(_) => "adopted",
+        Finding::Adopted(..) => "adopted",
         Finding::Unfinished => "unfinished",
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use callvault::twilio::simulator::speech_mp3;
-use object_store::Attributes;
+use object_store::{Attribute, Attributes};
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
 
@@ -127,6 +127,47 @@ on_all_parts! {
         eventually("it is well again", async || (service.json("/readyz").await.1["status"] == "ok").then_some(())).await;
     }
 
+    async fn what_twilio_does_not_have_any_more_is_found_though_it_was_put_before_the_reindex(world: World) {
+        let service = world.start().await;
+        let store = world.store(&service);
+        plant_many(&store, 1..=3, &speech_mp3()).await;
+        service.kill();
+        lose_the_catalog(&mut world).await;
+        let service = world.start().await;
+        eventually("it says that it is not indexed", async || service.trouble("unindexed").await).await;
+
+        let (own, other_leg, erased) = (recording_id(1).recording, recording_id(2).recording, recording_id(3).recording);
+        let url = |sid| format!("/2010-04-01/Accounts/{ACCOUNT}/Recordings/{sid}");
+        assert_eq!(service.put(call_sid(1), &url(own)).await.status(), StatusCode::ACCEPTED);
+        service.recording_in(own, "stored").await;
+        for (sid, call) in [(other_leg, call_sid(12)), (erased, call_sid(13))] {
+            assert_eq!(service.put(call, &url(sid)).await.status(), StatusCode::ACCEPTED);
+        }
+        eventually("Twilio was asked for it in vain", async || {
+            let (_, shown) = service.json(&format!("/v1/recordings/{other_leg}")).await;
+            (shown["last_error"]["code"] == "not_ready").then_some(())
+        })
+        .await;
+        let answer = service.request(Method::DELETE, &format!("/v1/calls/{}", call_sid(13))).send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE, "the call may have more recordings");
+        let answer = service.request(Method::DELETE, &format!("/v1/recordings/{erased}")).send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::ACCEPTED, "nobody knows yet where it lies");
+
+        document(&run(&world, &["reindex", "--json"]).await, 0);
+        let (bytes, _) = service.play(&format!("/v1/calls/{}/audio?wait=30", call_sid(12))).await;
+        assert_eq!(bytes, speech_mp3());
+        let shown = service.recording_in(other_leg, "stored").await;
+        assert_eq!((&shown["call_sid"], &shown["channels"]), (&call_sid(2).to_string().into(), &2.into()));
+        eventually("what was erased is gone", async || {
+            (!store.keys().await.contains(&crate::support::bucket::key(3, &speech_mp3()))).then_some(())
+        })
+        .await;
+        let marker = store.object(&marker("erased", 3)).await.1;
+        assert_eq!(marker.get(&Attribute::Metadata("call-sid".into())), Some(&call_sid(3).to_string().into()));
+        let answer = service.request(Method::DELETE, &format!("/v1/calls/{}", call_sid(13))).send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::NO_CONTENT);
+    }
+
     async fn what_is_not_known_is_never_said_not_to_exist_before_it_is_indexed(world: World) {
         full_bucket(&mut world).await;
         let service = world.start().await;
@@ -191,6 +232,23 @@ on_all_parts! {
         let clean = document(&run(&world, &["verify", "--json"]).await, 0);
         assert_eq!(clean["recordings"], 300, "each has one row: {clean}");
     }
+}
+
+/// Its lease would last for ten minutes more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reindex_that_is_stopped_keeps_nobody_waiting() {
+    let mut world = World::new(Parts::Servers).await;
+    world.set("CALLVAULT_LEASE", "10m");
+    plant_many(&world.real_store(), 1..=300, &speech_mp3()).await;
+    for after in [200, 400, 600, 800] {
+        let mut stopped = command(&world, &["reindex"]).spawn().unwrap();
+        tokio::time::sleep(Duration::from_millis(after)).await;
+        let told = std::process::Command::new("kill").args(["-TERM", &stopped.id().to_string()]).status().unwrap();
+        assert!(told.success());
+        stopped.wait().unwrap();
+    }
+    let ran = tokio::time::timeout(Duration::from_secs(60), run(&world, &["reindex", "--json"])).await;
+    assert_eq!(document(&ran.expect("it goes on at once"), 0)["complete"], true);
 }
 
 /// Killed while it reads the markers, a node has not let anything in that was erased.
