@@ -63,8 +63,10 @@ enum EraseError {
     Catalog(#[from] CatalogError),
     #[error(transparent)]
     Twilio(#[from] MediaError),
-    #[error("there is more of it in the bucket than was looked at, or may be, as its call is not known")]
+    #[error("there is more of it in the bucket than was looked at")]
     More,
+    #[error("its call is not known, and where it lies is not before the bucket is indexed")]
+    Unindexed,
     #[error("the account is left alone at the moment")]
     LeftAlone,
     #[error("the lease was lost")]
@@ -76,7 +78,7 @@ impl EraseError {
         match self {
             Self::Twilio(error) => error.code(),
             Self::LeftAlone => ErrorCode::RateLimited,
-            Self::Bucket(_) | Self::More => ErrorCode::StoreError,
+            Self::Bucket(_) | Self::More | Self::Unindexed => ErrorCode::StoreError,
             Self::Catalog(_) | Self::Lost => ErrorCode::Interrupted,
         }
     }
@@ -175,7 +177,8 @@ impl Vault {
             return Err(EraseError::Lost);
         }
         if !self.clear_bucket(held).await? {
-            return Err(EraseError::More);
+            let is_known = recording.details_confirmed || self.catalog.is_indexed().await?;
+            return Err(if is_known { EraseError::More } else { EraseError::Unindexed });
         }
         progress.cleared = true;
         let erasure = self.catalog.erasures(&[recording.id]).await?.pop();
@@ -193,6 +196,11 @@ impl Vault {
 
     /// When it is tried again.
     async fn after_failed_erasing(&self, id: &RecordingId, error: &EraseError, began: Instant) -> Duration {
+        if matches!(error, EraseError::Unindexed) {
+            // Whoever tells it the call makes it due.
+            tracing::info!(recording = %id, %error, "what is left of an erased recording is tried again");
+            return self.retry.cap;
+        }
         tracing::warn!(recording = %id, %error, "what is left of an erased recording is tried again");
         let retry_after = match error {
             EraseError::Twilio(error) => {

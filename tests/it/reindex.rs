@@ -134,6 +134,7 @@ on_all_parts! {
         service.kill();
         lose_the_catalog(&mut world).await;
         let service = world.start().await;
+        let store = world.store(&service);
         eventually("it says that it is not indexed", async || service.trouble("unindexed").await).await;
 
         let (own, other_leg, erased) = (recording_id(1).recording, recording_id(2).recording, recording_id(3).recording);
