@@ -123,7 +123,7 @@ impl Vault {
     ) -> Result<Finding, BucketError> {
         let keys = self.bucket.list_folder(folder, OBJECTS_AT_ONCE).await?;
         if let Some(whole) = self.newest_whole(held.duty.lease.id.account, &keys).await? {
-            return Ok(Finding::Adopted(whole.object, whole.said.unwrap_or_default()));
+            return Ok(Finding::Adopted(whole.object, Box::new(whole.said.unwrap_or_default())));
         }
         Ok(found(self.remove_ours(held, &keys, named.map(|object| object.key.as_str())).await?))
     }

@@ -280,7 +280,7 @@ on_every_catalog! {
         let duty = grant_one(&catalog, LONG).await;
         let found = object(&lease.id, b"found");
         let told = Details { call_sid: Some(call_sid(7)), channels: Some(2), ..Details::default() };
-        let adopted = Finding::Adopted(found.clone(), told);
+        let adopted = Finding::Adopted(found.clone(), Box::new(told));
         assert_eq!(catalog.settle_recheck(&duty, &adopted, LONG).await.unwrap(), Settled::Done);
         let known = catalog.recording(&lease.id).await.unwrap().unwrap();
         assert_eq!((known.state, known.object, known.last_error), (State::Stored, Some(found), None));
@@ -298,7 +298,7 @@ on_every_catalog! {
         let lease = stored(&catalog).await.lease;
         catalog.owe_recheck(&lease, ZERO).await.unwrap();
         let duty = grant_one(&catalog, LONG).await;
-        let adopted = Finding::Adopted(object(&lease.id, b"other"), Details::default());
+        let adopted = Finding::Adopted(object(&lease.id, b"other"), Box::default());
         assert_eq!(catalog.settle_recheck(&duty, &adopted, ZERO).await.unwrap(), Settled::Stale);
         let known = catalog.recording(&lease.id).await.unwrap().unwrap();
         assert_eq!(known.object.unwrap().digest, Digest::of(b"audio"));
