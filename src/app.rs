@@ -23,6 +23,7 @@ use crate::http;
 use crate::telemetry;
 use crate::twilio::Twilio;
 use crate::vault::Vault;
+use crate::vault::backfill::Backfill;
 use crate::vault::webhooks::Poster;
 use crate::worker::{self, ClaimLoop, DutyKind, ReconcileLoop, WebhookLoop};
 
@@ -65,6 +66,7 @@ impl App {
         };
         let public_url = config.public_url.clone().unwrap_or_else(|| format!("http://{address}"));
         let vault = Arc::new(vault(&config).await?);
+        telemetry::accounts(vault.accounts());
         if let Some(store) = vault.bucket.embedded() {
             store.must_be_here().and_then(|()| store.announce(address)).context("the bucket cannot be served")?;
         }
@@ -116,6 +118,7 @@ impl App {
             self.supervise(self.vault.clone().follow_flights()),
             self.supervise(async move { keys.follow_keys().await }),
             self.supervise(self.vault.clone().follow_feed()),
+            self.supervise(self.vault.clone().heed_news_of_hits()),
             self.supervise(self.vault.clone().end_streams_of_erased()),
             self.supervise(telemetry::keep_up()),
         ];
@@ -200,6 +203,14 @@ pub async fn vault(config: &Config) -> anyhow::Result<Vault> {
     let bucket = Bucket::open(config).await.context("the bucket cannot be opened")?;
     let twilio = Twilio::new(config).context("the clients for Twilio cannot be set up")?;
     Ok(Vault::new(config, catalog, bucket, twilio, (Box::new(dice), entropy)))
+}
+
+/// What brings in the past, over catalog and Twilio alone: the bucket is the nodes'.
+pub async fn backfill(config: &Config) -> anyhow::Result<Backfill> {
+    let catalog = catalog::open(config).context("the catalog cannot be opened")?;
+    catalog.prepare().await?;
+    let twilio = Twilio::new(config).context("the clients for Twilio cannot be set up")?;
+    Ok(Backfill::new(config, catalog, twilio, Box::new(dice)))
 }
 
 /// What the vault's randomness is.

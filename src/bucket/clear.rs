@@ -39,11 +39,29 @@ struct Uploads {
     uploads: Vec<Upload>,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Upload {
     key: String,
     upload_id: String,
+    initiated: Option<String>,
+}
+
+/// A multipart upload that is open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenUpload {
+    /// Where it would become an object.
+    pub key: String,
+    /// Its id.
+    pub upload_id: String,
+    /// When it was begun, by the store's clock.
+    pub begun_at: Option<Timestamp>,
+}
+
+impl From<Upload> for OpenUpload {
+    fn from(Upload { key, upload_id, initiated }: Upload) -> Self {
+        Self { key, upload_id, begun_at: initiated.and_then(|at| at.parse().ok()) }
+    }
 }
 
 impl Direct {
@@ -121,12 +139,25 @@ impl Bucket {
             return embedded.open_uploads(key).await;
         }
         // MinIO lists an exact key only; of others whose keys begin alike it sorts first.
-        let query = [("prefix", key), ("uploads", "")];
-        let Some(listed) = self.ask_for_list::<Uploads>("a list of open uploads", &query, now).await? else {
-            return Ok(Vec::new());
-        };
-        let at_key = listed.uploads.into_iter().filter(|upload| upload.key == key);
+        let at_key = self.list_uploads(key, now).await?.into_iter().filter(|upload| upload.key == key);
         Ok(at_key.map(|upload| upload.upload_id).collect())
+    }
+
+    /// The first of the multipart uploads that are open below a folder, asked for at
+    /// that time of the catalog. Some stores, MinIO and the embedded one among them,
+    /// tell only of an exact key: they have none to show.
+    pub async fn open_uploads_below(&self, folder: &str, now: Timestamp) -> Result<Vec<OpenUpload>> {
+        if self.embedded().is_some() {
+            return Ok(Vec::new());
+        }
+        let below = self.list_uploads(folder, now).await?.into_iter().filter(|upload| upload.key.starts_with(folder));
+        Ok(below.map(OpenUpload::from).collect())
+    }
+
+    async fn list_uploads(&self, prefix: &str, now: Timestamp) -> Result<Vec<Upload>> {
+        let query = [("prefix", prefix), ("uploads", "")];
+        let listed = self.ask_for_list::<Uploads>("a list of open uploads", &query, now).await?;
+        Ok(listed.map(|listed| listed.uploads).unwrap_or_default())
     }
 
     /// Asks the bucket for a list, at that time of the catalog. None where the
@@ -183,9 +214,11 @@ mod tests {
         let empty = r#"<?xml version="1.0"?><ListMultipartUploadsResult><Bucket>b</Bucket><IsTruncated>false</IsTruncated></ListMultipartUploadsResult>"#;
         assert!(quick_xml::de::from_str::<Uploads>(empty).unwrap().uploads.is_empty());
         let two = r#"<ListMultipartUploadsResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Bucket>b</Bucket>
-            <Upload><Key>a.1</Key><UploadId>x&amp;y</UploadId><Initiator><ID>i</ID></Initiator></Upload>
+            <Upload><Key>a.1</Key><UploadId>x&amp;y</UploadId><Initiator><ID>i</ID></Initiator><Initiated>2026-11-23T14:00:00.000Z</Initiated></Upload>
             <Upload><Key>a.10</Key><UploadId>z</UploadId></Upload></ListMultipartUploadsResult>"#;
         let listed = quick_xml::de::from_str::<Uploads>(two).unwrap().uploads;
+        let begun: Vec<_> = listed.iter().map(|upload| OpenUpload::from(upload.clone()).begun_at).collect();
+        assert_eq!(begun, [Some("2026-11-23T14:00:00Z".parse().unwrap()), None]);
         let listed: Vec<_> = listed.iter().map(|upload| (upload.key.as_str(), upload.upload_id.as_str())).collect();
         assert_eq!(listed, [("a.1", "x&y"), ("a.10", "z")]);
     }

@@ -13,6 +13,7 @@ mod list;
 mod markers;
 mod read;
 mod rewrite;
+mod rules;
 mod throttle;
 mod upload;
 mod versions;
@@ -30,13 +31,14 @@ use object_store::client::{
 use object_store::path::Path;
 use object_store::{Certificate, ClientOptions, ObjectStore, ObjectStoreExt, RetryConfig};
 
-pub use clear::DELETE_WITHIN;
+pub use clear::{DELETE_WITHIN, OpenUpload};
 pub use credentials::CredentialError;
 pub use embedded::Embedded;
 pub use inspect::ObjectFacts;
 pub use link::{Disposition, Link, LinkBase, LinkMethod};
 pub use list::{ListedObject, ListedPage, PAGE_MAX};
 pub use read::Reading;
+pub use rules::Lifecycle;
 pub use throttle::Throttle;
 pub use upload::{NewObject, SINGLE_PUT_MAX_BYTES, Staging, UPLOAD_RESERVE_BYTES};
 pub use versions::Version;
@@ -325,7 +327,8 @@ impl HttpService for Counted {
         let method = telemetry::method_label(request.method());
         let began = Instant::now();
         let answered = self.0.execute(request).await;
-        telemetry::store_answered(method, began.elapsed());
+        let has_failed = answered.as_ref().map_or(true, |answer| answer.status().is_server_error());
+        telemetry::store_answered(method, has_failed, began.elapsed());
         answered
     }
 }

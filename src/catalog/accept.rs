@@ -5,12 +5,14 @@
 
 use serde_json::json;
 
+use super::columns::columns_of;
 use super::markers::HOLD_AS_MARKED;
 use super::rows;
 use super::sql::{Session, args, now};
 use super::{Catalog, Result, feed, questions, scrub};
 use crate::domain::recording::{Details, ErrorCode, News, Recording, RecordingId, State, react};
 use crate::domain::sid::CallSid;
+use crate::telemetry;
 
 /// Who told of a recording.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +47,8 @@ pub enum FoundBy {
     Reconcile,
     /// Someone asked for a call that was not known.
     Request,
+    /// `callvault backfill`.
+    Backfill,
 }
 
 /// What was said of a recording.
@@ -69,15 +73,20 @@ pub struct Accepted {
     pub created: bool,
 }
 
-const LOCK: &str = "SELECT * FROM recordings WHERE account_sid = $1 AND recording_sid = $2";
-const LOCK_ON_POSTGRES: &str = "SELECT * FROM recordings WHERE account_sid = $1 AND recording_sid = $2 FOR UPDATE";
+const LOCK: &str =
+    concat!("SELECT ", columns_of!(recordings), " FROM recordings WHERE account_sid = $1 AND recording_sid = $2");
+const LOCK_ON_POSTGRES: &str = concat!(
+    "SELECT ",
+    columns_of!(recordings),
+    " FROM recordings WHERE account_sid = $1 AND recording_sid = $2 FOR UPDATE"
+);
 
 const CREATE: &str = "INSERT INTO recordings (account_sid, recording_sid, state, announced_by, details_confirmed, source_host, \
      call_sid, conference_sid, duration_seconds, channels, track, recording_source, recorded_at, \
-     accepted_at, ordered_at, due_at, pending_since, asked_about_at) \
-     SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, \
+     is_backfill, accepted_at, ordered_at, due_at, pending_since, asked_about_at, traceparent) \
+     SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, \
      now_ms, coalesce($13, now_ms), CASE WHEN $3 = 'pending' THEN now_ms END, CASE WHEN $3 = 'pending' THEN now_ms END, \
-     CASE WHEN $3 = 'announced' THEN now_ms END FROM clock WHERE 1 = 1 ON CONFLICT DO NOTHING";
+     CASE WHEN $3 = 'announced' THEN now_ms END, $15 FROM clock WHERE 1 = 1 ON CONFLICT DO NOTHING";
 
 /// Details are filled in as long as no attempt may have used them.
 const LEARN: &str = "UPDATE recordings SET call_sid = $3, conference_sid = $4, duration_seconds = $5, channels = $6, \
@@ -90,7 +99,7 @@ pub(super) const TO_PENDING: &str = concat!(
     now!(),
     ", not_before = NULL, pending_since = ",
     now!(),
-    ", failed_attempts = 0 WHERE account_sid = $1 AND recording_sid = $2"
+    ", failed_attempts = 0, is_backfill = 0 WHERE account_sid = $1 AND recording_sid = $2"
 );
 const TO_ABSENT: &str =
     "UPDATE recordings SET state = 'absent', due_at = NULL WHERE account_sid = $1 AND recording_sid = $2";
@@ -101,7 +110,7 @@ pub(super) const TO_FAILED: &str = concat!(
 );
 
 /// What was found by asking counts as announced once it was.
-const ANNOUNCE: &str = "UPDATE recordings SET announced_by = $3 WHERE account_sid = $1 AND recording_sid = $2 \
+const ANNOUNCE: &str = "UPDATE recordings SET announced_by = $3, is_backfill = 0 WHERE account_sid = $1 AND recording_sid = $2 \
                         AND announced_by NOT IN ('callback', 'put')";
 
 const CHOOSE: &str = concat!(
@@ -151,9 +160,9 @@ impl dyn Catalog + '_ {
 
 /// What news came to, before it is committed.
 pub(super) struct Taken {
-    accepted: Accepted,
+    pub(super) accepted: Accepted,
     /// Whether the recording is in another state than before.
-    moved: bool,
+    pub(super) moved: bool,
 }
 
 /// Takes what was said of a recording. Its row is locked from then on.
@@ -209,6 +218,7 @@ impl Announcement {
             AnnouncedBy::Put { .. } => "put",
             AnnouncedBy::Found { by: FoundBy::Reconcile, .. } => "reconcile",
             AnnouncedBy::Found { by: FoundBy::Request, .. } => "request",
+            AnnouncedBy::Found { by: FoundBy::Backfill, .. } => "backfill",
         }
     }
 }
@@ -232,6 +242,8 @@ async fn create(session: &mut Session, said: &Announcement) -> Result<bool> {
         details.track.clone(),
         details.recording_source.clone(),
         details.recorded_at,
+        i64::from(matches!(said.by, AnnouncedBy::Found { by: FoundBy::Backfill, .. })),
+        telemetry::traceparent(),
     ];
     if session.execute(CREATE, args).await? == 0 {
         return Ok(false);

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::{Value as Json, json};
 use sqlx::AssertSqlSafe;
 
+use super::columns::columns_of;
 use super::sql::{Row, Session, args, now, one_of};
 use super::{Catalog, CatalogError, Result, feed};
 use crate::domain::recording::ErrorCode;
@@ -45,11 +46,12 @@ pub(super) struct Room {
 }
 
 const MAKE_ROW: &str = "INSERT INTO accounts (account_sid) VALUES ($1) ON CONFLICT DO NOTHING";
-const ROW: &str = concat!("SELECT *, ", now!(), " AS now_ms FROM accounts WHERE account_sid = $1");
-/// Fetches of the account `$account`, and other requests that have a turn or wait for
-/// one. A lease that ran out is nobody's work any more.
-macro_rules! under_way {
-    ($account:literal, $turns:literal) => {
+const ROW: &str =
+    concat!("SELECT ", columns_of!(accounts), ", ", now!(), " AS now_ms FROM accounts WHERE account_sid = $1");
+/// Fetches of the account `$account`, and other requests that have a turn. A lease that
+/// ran out is nobody's work any more.
+macro_rules! sent {
+    ($account:literal) => {
         concat!(
             "(SELECT count(*) FROM recordings f WHERE f.account_sid = ",
             $account,
@@ -57,18 +59,32 @@ macro_rules! under_way {
             now!(),
             ") + (SELECT count(*) FROM turns t WHERE t.account_sid = ",
             $account,
-            " AND t.until_at > ",
+            " AND t.is_granted = 1 AND t.until_at > ",
             now!(),
-            $turns,
             ")"
+        )
+    };
+}
+pub(super) use sent;
+
+/// What leaves no room for a fetch: what was sent, and one place for the urgent requests that wait.
+macro_rules! under_way {
+    ($account:literal) => {
+        concat!(
+            sent!($account),
+            " + (SELECT count(*) FROM (SELECT turn_id FROM turns w WHERE w.account_sid = ",
+            $account,
+            " AND w.is_granted = 0 AND w.is_urgent = 1 AND w.until_at > ",
+            now!(),
+            " LIMIT 1) AS waiting)"
         )
     };
 }
 pub(super) use under_way;
 
-const UNDER_WAY: &str = concat!("SELECT ", under_way!("$1", ""), " AS under_way");
+const UNDER_WAY: &str = concat!("SELECT ", under_way!("$1"), " AS under_way");
 /// Those who wait do not keep each other waiting.
-const SENT: &str = concat!("SELECT ", under_way!("$1", " AND t.is_granted = 1"), " AS under_way");
+const SENT: &str = concat!("SELECT ", sent!("$1"), " AS under_way");
 const LIMITED: &str = "SELECT account_sid FROM accounts WHERE account_sid = $1 AND fetch_limit IS NOT NULL";
 const SET_PACE: &str =
     concat!("UPDATE accounts SET fetch_limit = $2, too_many = $3, limit_set_at = ", now!(), " WHERE account_sid = $1");
@@ -191,7 +207,15 @@ impl dyn Catalog + '_ {
     pub async fn paused(&self, accounts: &[AccountSid]) -> Result<Vec<Paused>> {
         let mut args = args![];
         let filter = one_of("account_sid", accounts.iter().copied(), &mut args);
-        let sql = format!("SELECT *, {} AS now_ms FROM accounts WHERE paused_at IS NOT NULL{filter}", now!());
+        let sql = format!(
+            concat!(
+                "SELECT ",
+                columns_of!(accounts),
+                ", {} AS now_ms FROM accounts WHERE paused_at IS NOT NULL{filter}"
+            ),
+            now!(),
+            filter = filter
+        );
         let rows = self.read().await?.rows(AssertSqlSafe(sql), args).await?;
         let paused = |row: &Row| -> Result<Paused> {
             Ok(Paused {

@@ -10,6 +10,7 @@ use serde_json::json;
 use sqlx::AssertSqlSafe;
 
 use super::accept::{TO_FAILED, lock};
+use super::columns::columns_of;
 use super::reconcile::may_be_asked;
 use super::sql::{args, now, one_of};
 use super::{Catalog, Result, feed, rows};
@@ -40,7 +41,9 @@ const DUE_ACCOUNT_OF: &str = concat!(
     " - $1)"
 );
 const DUE: &str = concat!(
-    "SELECT *, ",
+    "SELECT ",
+    columns_of!(recordings),
+    ", ",
     now!(),
     " AS now_ms FROM recordings WHERE account_sid = $1 AND state = 'announced' AND asked_about_at <= ",
     now!(),

@@ -3,6 +3,7 @@
 //! Changes nothing. Pages go by the primary key, so rows that come or change
 //! meanwhile move no page.
 
+use super::columns::columns_of;
 use super::sql::{Row, args};
 use super::{Catalog, CatalogError, Result, rows};
 use crate::domain::recording::{Recording, RecordingId};
@@ -33,9 +34,14 @@ pub struct FeedExtent {
 /// What was told of one recording is read up to here.
 const TOLD_MAX: i64 = 10_000;
 
-const FIRST_PAGE: &str = "SELECT * FROM recordings ORDER BY account_sid, recording_sid LIMIT $1";
-const PAGE: &str = "SELECT * FROM recordings WHERE (account_sid, recording_sid) > ($2, $3) \
-                    ORDER BY account_sid, recording_sid LIMIT $1";
+const FIRST_PAGE: &str =
+    concat!("SELECT ", columns_of!(recordings), " FROM recordings ORDER BY account_sid, recording_sid LIMIT $1");
+const PAGE: &str = concat!(
+    "SELECT ",
+    columns_of!(recordings),
+    " FROM recordings WHERE (account_sid, recording_sid) > ($2, $3) \
+                    ORDER BY account_sid, recording_sid LIMIT $1"
+);
 const TOLD: &str = "SELECT type, seq FROM events WHERE account_sid = $1 AND recording_sid = $2 AND in_feed = 1 \
                     ORDER BY row_id LIMIT $3";
 /// Numbering takes half a second at most, on whichever node is left.

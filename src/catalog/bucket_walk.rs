@@ -61,6 +61,8 @@ pub struct BucketWalk {
     pub granted_at: Timestamp,
     /// Where it goes on.
     pub position: Position,
+    /// How many recordings there are, as was last counted for it.
+    pub expected: Option<i64>,
 }
 
 /// Where a walk stands, for those who only look.
@@ -79,7 +81,7 @@ const GRANT: &str = concat!(
     now!(),
     ") WHERE name = $1 AND due_at <= ",
     now!(),
-    " RETURNING epoch, begun_at, stage, position, done, ",
+    " RETURNING epoch, begun_at, stage, position, done, expected, ",
     now!(),
     " AS now_ms"
 );
@@ -93,6 +95,7 @@ macro_rules! held {
 }
 const RENEW: &str = concat!("UPDATE bucket_walks SET due_at = ", now!(), " + $3", held!());
 const SAVE: &str = concat!("UPDATE bucket_walks SET stage = $3, position = $4, done = $5", held!());
+const EXPECT: &str = concat!("UPDATE bucket_walks SET expected = $3", held!());
 const LEAVE: &str = concat!("UPDATE bucket_walks SET lease_node = NULL, due_at = ", now!(), " + $3", held!());
 /// The next one comes `$3` after this one was begun, or at once where that is over.
 const FINISH: &str = concat!(
@@ -114,6 +117,7 @@ impl BucketWalk {
             under_way_for: between(row.time("begun_at")?, granted_at),
             granted_at,
             position: Position { stage: row.get("stage")?, after: row.get("position")?, done: row.get("done")? },
+            expected: row.get("expected")?,
         })
     }
 
@@ -152,6 +156,11 @@ impl dyn Catalog + '_ {
     /// Prolongs the lease of a part from now on.
     pub async fn renew_bucket_walk(&self, walk: &BucketWalk, lease: Duration) -> Result<Settled> {
         self.settle_bucket_walk(RENEW, walk.args_and(args![lease])).await
+    }
+
+    /// Keeps for all parts to come how many recordings were counted.
+    pub async fn expect_of_bucket_walk(&self, walk: &BucketWalk, expected: i64) -> Result<Settled> {
+        self.settle_bucket_walk(EXPECT, walk.args_and(args![expected])).await
     }
 
     /// A part is done, and the next one may be granted `after` that time.

@@ -2,19 +2,22 @@
 //!
 //! A claim grants a lease on a row that is due: the row becomes `fetching` with
 //! its epoch raised and a deadline. A lease that ran out is a failed attempt.
+//! What a backfill brought comes when nothing else of its account is due.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 use sqlx::AssertSqlSafe;
 
-use super::accounts::under_way;
+use super::accounts::{sent, under_way};
+use super::columns::columns_of;
 use super::lease::{Lease, Settled, settle_failure};
 use super::sql::{Row, Session, args, now, place_each};
 use super::{Catalog, CatalogError, Result, accounts, recheck, rows};
 use crate::domain::recording::{ErrorCode, Recording, State};
 use crate::domain::retry::{self, Failure};
 use crate::domain::sid::AccountSid;
+use crate::telemetry;
 
 /// Who claims, and on which terms.
 #[derive(Debug, Clone)]
@@ -47,6 +50,8 @@ pub struct Wish {
     pub account: AccountSid,
     /// At most so many.
     pub at_most: usize,
+    /// So many of them may be of a backfill, which come when nothing else is due.
+    pub of_backfill: usize,
 }
 
 /// What an earlier attempt may have left in the bucket.
@@ -79,16 +84,22 @@ pub struct Claim {
     pub failed_before: u32,
     /// What is to be cleared away first.
     pub leftover: Option<Leftover>,
+    /// Where the trace of its acceptance is at.
+    pub traceparent: Option<String>,
     /// Whether the account's pace is limited.
     pub is_limited: bool,
     /// Whether its audio may lie in the bucket already.
     pub look_first: bool,
 }
 
-const DUE_OF: &str = "SELECT *, (SELECT now_ms FROM clock) AS now_ms FROM recordings \
-                      WHERE account_sid = $1 AND state IN ('pending', 'fetching') \
+const DUE_OF: &str = concat!(
+    "SELECT ",
+    columns_of!(recordings),
+    ", (SELECT now_ms FROM clock) AS now_ms FROM recordings \
+                      WHERE account_sid = $1 AND is_backfill = $3 AND state IN ('pending', 'fetching') \
                       AND due_at <= (SELECT now_ms FROM clock) \
-                      AND (duty_until IS NULL OR duty_until <= (SELECT now_ms FROM clock)) ORDER BY due_at LIMIT $2";
+                      AND (duty_until IS NULL OR duty_until <= (SELECT now_ms FROM clock)) ORDER BY due_at LIMIT $2"
+);
 const GRANT: &str = concat!(
     "UPDATE recordings SET state = 'fetching', epoch = epoch + 1, lease_node = $3, due_at = ",
     now!(),
@@ -100,7 +111,7 @@ const STANDINGS: &str = concat!(
      (SELECT r.due_at FROM recordings r WHERE r.account_sid = a.column1 \
      AND r.state IN ('pending', 'fetching') ORDER BY r.due_at LIMIT 1) AS due_at, \
      CASE WHEN s.fetch_limit IS NOT NULL THEN ",
-    under_way!("a.column1", ""),
+    under_way!("a.column1"),
     " END AS under_way, ",
     now!(),
     " AS now_ms FROM"
@@ -137,8 +148,7 @@ impl dyn Catalog + '_ {
         let mut changed = false;
         for wish in wishes {
             let Some(room) = accounts::room(&mut session, wish.account).await? else { continue };
-            let at_most = i64::try_from(wish.at_most.min(room.at_most)).unwrap_or(i64::MAX);
-            for due in due_of(&mut session, wish.account, at_most).await? {
+            for due in due_of(&mut session, wish, room.at_most).await? {
                 changed = true;
                 if due.known.state == State::Fetching {
                     due.lease_is_over(&mut session, claimant).await?;
@@ -169,13 +179,28 @@ pub(super) async fn claim_row(session: &mut Session, claimant: &Claimant, row: &
 }
 
 /// What is due of an account. Others' claims under way are passed over, not waited for.
-async fn due_of(session: &mut Session, account: AccountSid, at_most: i64) -> Result<Vec<Due>> {
-    let locking = if session.is_postgres() { " FOR UPDATE SKIP LOCKED" } else { "" };
-    let sql = format!("{DUE_OF}{locking}");
-    let rows = session.rows(AssertSqlSafe(sql), args![account, at_most]).await?;
+async fn due_of(session: &mut Session, wish: &Wish, room: usize) -> Result<Vec<Due>> {
+    let at_most = wish.at_most.min(room);
+    let mut rows = due_in_turn(session, wish.account, at_most, false).await?;
+    let of_backfill = (at_most - rows.len()).min(wish.of_backfill);
+    if of_backfill > 0 {
+        rows.extend(due_in_turn(session, wish.account, of_backfill, true).await?);
+    }
     // One row that a newer node wrote must not keep all others from being fetched.
     let unreadable = |error: &CatalogError| tracing::error!(%error, "a recording cannot be claimed");
     Ok(rows.iter().filter_map(|row| Due::read(row).inspect_err(unreadable).ok()).collect())
+}
+
+async fn due_in_turn(
+    session: &mut Session,
+    account: AccountSid,
+    at_most: usize,
+    of_backfill: bool,
+) -> Result<Vec<Row>> {
+    let locking = if session.is_postgres() { " FOR UPDATE SKIP LOCKED" } else { "" };
+    let at_most = i64::try_from(at_most).unwrap_or(i64::MAX);
+    let args = args![account, at_most, i64::from(of_backfill)];
+    session.rows(AssertSqlSafe(format!("{DUE_OF}{locking}")), args).await
 }
 
 /// None where nothing is to be done for the account.
@@ -197,6 +222,7 @@ struct Due {
     leftover: Option<Leftover>,
     lease_node: Option<String>,
     look_first: bool,
+    traceparent: Option<String>,
 }
 
 impl Due {
@@ -211,6 +237,7 @@ impl Due {
             leftover: Leftover::read(row)?,
             lease_node: row.get("lease_node")?,
             look_first: row.get::<i64>("look_first")? != 0,
+            traceparent: row.get("traceparent")?,
         })
     }
 
@@ -225,6 +252,7 @@ impl Due {
             pending_for: self.pending_for,
             failed_before: self.failed_before,
             leftover: self.leftover,
+            traceparent: self.traceparent,
             is_limited: false,
             look_first: self.look_first,
         })
@@ -242,6 +270,7 @@ impl Due {
             pending_for: self.pending_for,
             retry_after: None,
         };
+        telemetry::lease_expired();
         // No dice: whoever finds it must decide alike.
         let decision = claimant.retry.decide(&failure, 0.0);
         let settled = settle_failure(session, &lease, failure.code, &detail, decision).await?;

@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use sqlx::AssertSqlSafe;
 
 use super::claim::Leftover;
+use super::columns::columns_of;
 use super::lease::{Lease, Settled};
 use super::sql::{Row, Session, Value, args, now, place_each};
 use super::{Catalog, Result, rows};
@@ -30,6 +31,8 @@ pub struct Duty {
     pub swept_epoch: i64,
     /// An upload that the row still names.
     pub leftover: Option<Leftover>,
+    /// Somebody saw other bytes than the row names: they are to be read back.
+    pub is_doubted: bool,
 }
 
 /// Which recordings a duty is due for.
@@ -78,6 +81,7 @@ impl Duty {
             granted_at: row.time("now_ms")?,
             swept_epoch: row.get("swept_epoch")?,
             leftover: Leftover::read(row)?,
+            is_doubted: row.time_opt("doubted_at")?.is_some(),
         })
     }
 
@@ -108,12 +112,17 @@ impl dyn Catalog + '_ {
         let mut session = self.begin().await?;
         let locking = if session.is_postgres() { " FOR UPDATE SKIP LOCKED" } else { "" };
         let sql = format!(
-            "SELECT *, {now} AS now_ms FROM recordings WHERE account_sid = $1 AND {since} <= {now} - $3 AND {only} \
-             AND {rest} ORDER BY {since} LIMIT $2{locking}",
+            concat!(
+                "SELECT ",
+                columns_of!(recordings),
+                ", {now} AS now_ms FROM recordings WHERE account_sid = $1 AND {since} <= {now} - $3 AND {only} \
+             AND {rest} ORDER BY {since} LIMIT $2{locking}"
+            ),
             now = now!(),
             since = due.since,
             only = due.only,
             rest = at_rest!(),
+            locking = locking,
         );
         let mut duties: Vec<Duty> = Vec::new();
         for account in ready {

@@ -13,6 +13,7 @@ use std::time::Duration;
 use serde_json::json;
 use sqlx::AssertSqlSafe;
 
+use super::columns::columns_of;
 use super::duty::{Due, Duty, at_rest, grant, held};
 use super::lease::Settled;
 use super::sql::{Row, Session, args, now, one_of};
@@ -93,7 +94,7 @@ pub struct Progress {
     pub gone_at_twilio: bool,
 }
 
-const LOCK: &str = "SELECT * FROM recordings WHERE account_sid = $1";
+const LOCK: &str = concat!("SELECT ", columns_of!(recordings), " FROM recordings WHERE account_sid = $1");
 const BY_RECORDING: &str = " AND recording_sid = $2";
 /// Its own, those of calls that it is another name of, and those PUT for it.
 const BY_CALL: &str = " AND recording_sid IN ( \
@@ -112,7 +113,9 @@ const HAS_OLD: &str = concat!(
     " - a.column2"
 );
 const OLD: &str = concat!(
-    "SELECT * FROM recordings WHERE account_sid = $1 AND state <> 'erased' AND hold = 0 AND ordered_at <= ",
+    "SELECT ",
+    columns_of!(recordings),
+    " FROM recordings WHERE account_sid = $1 AND state <> 'erased' AND hold = 0 AND ordered_at <= ",
     now!(),
     " - $2 ORDER BY ordered_at LIMIT $3"
 );
@@ -120,10 +123,10 @@ const OLD: &str = concat!(
 const ERASE: &str = concat!(
     "UPDATE recordings SET state = 'erased', epoch = epoch + 1, announced_by = '', lease_node = NULL, due_at = NULL, \
      not_before = NULL, pending_since = NULL, asked_about_at = NULL, attempts = 0, failed_attempts = 0, \
-     duty_until = NULL, recheck_due_at = NULL, duration_seconds = NULL, channels = NULL, track = NULL, \
-     recording_source = NULL, sha256 = NULL, size_bytes = NULL, format = NULL, object_key = NULL, error_code = NULL, \
-     error_detail = NULL, error_at = NULL, kept_at = NULL, look_first = 0, erase_marked = 0, erase_cleared = 0, \
-     erase_failures = 0, erase_twilio = $3, erase_due_at = ",
+     duty_until = NULL, recheck_due_at = NULL, doubted_at = NULL, duration_seconds = NULL, channels = NULL, track = NULL, \
+     recording_source = NULL, traceparent = NULL, sha256 = NULL, size_bytes = NULL, format = NULL, object_key = NULL, error_code = NULL, \
+     error_detail = NULL, error_at = NULL, kept_at = NULL, look_first = 0, erase_marked = 0, erase_cleared = 0, erase_failures = 0, \
+     erase_twilio = $3, erase_due_at = ",
     now!(),
     " WHERE account_sid = $1 AND recording_sid = $2"
 );
@@ -136,7 +139,9 @@ const ERASE_AGAIN: &str = concat!(
     " END WHERE account_sid = $1 AND recording_sid = $2"
 );
 const ONE: &str = concat!(
-    "SELECT *, ",
+    "SELECT ",
+    columns_of!(recordings),
+    ", ",
     now!(),
     " AS now_ms FROM recordings WHERE account_sid = $1 AND recording_sid = $2 AND erase_due_at IS NOT NULL AND ",
     at_rest!()
@@ -238,7 +243,11 @@ impl dyn Catalog + '_ {
         for id in ids {
             let mut args = args![id.account];
             let sql = format!(
-                "SELECT * FROM recordings WHERE account_sid = $1 AND state = 'erased'{}",
+                concat!(
+                    "SELECT ",
+                    columns_of!(recordings),
+                    " FROM recordings WHERE account_sid = $1 AND state = 'erased'{}"
+                ),
                 one_of("recording_sid", [id.recording], &mut args)
             );
             if let Some(row) = session.row(AssertSqlSafe(sql), args).await? {

@@ -246,8 +246,8 @@ impl dyn Catalog + '_ {
         let mut session = self.read().await?;
         let latest = latest(&mut session).await?;
         let after = match after {
-            Some(after) if after.catalog_created_ms == latest.catalog_created_ms => after,
-            // Another catalog's, or none: all that this one has.
+            Some(after) if after.catalog_created_ms == latest.catalog_created_ms && after <= latest => after,
+            // Another catalog's, one from before a backup was restored, or none: all that this one has.
             _ => latest.at(0),
         };
         // The events of a call are found by its recordings, however long the feed is.
@@ -286,8 +286,11 @@ pub(super) fn event(row: &Row, after: Cursor) -> Result<Event> {
 /// Of events `e` beside their recordings `r` as they are now.
 macro_rules! event_columns {
     () => {
-        "e.seq AS event_seq, e.type AS event_type, e.at AS event_at, e.account_sid AS event_account, \
-         e.detail AS event_detail, r.*"
+        concat!(
+            "e.seq AS event_seq, e.type AS event_type, e.at AS event_at, e.account_sid AS event_account, \
+         e.detail AS event_detail, ",
+            $crate::catalog::columns::columns_of!(recordings, "r.")
+        )
     };
 }
 pub(super) use event_columns;

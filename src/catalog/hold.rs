@@ -11,6 +11,7 @@ use serde_json::Value as Json;
 use sqlx::AssertSqlSafe;
 
 use super::accept::lock;
+use super::columns::columns_of;
 use super::lease::Settled;
 use super::sql::{Row, args, now};
 use super::{Catalog, Result, feed, rows};
@@ -58,7 +59,9 @@ macro_rules! free {
     };
 }
 const ONE: &str = concat!(
-    "SELECT *, ",
+    "SELECT ",
+    columns_of!(recordings),
+    ", ",
     now!(),
     " AS now_ms FROM recordings WHERE account_sid = $1 AND recording_sid = $2 AND hold_marker_due_at IS NOT NULL AND ",
     free!()

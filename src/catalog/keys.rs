@@ -6,10 +6,10 @@
 //! asks for that number alone. Changes take turns at its row.
 
 use std::num::NonZeroU32;
-use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::columns::columns_of;
 use super::sql::{Row, Session, args, now};
 use super::{Catalog, CatalogError, Result, rows};
 use crate::domain::digest::Digest;
@@ -77,11 +77,7 @@ pub struct KeyRingRows {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rotation {
     /// Nothing: it is good until it ends.
-    LetThemEnd {
-        /// Secrets that were retired longer ago are forgotten: nothing that they
-        /// signed is left.
-        forget_after: Duration,
-    },
+    LetThemEnd,
     /// It is over.
     EndThem,
 }
@@ -99,17 +95,21 @@ const INSERT_KEY: &str = concat!(
     "INSERT INTO api_keys (key_id, key_hash, name, scopes, account_sids, rate_per_second, created_at) \
      VALUES ($1, $2, $3, $4, $5, $6, ",
     now!(),
-    ") RETURNING *"
+    ") RETURNING ",
+    columns_of!(api_keys)
 );
-const ALL_KEYS: &str = "SELECT * FROM api_keys ORDER BY created_at, key_id";
-const GOOD_KEYS: &str = "SELECT * FROM api_keys WHERE revoked_at IS NULL";
-const ONE_KEY: &str = "SELECT * FROM api_keys WHERE key_id = $1";
-const REVOKE: &str =
-    concat!("UPDATE api_keys SET revoked_at = ", now!(), " WHERE key_id = $1 AND revoked_at IS NULL RETURNING *");
-const SECRETS: &str = "SELECT * FROM share_secrets ORDER BY secret_id";
+const ALL_KEYS: &str = concat!("SELECT ", columns_of!(api_keys), " FROM api_keys ORDER BY created_at, key_id");
+const GOOD_KEYS: &str = concat!("SELECT ", columns_of!(api_keys), " FROM api_keys WHERE revoked_at IS NULL");
+const ONE_KEY: &str = concat!("SELECT ", columns_of!(api_keys), " FROM api_keys WHERE key_id = $1");
+const REVOKE: &str = concat!(
+    "UPDATE api_keys SET revoked_at = ",
+    now!(),
+    " WHERE key_id = $1 AND revoked_at IS NULL RETURNING ",
+    columns_of!(api_keys)
+);
+const SECRETS: &str = concat!("SELECT ", columns_of!(share_secrets), " FROM share_secrets ORDER BY secret_id");
 const RETIRE: &str = concat!("UPDATE share_secrets SET retired_at = ", now!(), " WHERE retired_at IS NULL");
 const END: &str = concat!("UPDATE share_secrets SET ended_at = ", now!(), " WHERE ended_at IS NULL");
-const FORGET: &str = concat!("DELETE FROM share_secrets WHERE retired_at < ", now!(), " - $1");
 const INSERT_SECRET: &str = concat!(
     "INSERT INTO share_secrets (secret_id, secret, created_at) \
      SELECT coalesce(max(secret_id), 0) + 1, $1, ",
@@ -162,13 +162,9 @@ impl dyn Catalog + '_ {
     /// Makes a secret that signs shares from now on; gives its number.
     pub async fn rotate_share_secret(&self, secret: [u8; 32], rotation: Rotation) -> Result<i64> {
         let mut session = self.begin_key_change().await?;
-        match rotation {
-            Rotation::LetThemEnd { forget_after } => {
-                session.execute(FORGET, args![forget_after]).await?;
-            }
-            Rotation::EndThem => {
-                session.execute(END, args![]).await?;
-            }
+        // Retired secrets are kept, a row each: what they signed is known to be over, not forged.
+        if rotation == Rotation::EndThem {
+            session.execute(END, args![]).await?;
         }
         session.execute(RETIRE, args![]).await?;
         let id = insert_secret(&mut session, secret).await?;

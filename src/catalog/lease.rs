@@ -59,7 +59,8 @@ const STORE: &str = concat!(
     now!(),
     ", lease_node = NULL, due_at = NULL, not_before = NULL, last_attempt_at = ",
     now!(),
-    ", failed_attempts = 0, error_code = NULL, error_detail = NULL, error_at = NULL",
+    ", failed_attempts = 0, is_backfill = 0, error_code = NULL, error_detail = NULL, error_at = NULL, \
+     traceparent = NULL",
     held!()
 );
 const TRY_AGAIN: &str = concat!(
@@ -98,7 +99,7 @@ const HURRY: &str = concat!(
     now!(),
     " THEN 0 ELSE ",
     soonest!(),
-    " END WHERE account_sid = $1 AND recording_sid = $2 AND state = 'pending' AND due_at > CASE WHEN ",
+    " END, is_backfill = 0 WHERE account_sid = $1 AND recording_sid = $2 AND state = 'pending' AND due_at > CASE WHEN ",
     soonest!(),
     " <= ",
     now!(),
@@ -106,8 +107,11 @@ const HURRY: &str = concat!(
     soonest!(),
     " END"
 );
-const ASKED: &str =
-    concat!("UPDATE recordings SET last_asked_at = ", now!(), " WHERE account_sid = $1 AND recording_sid = $2");
+const ASKED: &str = concat!(
+    "UPDATE recordings SET last_asked_at = ",
+    now!(),
+    " WHERE account_sid = $1 AND recording_sid = $2 RETURNING state"
+);
 
 impl Lease {
     fn args(&self) -> Vec<Value> {
@@ -219,10 +223,11 @@ impl dyn Catalog + '_ {
     }
 
     /// Notes that someone asked for a recording's audio.
-    pub async fn asked(&self, id: &RecordingId) -> Result<()> {
+    pub async fn asked(&self, id: &RecordingId) -> Result<Option<State>> {
         let mut session = self.begin().await?;
-        session.execute(ASKED, args![id.account, id.recording]).await?;
-        session.commit().await
+        let row = session.row(ASKED, args![id.account, id.recording]).await?;
+        session.commit().await?;
+        row.map(|row| row.parse("state")).transpose()
     }
 
     /// Asks by hand for another attempt: at a recording that was given up or evicted,

@@ -10,6 +10,7 @@ use std::str::FromStr;
 use jiff::Timestamp;
 use sqlx::AssertSqlSafe;
 
+use super::columns::columns_of;
 use super::rows;
 use super::sql::{Value, args, one_of};
 use super::{Catalog, Result};
@@ -102,12 +103,22 @@ impl FromStr for PageCursor {
     }
 }
 
-const ONE: &str = "SELECT * FROM recordings WHERE account_sid = $1 AND recording_sid = $2";
-const SOME: &str = "SELECT * FROM recordings WHERE (account_sid, recording_sid) IN";
-const NAMED: &str = "SELECT * FROM recordings WHERE recording_sid = $1";
-const WITH: &str = "SELECT * FROM recordings WHERE sha256 = $1 AND state = 'stored'";
+const ONE: &str =
+    concat!("SELECT ", columns_of!(recordings), " FROM recordings WHERE account_sid = $1 AND recording_sid = $2");
+const SOME: &str =
+    concat!("SELECT ", columns_of!(recordings), " FROM recordings WHERE (account_sid, recording_sid) IN");
+const NAMED: &str = concat!("SELECT ", columns_of!(recordings), " FROM recordings WHERE recording_sid = $1");
+const WITH: &str =
+    concat!("SELECT ", columns_of!(recordings), " FROM recordings WHERE sha256 = $1 AND state = 'stored'");
 /// It was evicted or lost, and is fetched again when it is asked for.
-const AWAITED: &str = "SELECT * FROM recordings WHERE sha256 = $1 AND state IN ('evicted', 'pending', 'fetching')";
+const AWAITED: &str = concat!(
+    "SELECT ",
+    columns_of!(recordings),
+    " FROM recordings WHERE sha256 = $1 AND state IN ('evicted', 'pending', 'fetching')"
+);
+/// It was to be fetched again, and was given up.
+const GIVEN_UP: &str =
+    concat!("SELECT ", columns_of!(recordings), " FROM recordings WHERE sha256 = $1 AND state = 'failed'");
 
 /// By its own SID, by another name of it, or by what was PUT for it. A union
 /// of look-ups by index: an OR of them would read the whole table.
@@ -131,7 +142,9 @@ macro_rules! recordings_of_call {
 pub(super) use recordings_of_call;
 
 const OF_CALL: &str = concat!(
-    "SELECT r.*, \
+    "SELECT ",
+    columns_of!(recordings, "r."),
+    ", \
      CAST(CASE WHEN r.call_sid = $1 AND r.details_confirmed = 1 THEN 1 ELSE 0 END AS BIGINT) AS is_own, \
      (SELECT max(a.created_at) FROM aliases a WHERE a.alias_sid = $1 AND a.account_sid = r.account_sid \
       AND a.target_sid IN (r.call_sid, r.conference_sid)) AS alias_since \
@@ -184,10 +197,12 @@ impl dyn Catalog + '_ {
     /// everyone who may see the same.
     pub async fn recording_with(&self, digest: Digest, accounts: Option<&[AccountSid]>) -> Result<Option<Recording>> {
         let order = "account_sid, recording_sid";
-        match self.first_of(WITH, args![digest], accounts, order).await? {
-            None => self.first_of(AWAITED, args![digest], accounts, order).await,
-            stored => Ok(stored),
+        for state in [WITH, AWAITED, GIVEN_UP] {
+            if let Some(found) = self.first_of(state, args![digest], accounts, order).await? {
+                return Ok(Some(found));
+            }
         }
+        Ok(None)
     }
 
     async fn first_of(
@@ -265,7 +280,7 @@ impl dyn Catalog + '_ {
 /// Its text depends on what is filtered by, never on values.
 fn list_statement(filter: &ListFilter, after: Option<PageCursor>, limit: usize) -> (String, Vec<super::sql::Value>) {
     let mut args = args![];
-    let mut sql = "SELECT * FROM recordings WHERE 1 = 1".to_owned();
+    let mut sql = concat!("SELECT ", columns_of!(recordings), " FROM recordings WHERE 1 = 1").to_owned();
     if let Some(accounts) = &filter.accounts {
         // A call or a conference says far more than an account, but SQLite would
         // rather walk the account, because that is in order: an expression has no index.

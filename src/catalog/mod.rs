@@ -13,10 +13,13 @@ mod accept;
 mod accounts;
 mod announced;
 mod audit;
+mod backfill;
+mod backlog;
 mod birth;
 mod bucket_walk;
 mod claim;
 mod clock;
+mod columns;
 mod duty;
 mod erase;
 mod evict;
@@ -51,6 +54,7 @@ pub use accept::{Accepted, AnnouncedBy, Announcement, FoundBy};
 pub use accounts::{Paused, SlowDown};
 pub use announced::Announced;
 pub use audit::{FeedExtent, Told};
+pub use backfill::{BackfillRun, DayCount, DayGrant, DayLease, DayWalk, Find, Span};
 pub use birth::Birth;
 pub use bucket_walk::{BucketWalk, BucketWalkKind, Position, WalkAhead};
 pub use claim::{Claim, Claimant, Leftover, Standing, Wish};
@@ -73,7 +77,7 @@ pub use rows::HistoryEntry;
 pub use scrub::InHand;
 pub use sql::Session;
 pub use sqlite::SqliteCatalog;
-pub use turns::Turn;
+pub use turns::{Turn, Urgency};
 pub use webhooks::{Delivery, DeliveryState, Due, Posted, ReceiverLease, ReceiverStanding, Retried};
 
 use crate::config::{Config, Database};
@@ -95,6 +99,9 @@ pub enum CatalogError {
     /// way took place is not known.
     #[error("the catalog cannot be reached: {0}")]
     Unavailable(String),
+    /// Too many want to read it on this node.
+    #[error("too many look-ups wait for the catalog")]
+    Busy,
     /// It answered with an error.
     #[error("the catalog refused a statement: {0}")]
     Refused(#[source] sqlx::Error),
@@ -127,6 +134,9 @@ pub type Result<T> = std::result::Result<T, CatalogError>;
 pub trait Catalog: Send + Sync + 'static {
     /// Connects and migrates. May be called again after it failed.
     async fn prepare(&self) -> Result<()>;
+
+    /// The steps of the schema that [`Self::prepare`] would take. Changes nothing.
+    async fn missing_steps(&self) -> Result<usize>;
 
     /// Begins a transaction that may write. Dropping it rolls back.
     async fn begin(&self) -> Result<Session>;

@@ -17,7 +17,7 @@ use sqlx::{Executor, Postgres};
 use tokio::sync::{Notify, watch};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::migrations::{Step, migrator};
+use super::migrations::{Step, migrator, missing};
 use super::sql::args;
 use super::{ACQUIRE_TIMEOUT, Birth, Catalog, CatalogError, Clock, Result, SESSION_TIMEOUT, Session, sql};
 
@@ -100,9 +100,13 @@ const MIGRATIONS: &[Step] = &[
     Step(4, "letting_go", include_str!("migrations/postgres/0004_letting_go.sql")),
     Step(5, "bucket_read", include_str!("migrations/postgres/0005_bucket_read.sql")),
     Step(6, "content", include_str!("migrations/postgres/0006_content.sql")),
+    Step(7, "backfill", include_str!("migrations/postgres/0007_backfill.sql")),
     Step(8, "turns", include_str!("migrations/postgres/0008_turns.sql")),
+    Step(9, "traces", include_str!("migrations/postgres/0009_traces.sql")),
     Step(14, "awaited_content", include_str!("migrations/postgres/0014_awaited_content.sql")),
     Step(15, "look_first", include_str!("migrations/postgres/0015_look_first.sql")),
+    Step(16, "scrubbing", include_str!("migrations/postgres/0016_scrubbing.sql")),
+    Step(17, "failed_content", include_str!("migrations/postgres/0017_failed_content.sql")),
 ];
 
 impl Shared {
@@ -241,6 +245,10 @@ impl Catalog for PostgresCatalog {
         catalog.read_clock_by(Session::postgres(self.shared.acquire().await?)).await?;
         self.shared.prepared.send_replace(true);
         Ok(())
+    }
+
+    async fn missing_steps(&self) -> Result<usize> {
+        missing(&mut Session::postgres(self.shared.acquire().await?), MIGRATIONS).await
     }
 
     async fn begin(&self) -> Result<Session> {

@@ -43,11 +43,13 @@ const OWE: &str = concat!(
     " + $4, swept_epoch = CASE WHEN swept_epoch > $3 THEN $3 ELSE swept_epoch END \
      WHERE account_sid = $1 AND recording_sid = $2"
 );
+const DOUBT: &str =
+    concat!("UPDATE recordings SET doubted_at = ", now!(), " WHERE account_sid = $1 AND recording_sid = $2");
 /// What was owed since the grant (`$4`) stays owed. So does what a recording
 /// that is still on its way may leave: its folder was not looked at.
 const END: &str = concat!(
     "UPDATE recordings SET duty_until = NULL, upload_epoch = NULL, upload_id = NULL, \
-     swept_epoch = CASE WHEN recheck_due_at > $4 THEN swept_epoch ELSE $3 END, \
+     doubted_at = CASE WHEN doubted_at > $4 THEN doubted_at END, swept_epoch = CASE WHEN recheck_due_at > $4 THEN swept_epoch ELSE $3 END, \
      recheck_due_at = CASE WHEN recheck_due_at > $4 THEN recheck_due_at \
      WHEN state IN ('announced', 'pending') THEN ",
     now!(),
@@ -81,10 +83,24 @@ const ADOPT: &str = concat!(
      error_code = NULL, error_detail = NULL, error_at = NULL WHERE account_sid = $1 AND recording_sid = $2"
 );
 
+/// From one account to the next in the index, however many rechecks each owes.
+const ACCOUNTS_OWING: &str = "WITH RECURSIVE owing (account_sid) AS (\
+     SELECT min(account_sid) FROM recordings WHERE recheck_due_at IS NOT NULL UNION ALL \
+     SELECT (SELECT min(account_sid) FROM recordings WHERE recheck_due_at IS NOT NULL \
+     AND account_sid > owing.account_sid) FROM owing WHERE owing.account_sid IS NOT NULL) \
+     SELECT account_sid FROM owing WHERE account_sid IS NOT NULL";
+
 /// Notes, in the transaction of what makes it necessary, that the bucket is to
 /// be looked at `after` that time for what attempts from this epoch on left.
 pub(super) async fn owe(session: &mut Session, lease: &Lease, after: Duration) -> Result<()> {
     session.execute(OWE, args![lease.id.account, lease.id.recording, lease.epoch, after]).await?;
+    Ok(())
+}
+
+/// The same at once, and the object is to be read back: somebody saw other bytes.
+pub(super) async fn doubt(session: &mut Session, lease: &Lease) -> Result<()> {
+    owe(session, lease, Duration::ZERO).await?;
+    session.execute(DOUBT, args![lease.id.account, lease.id.recording]).await?;
     Ok(())
 }
 
@@ -104,15 +120,21 @@ impl dyn Catalog + '_ {
         session.commit().await
     }
 
+    /// Notes that the object of a stored recording is not what its row says. A
+    /// recheck is due at once, and reads it back.
+    pub async fn doubt(&self, lease: &Lease) -> Result<()> {
+        let mut session = self.begin().await?;
+        doubt(&mut session, lease).await?;
+        session.commit().await
+    }
+
     /// Grants leases of that length for at most `at_most` rechecks that are due,
-    /// shared evenly by the accounts that have some.
-    pub async fn grant_rechecks(
-        &self,
-        accounts: &[AccountSid],
-        at_most: usize,
-        duration: Duration,
-    ) -> Result<Vec<Duty>> {
-        self.grant_duties(&DUE, accounts, at_most, duration).await
+    /// shared evenly by the accounts that have some, whoever's they are: the bucket
+    /// is looked at without Twilio's credentials.
+    pub async fn grant_rechecks(&self, at_most: usize, duration: Duration) -> Result<Vec<Duty>> {
+        let rows = self.read().await?.rows(ACCOUNTS_OWING, args![]).await?;
+        let owing: Vec<AccountSid> = rows.iter().map(|row| row.parse("account_sid")).collect::<Result<_>>()?;
+        self.grant_duties(&DUE, &owing, at_most, duration).await
     }
 
     /// Ends a recheck. What is not finished, or is still on its way, is looked

@@ -12,8 +12,9 @@ use jiff::Timestamp;
 use sqlx::AssertSqlSafe;
 
 use super::clock::between;
+use super::columns::columns_of;
 use super::lease::Settled;
-use super::sql::{Row, Value, args, now, one_of};
+use super::sql::{Row, Session, Value, args, now, one_of};
 use super::{Catalog, CatalogError, Result};
 use crate::domain::recording::State;
 use crate::domain::sid::{AccountSid, RecordingSid};
@@ -112,7 +113,7 @@ const GRANT: &str = concat!(
     now!(),
     ") WHERE account_sid = $1"
 );
-const ONE: &str = "SELECT * FROM reconciles WHERE account_sid = $1";
+const ONE: &str = concat!("SELECT ", columns_of!(reconciles), " FROM reconciles WHERE account_sid = $1");
 
 /// What every update of a walk ends with.
 macro_rules! held {
@@ -267,10 +268,7 @@ impl dyn Catalog + '_ {
         account: AccountSid,
         recordings: impl IntoIterator<Item = RecordingSid>,
     ) -> Result<HashMap<RecordingSid, State>> {
-        let mut args = args![account];
-        let filter = one_of("recording_sid", recordings, &mut args);
-        let rows = self.read().await?.rows(AssertSqlSafe(format!("{STATES_OF}{filter}")), args).await?;
-        rows.iter().map(|row| Ok((row.parse("recording_sid")?, row.parse("state")?))).collect()
+        states_of(&mut self.read().await?, account, recordings).await
     }
 
     async fn settle_walk(&self, statement: &'static str, args: Vec<Value>) -> Result<Settled> {
@@ -279,6 +277,17 @@ impl dyn Catalog + '_ {
         session.commit().await?;
         Ok(if changed == 1 { Settled::Done } else { Settled::Stale })
     }
+}
+
+pub(super) async fn states_of(
+    session: &mut Session,
+    account: AccountSid,
+    recordings: impl IntoIterator<Item = RecordingSid>,
+) -> Result<HashMap<RecordingSid, State>> {
+    let mut args = args![account];
+    let filter = one_of("recording_sid", recordings, &mut args);
+    let rows = session.rows(AssertSqlSafe(format!("{STATES_OF}{filter}")), args).await?;
+    rows.iter().map(|row| Ok((row.parse("recording_sid")?, row.parse("state")?))).collect()
 }
 
 fn walk(row: &Row) -> Result<Walk> {

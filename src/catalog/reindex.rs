@@ -13,6 +13,7 @@ use serde_json::json;
 
 use super::accept::{keep_names, lock, write_details};
 use super::bucket_walk::{BucketWalk, Position, finish, save};
+use super::columns::columns_of;
 use super::lease::{Lease, Settled};
 use super::markers::HOLD_AS_MARKED;
 use super::sql::{Row, Session, args, now};
@@ -44,7 +45,11 @@ const REPLACE: &str = "UPDATE found_objects SET object_key = $3, call_sid = $4, 
      duration_seconds = $6, channels = $7, recorded_at = $8, sha256 = $9, size_bytes = $10, format = $11, \
      stored_at = $12, source_host = $13 WHERE account_sid = $1 AND recording_sid = $2 \
      AND (stored_at, object_key) < ($12, $3)";
-const NEXT: &str = "SELECT * FROM found_objects ORDER BY stored_at, recording_sid, account_sid LIMIT $1";
+const NEXT: &str = concat!(
+    "SELECT ",
+    columns_of!(found_objects),
+    " FROM found_objects ORDER BY stored_at, recording_sid, account_sid LIMIT $1"
+);
 const LEFT: &str = "SELECT count(*) AS found FROM found_objects";
 const FORGET: &str = "DELETE FROM found_objects WHERE account_sid = $1 AND recording_sid = $2";
 const CREATE_STORED: &str = "INSERT INTO recordings (account_sid, recording_sid, state, announced_by, details_confirmed, \
@@ -140,7 +145,8 @@ impl dyn Catalog + '_ {
     }
 }
 
-const ONE: &str = "SELECT * FROM found_objects WHERE account_sid = $1 AND recording_sid = $2";
+const ONE: &str =
+    concat!("SELECT ", columns_of!(found_objects), " FROM found_objects WHERE account_sid = $1 AND recording_sid = $2");
 
 async fn gather(session: &mut Session, found: &FoundObject) -> Result<()> {
     let FoundObject { id, details, object, stored_at, source_host } = found;

@@ -10,6 +10,7 @@ use sqlx::AssertSqlSafe;
 
 use super::accept::{keep_names, lock};
 use super::claim::{Claim, Claimant, claim_row};
+use super::columns::columns_of;
 use super::duty::{Duty, at_rest, grant};
 use super::lease::Lease;
 use super::sql::{Row, Session, args, now, one_of};
@@ -36,16 +37,20 @@ pub struct InHand {
     pub owes_hold_marker: bool,
 }
 
-const OF: &str = "SELECT * FROM recordings WHERE 1 = 1";
+const OF: &str = concat!("SELECT ", columns_of!(recordings), " FROM recordings WHERE 1 = 1");
 const COUNT: &str = "SELECT count(*) AS known, count(CASE WHEN state = 'stored' THEN 1 END) AS stored FROM recordings";
 const AT_REST: &str = concat!(
-    "SELECT *, ",
+    "SELECT ",
+    columns_of!(recordings),
+    ", ",
     now!(),
     " AS now_ms FROM recordings WHERE account_sid = $1 AND recording_sid = $2 AND ",
     at_rest!()
 );
 const DUE: &str = concat!(
-    "SELECT *, ",
+    "SELECT ",
+    columns_of!(recordings),
+    ", ",
     now!(),
     " AS now_ms FROM recordings WHERE account_sid = $1 AND recording_sid = $2 AND state = 'pending' AND due_at <= ",
     now!(),

@@ -6,7 +6,7 @@
 //! transaction, or after a statement that did not answer, takes its connection
 //! with it: the database rolls back, and the pool never sees it again.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgArguments, PgRow};
@@ -16,6 +16,7 @@ use sqlx::{Arguments, Decode, Postgres, Row as _, SqlSafeStr, Sqlite, Type};
 use super::{CatalogError, Result, STATEMENT_TIMEOUT};
 use crate::domain::digest::Digest;
 use crate::domain::sid::{AccountSid, CallSid, ConferenceSid, RecordingSid};
+use crate::telemetry;
 
 /// Milliseconds of the catalog's clock, in any statement.
 macro_rules! now {
@@ -195,8 +196,7 @@ impl Session {
                 Ok(query.fetch_all(&mut **connection).await?.into_iter().map(Row::Sqlite).collect())
             }
             Connection::Postgres(connection) => {
-                let is_kept = can_be_kept(sql.as_str());
-                let query = sqlx::query_with(sql, bind::<Postgres>(args)?).persistent(is_kept);
+                let query = sqlx::query_with(sql, bind::<Postgres>(args)?);
                 Ok(query.fetch_all(&mut **connection).await?.into_iter().map(Row::Postgres).collect())
             }
         })
@@ -217,8 +217,7 @@ impl Session {
                 Ok(query.execute(&mut **connection).await?.rows_affected())
             }
             Connection::Postgres(connection) => {
-                let is_kept = can_be_kept(sql.as_str());
-                let query = sqlx::query_with(sql, bind::<Postgres>(args)?).persistent(is_kept);
+                let query = sqlx::query_with(sql, bind::<Postgres>(args)?);
                 Ok(query.execute(&mut **connection).await?.rows_affected())
             }
         })
@@ -236,12 +235,22 @@ impl Session {
     ) -> Result<T> {
         let connection = self.connection.as_mut().expect("a session has its connection until it is dropped");
         self.unsettled = true;
+        let began = Instant::now();
         let done = tokio::time::timeout(STATEMENT_TIMEOUT, run(connection)).await;
-        let done = done.map_err(|_| CatalogError::Unavailable("a statement was not answered in time".to_owned()))?;
-        let done = done.map_err(error);
+        let in_time = done.map_err(|_| CatalogError::Unavailable("a statement was not answered in time".to_owned()));
+        let done = in_time.and_then(|done| done.map_err(error));
+        telemetry::catalog_answered(outcome_label(&done), began.elapsed());
         // After an error of the connection itself there is nothing to go on with.
         self.unsettled = matches!(done, Err(CatalogError::Unavailable(_)));
         done
+    }
+}
+
+fn outcome_label<T>(done: &Result<T>) -> &'static str {
+    match done {
+        Ok(_) => "done",
+        Err(CatalogError::Unavailable(_)) => "unavailable",
+        Err(_) => "refused",
     }
 }
 
@@ -284,13 +293,6 @@ fn bind<DB: Bind>(values: Vec<Value>) -> std::result::Result<DB::Arguments, sqlx
         DB::add(&mut arguments, value).map_err(sqlx::Error::Encode)?;
     }
     Ok(arguments)
-}
-
-/// Whether a statement that was prepared stays good while a newer node adds
-/// columns. PostgreSQL refuses one that gives all columns, on every connection
-/// that prepared it before ("cached plan must not change result type").
-fn can_be_kept(sql: &str) -> bool {
-    !["SELECT *", ".*", "RETURNING *"].iter().any(|all_columns| sql.contains(all_columns))
 }
 
 /// Tells an answer of the database from its silence.

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use tokio::sync::watch;
 
-use super::migrations::{Step, migrator};
+use super::migrations::{Step, migrator, missing};
 use super::{ACQUIRE_TIMEOUT, Birth, Catalog, CatalogError, Clock, Result, STATEMENT_TIMEOUT, Session, sql};
 
 /// How long another process's transaction is waited for.
@@ -69,9 +69,13 @@ const MIGRATIONS: &[Step] = &[
     Step(4, "letting_go", include_str!("migrations/sqlite/0004_letting_go.sql")),
     Step(5, "bucket_read", include_str!("migrations/sqlite/0005_bucket_read.sql")),
     Step(6, "content", include_str!("migrations/sqlite/0006_content.sql")),
+    Step(7, "backfill", include_str!("migrations/sqlite/0007_backfill.sql")),
     Step(8, "turns", include_str!("migrations/sqlite/0008_turns.sql")),
+    Step(9, "traces", include_str!("migrations/sqlite/0009_traces.sql")),
     Step(14, "awaited_content", include_str!("migrations/sqlite/0014_awaited_content.sql")),
     Step(15, "look_first", include_str!("migrations/sqlite/0015_look_first.sql")),
+    Step(16, "scrubbing", include_str!("migrations/sqlite/0016_scrubbing.sql")),
+    Step(17, "failed_content", include_str!("migrations/sqlite/0017_failed_content.sql")),
 ];
 
 impl SqliteCatalog {
@@ -98,6 +102,11 @@ impl Catalog for SqliteCatalog {
         catalog.read_clock_by(Session::sqlite(self.readers.acquire().await.map_err(sql::error)?)).await?;
         self.prepared.send_replace(true);
         Ok(())
+    }
+
+    async fn missing_steps(&self) -> Result<usize> {
+        let mut session = Session::sqlite(self.readers.acquire().await.map_err(sql::error)?);
+        missing(&mut session, MIGRATIONS).await
     }
 
     async fn begin(&self) -> Result<Session> {

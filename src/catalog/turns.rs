@@ -1,9 +1,10 @@
 //! Turns of requests to Twilio that are no fetches, of accounts whose pace is limited.
 //!
 //! Such a request takes one of the places that fetches have. Whoever wants a
-//! turn and finds all places taken is noted as waiting: fewer fetches are begun
-//! then, so that a backlog keeps nobody waiting for long. A turn that is not
-//! given back, because its node died, runs out.
+//! turn and finds all places taken is noted as waiting. For urgent ones one fetch
+//! fewer is begun then, however many wait, so that a backlog keeps no person
+//! waiting for long; what nobody waits for takes what is left over. A turn that
+//! is not given back, because its node died, runs out.
 
 use std::time::Duration;
 
@@ -11,6 +12,15 @@ use super::accounts;
 use super::sql::{args, now};
 use super::{Catalog, CatalogError, Result};
 use crate::domain::sid::AccountSid;
+
+/// Who a request is sent for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Urgency {
+    /// Someone waits for the answer, or recordings that nobody told of do.
+    Urgent,
+    /// It can be sent whenever there is room.
+    Idle,
+}
 
 /// A request's place, or its place in the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,8 +33,8 @@ pub enum Turn {
     Waiting(i64),
 }
 
-const TAKE: &str = "INSERT INTO turns (account_sid, is_granted, until_at) \
-                    SELECT $1, $2, now_ms + $3 FROM clock WHERE 1 = 1 RETURNING turn_id";
+const TAKE: &str = "INSERT INTO turns (account_sid, is_granted, until_at, is_urgent) \
+                    SELECT $1, $2, now_ms + $3, $4 FROM clock WHERE 1 = 1 RETURNING turn_id";
 const MOVE_UP: &str =
     concat!("UPDATE turns SET is_granted = $2, until_at = ", now!(), " + $3 WHERE turn_id = $1 RETURNING turn_id");
 const GIVE_BACK: &str = "DELETE FROM turns WHERE turn_id = $1";
@@ -37,6 +47,7 @@ impl dyn Catalog + '_ {
     pub async fn take_turn(
         &self,
         account: AccountSid,
+        urgency: Urgency,
         waiting: Option<i64>,
         lasts: Duration,
         waits: Duration,
@@ -57,7 +68,9 @@ impl dyn Catalog + '_ {
             Some(row) => row,
             None => {
                 session.execute(FORGET, args![account]).await?;
-                let taken = session.row(TAKE, args![account, is_granted, length]).await?;
+                let taken = session
+                    .row(TAKE, args![account, is_granted, length, i64::from(urgency == Urgency::Urgent)])
+                    .await?;
                 taken.ok_or_else(|| CatalogError::Unreadable("an insert gave nothing".to_owned()))?
             }
         };

@@ -74,7 +74,7 @@ impl dyn Catalog + '_ {
     }
 
     /// What is stored here is not what the row says: Twilio's copy is needed. A
-    /// recheck is due at once.
+    /// recheck is due at once, and reads it back.
     pub async fn copy_is_needed(&self, duty: &Duty) -> Result<Settled> {
         let mut session = self.begin().await?;
         lock(&mut session, &duty.lease.id).await?;
@@ -82,7 +82,7 @@ impl dyn Catalog + '_ {
             session.rollback().await?;
             return Ok(Settled::Stale);
         }
-        recheck::owe(&mut session, &duty.lease, Duration::ZERO).await?;
+        recheck::doubt(&mut session, &duty.lease).await?;
         session.commit().await?;
         self.announce_change();
         Ok(Settled::Done)

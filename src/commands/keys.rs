@@ -6,7 +6,6 @@
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::error::ErrorKind;
@@ -27,9 +26,6 @@ use crate::domain::sid::AccountSid;
 const NAME_MAX_CHARS: usize = 100;
 /// Every request's key carries its accounts along.
 const ACCOUNTS_MAX: usize = 100;
-/// Nodes that are cut off from the catalog sign with a retired secret for a quarter
-/// of an hour; a day is more than that by any clock.
-const RETIRED_SIGNS_FOR: Duration = Duration::from_secs(24 * 3600);
 const RATE_MAX_PER_SECOND: u32 = 1_000_000;
 
 /// API keys, and the secret of the shares.
@@ -176,7 +172,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         Command::Create(args) => create(&config, &catalog, args).await,
         Command::List(args) => list(&catalog, &args).await,
         Command::Revoke(args) => revoke(&config, &catalog, &args).await,
-        Command::Rotate(args) => rotate(&config, &catalog, &args).await,
+        Command::Rotate(args) => rotate(&catalog, &args).await,
     }
 }
 
@@ -283,10 +279,10 @@ async fn revoke(config: &Config, catalog: &Arc<dyn Catalog>, args: &Revoke) -> a
     if args.json { show_json(&View::from(revoked)) } else { Ok(()) }
 }
 
-async fn rotate(config: &Config, catalog: &Arc<dyn Catalog>, args: &Rotate) -> anyhow::Result<()> {
+async fn rotate(catalog: &Arc<dyn Catalog>, args: &Rotate) -> anyhow::Result<()> {
     let rotation = match args.end_shares {
         true => Rotation::EndThem,
-        false => Rotation::LetThemEnd { forget_after: config.share_max + RETIRED_SIGNS_FOR },
+        false => Rotation::LetThemEnd,
     };
     let secret_id = catalog.rotate_share_secret(app::entropy(), rotation).await?;
     tell(match args.end_shares {

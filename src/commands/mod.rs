@@ -3,10 +3,13 @@
 //! Results go to stdout, progress and logs to stderr. Exit status: 0 done, 1
 //! something was found wrong or failed, 2 wrong usage or settings.
 
+pub mod backfill;
 mod beside;
 pub mod demo;
+pub mod doctor;
 pub mod get;
 pub mod keys;
+pub mod openapi;
 pub mod reindex;
 pub mod serve;
 pub mod simulate;
@@ -35,9 +38,12 @@ enum Command {
     Serve(serve::Args),
     Demo(demo::Args),
     Get(get::Args),
+    Doctor(doctor::Args),
+    Backfill(backfill::Args),
     Verify(verify::Args),
     Reindex(reindex::Args),
     Keys(keys::Args),
+    Openapi(openapi::Args),
     #[command(hide = true)]
     Simulate(simulate::Args),
 }
@@ -48,9 +54,12 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Serve(_) => serve::run().await,
         Command::Demo(args) => demo::run(args).await,
         Command::Get(args) => get::run(args).await,
+        Command::Doctor(args) => doctor::run(args).await,
+        Command::Backfill(args) => backfill::run(args).await,
         Command::Verify(args) => verify::run(args).await,
         Command::Reindex(args) => reindex::run(args).await,
         Command::Keys(args) => keys::run(args).await,
+        Command::Openapi(_) => openapi::run().await,
         Command::Simulate(args) => simulate::run(args).await,
     };
     match ended {

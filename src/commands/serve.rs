@@ -34,9 +34,6 @@ pub async fn run() -> anyhow::Result<()> {
     if config.admin_key.is_none() {
         tracing::info!("CALLVAULT_ADMIN_KEY is not set: keys that `callvault keys create` made are good, no others");
     }
-    for name in config.without_effect() {
-        tracing::warn!("{name} is set, but has no effect in this version");
-    }
     if config.admin_key.as_ref().is_some_and(|key| key.expose_secret().len() < ADMIN_KEY_GOOD_LEN) {
         tracing::warn!(
             "CALLVAULT_ADMIN_KEY is short: {ADMIN_KEY_GOOD_LEN} random characters or more cannot be guessed"
@@ -52,6 +49,7 @@ pub async fn run() -> anyhow::Result<()> {
         () = app.broken() => true,
     };
     app.shutdown().await;
+    telemetry::flush_traces().await;
     anyhow::ensure!(!broken, "a part of the service ended that never should; the log tells which");
     Ok(())
 }

@@ -35,9 +35,10 @@ const DRAW_EVERY: Duration = Duration::from_millis(200);
 /// What can be found:
 ///   missing       a stored recording has no object
 ///   corrupted     its bytes are others
+///   unreadable    the store does not give an object, though it answers
 ///   misdescribed  the store says of it what is not so (metadata, Content-Type)
 ///   unregistered  an object of callvault's, of a recording that is not known
-///   leftover      an object or an upload that no recording names
+///   leftover      an object, or what is staged, that no recording names
 ///   marker        a marker of an erased or held recording that its row does not heed
 ///   alien         what callvault did not write: it is reported, and never touched
 ///
@@ -46,6 +47,10 @@ const DRAW_EVERY: Duration = Duration::from_millis(200);
 /// left to a recheck (CALLVAULT_RECHECK_AFTER), which removes it. What neither the
 /// bucket nor Twilio has is said to be lost. The service does the same all the
 /// time, slowly: see CALLVAULT_SCRUB_EVERY.
+///
+/// Open multipart uploads are not looked for here. The service ends those that no
+/// recording names after a day, where the store lists all of a folder. MinIO, and
+/// the embedded store, list those of an exact key only: MinIO ends old ones by itself.
 ///
 /// With --sample, --since or --until the bucket's list is not gone over.
 ///

@@ -7,6 +7,7 @@
 mod client;
 mod contradictions;
 pub mod parse;
+mod private_key;
 mod read;
 mod settings;
 mod source;
@@ -27,6 +28,7 @@ use crate::domain::retry;
 use crate::domain::sid::AccountSid;
 
 pub use client::ClientConfig;
+pub use private_key::PrivateKey;
 pub use settings::{ACCOUNT_KEYS, Kind, SETTINGS, Setting, WEBHOOK_KEYS};
 pub use source::Problem;
 use source::Reader;
@@ -185,18 +187,8 @@ pub struct Account {
     pub erase_at_twilio: bool,
     /// Whether what was found by asking Twilio is deleted there too.
     pub delete_discovered: bool,
-    /// PEM keys of encrypted recordings by public key SID; the empty one is for any.
+    /// Keys of encrypted recordings by public key SID; the empty one is for any.
     pub private_keys: BTreeMap<String, PrivateKey>,
-}
-
-/// A PEM text that is not shown.
-#[derive(Clone)]
-pub struct PrivateKey(pub SecretString);
-
-impl fmt::Debug for PrivateKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("PrivateKey")
-    }
 }
 
 /// A Twilio API key.
@@ -316,16 +308,6 @@ impl Config {
             Some(config) if problems.is_empty() => Ok(config),
             _ => Err(ConfigError(problems)),
         }
-    }
-
-    /// The settings that are given but have no effect in this version.
-    pub fn without_effect(&self) -> Vec<&'static str> {
-        let account = |given: fn(&Account) -> bool| self.accounts.iter().any(given);
-        let given = [
-            ("CALLVAULT_TWILIO_PRIVATE_KEY_FILE", account(|account| !account.private_keys.is_empty())),
-            ("OTEL_EXPORTER_OTLP_ENDPOINT", self.log.otlp_endpoint.is_some()),
-        ];
-        given.into_iter().filter(|(_, given)| *given).map(|(name, _)| name).collect()
     }
 }
 

@@ -13,7 +13,7 @@ use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use url::{Host, Url};
 
-use super::{EVENT_TYPES, PrivateKey};
+use super::EVENT_TYPES;
 use crate::domain::media::Variant;
 use crate::domain::sid::AccountSid;
 
@@ -302,13 +302,6 @@ pub fn certificates(path: &str) -> Result<Vec<u8>, Expected> {
         Ok(certificates) if !certificates.is_empty() => Ok(pem),
         _ => Err("a PEM file with certificates".to_owned()),
     }
-}
-
-/// The text of a PEM file with a private key.
-pub fn private_key(path: &str) -> Result<PrivateKey, Expected> {
-    let pem = std::fs::read_to_string(path).map_err(|error| format!("a readable PEM file ({error})"))?;
-    let is_key = pem.contains("-----BEGIN") && pem.contains("PRIVATE KEY-----");
-    if is_key { Ok(PrivateKey(pem.into())) } else { Err("a PEM file with a private key".to_owned()) }
 }
 
 #[cfg(test)]

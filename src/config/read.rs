@@ -219,7 +219,7 @@ fn read_account_of_environment(
             "is not set, and no API key is either; expected the account's auth token (it also checks callbacks)",
         );
     }
-    let private_key = reader.get("CALLVAULT_TWILIO_PRIVATE_KEY_FILE", parse::private_key);
+    let private_key = reader.get("CALLVAULT_TWILIO_PRIVATE_KEY_FILE", PrivateKey::read);
     Some(Account {
         sid: sid?,
         auth_token,
@@ -300,7 +300,7 @@ fn read_private_keys(reader: &mut Reader, table: &TableReader) -> BTreeMap<Strin
     };
     for (public_key_sid, path) in files {
         let name = format!("{name}.{public_key_sid}");
-        match path.as_str().map(parse::private_key) {
+        match path.as_str().map(PrivateKey::read) {
             Some(Ok(key)) => {
                 keys.insert(public_key_sid.clone(), key);
             }

@@ -24,6 +24,9 @@ pub enum Format {
 }
 
 impl Format {
+    /// Both of them.
+    pub const ALL: [Self; 2] = [Self::Mp3, Self::Wav];
+
     /// `mp3` or `wav`: the extension of a key, and the `format` of a recording.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -144,7 +147,24 @@ pub struct Variant {
     pub channels: Option<u8>,
 }
 
+/// MP3 comes at 32 kbit/s, whatever the channels.
+const MP3_BYTES_PER_SECOND: u64 = 4000;
+/// 8 kHz, 16 bits.
+const WAV_BYTES_PER_SECOND_AND_CHANNEL: u64 = 16_000;
+
 impl Variant {
+    /// About how many bytes a recording of that length has, which was made on so many channels.
+    pub fn estimated_bytes(&self, seconds: i64, channels: Option<i64>) -> u64 {
+        let seconds = u64::try_from(seconds).unwrap_or_default();
+        let recorded = channels.and_then(|channels| u64::try_from(channels).ok()).unwrap_or(1);
+        let channels = self.channels.map_or(recorded, |requested| recorded.min(requested.into()));
+        let bytes_per_second = match self.extension {
+            Some(Format::Mp3) => MP3_BYTES_PER_SECOND,
+            Some(Format::Wav) | None => channels * WAV_BYTES_PER_SECOND_AND_CHANNEL,
+        };
+        seconds.saturating_mul(bytes_per_second)
+    }
+
     /// What follows the recording's SID in the URL: `.mp3`, `.wav?RequestedChannels=2`, or nothing.
     pub fn suffix(&self) -> String {
         let extension = self.extension.map(|format| format!(".{}", format.as_str()));
@@ -269,6 +289,17 @@ mod tests {
         fn sniffing_takes_any_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
             let _ = sniff(&bytes);
         }
+    }
+
+    #[test]
+    fn sizes_are_estimated_by_length_and_channels() {
+        let estimated = |text: &str, channels| text.parse::<Variant>().unwrap().estimated_bytes(60, channels);
+        assert_eq!(estimated("mp3", Some(2)), 240_000);
+        assert_eq!(estimated("wav", None), 960_000);
+        assert_eq!(estimated("base", Some(2)), 1_920_000);
+        assert_eq!(estimated("wav?RequestedChannels=1", Some(2)), 960_000);
+        assert_eq!(estimated("wav?RequestedChannels=2", Some(1)), 960_000, "there is only one");
+        assert_eq!("mp3".parse::<Variant>().unwrap().estimated_bytes(-1, None), 0);
     }
 
     #[test]

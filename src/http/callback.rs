@@ -9,6 +9,8 @@ use axum::body::Body;
 use axum::extract::{OriginalUri, State as Shared};
 use axum::response::IntoResponse;
 use http::{HeaderMap, Method, StatusCode, header};
+use tracing::Instrument;
+use tracing::field::Empty;
 
 use super::problem::Problem;
 use super::{State, request};
@@ -28,23 +30,27 @@ pub async fn receive(
     headers: HeaderMap,
     body: Body,
 ) -> Result<impl IntoResponse, Problem> {
+    let span = tracing::info_span!("callback", recording_sid = Empty, call_sid = Empty, outcome = Empty);
     let answer = async {
         let body = request::body(body, BODY_MAX_BYTES).await?;
         let taken = tokio::time::timeout(TIMEOUT, take(&state, &method, &uri, &headers, &body)).await;
         taken.unwrap_or(Err(Problem::Unavailable("The catalog does not answer.")))
     }
+    .instrument(span.clone())
     .await;
     if matches!(answer, Err(Problem::Unavailable(_))) {
         state.vault.health.callbacks_may_be_lost();
     }
-    telemetry::callback(match &answer {
+    let outcome = match &answer {
         Ok(true) => "accepted",
         Ok(false) => "known",
         Err(Problem::BadSignature(_)) => "bad_signature",
         Err(Problem::UnsupportedMediaType(_)) => "unsupported_media_type",
         Err(Problem::Unavailable(_)) => "unavailable",
         Err(_) => "malformed",
-    });
+    };
+    span.record("outcome", outcome);
+    telemetry::callback(outcome);
     answer.map(|_| StatusCode::NO_CONTENT)
 }
 
@@ -67,6 +73,9 @@ async fn take(
     };
     let callback = state.vault.twilio.read_callback(&raw)?;
     let id = callback.source.id;
+    let span = tracing::Span::current();
+    span.record("recording_sid", tracing::field::display(id.recording));
+    span.record("call_sid", callback.details.call_sid.map(tracing::field::display));
     let status = callback.status.as_str().to_owned();
     let accepted = state.vault.take_callback(callback).await?;
     tracing::debug!(recording = %id, %status, created = accepted.created, "a callback was taken");

@@ -5,6 +5,7 @@ use axum::extract::State as Shared;
 use axum::response::Response;
 use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
+use utoipa::ToSchema;
 
 use super::State;
 use super::auth::{Caller, Ingester, Reader};
@@ -42,8 +43,12 @@ pub(super) async fn call_view(
     Ok(view::json(status, &answer))
 }
 
-#[derive(Debug, Deserialize)]
-struct PutBody {
+/// Which recording an application names.
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = put)]
+pub struct PutBody {
+    /// As applications hold it: with or without `.mp3`, `.wav`, `.json` or a query,
+    /// or from `/2010-04-01/` on.
     recording_url: String,
 }
 

@@ -61,7 +61,7 @@ pub async fn events(
     let until = Instant::now() + wait;
     let after = match start {
         Start::Oldest => None,
-        Start::Latest => Some(state.vault.catalog.latest_event().await?),
+        Start::Latest => Some(state.vault.latest_event().await?),
         Start::After(cursor) => Some(cursor),
     };
     if as_stream {

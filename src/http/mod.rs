@@ -15,6 +15,7 @@ mod cors;
 mod erase;
 mod events;
 mod limits;
+mod openapi;
 mod ops;
 mod patience;
 mod problem;
@@ -36,6 +37,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post, put};
 use http::HeaderValue;
 
+pub use openapi::text as openapi;
 pub use problem::Problem;
 pub use server::serve;
 pub use view::event_json;
@@ -95,6 +97,9 @@ fn routes() -> Vec<(&'static str, MethodRouter<State>)> {
         ("/healthz", get(ops::healthz)),
         ("/readyz", get(ops::readyz)),
         ("/metrics", get(ops::metrics)),
+        ("/openapi.json", get(openapi::json)),
+        ("/docs", get(openapi::docs)),
+        ("/docs/style.css", get(openapi::style)),
     ]
 }
 

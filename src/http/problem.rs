@@ -9,7 +9,9 @@ use std::time::Duration;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use serde::Serialize;
+use utoipa::ToSchema;
 
+use super::openapi::schemas::ProblemCode;
 use super::view;
 use crate::catalog::CatalogError;
 use crate::domain::recording::{Recording, State};
@@ -160,7 +162,7 @@ impl Problem {
         }
     }
 
-    fn retry_after_seconds(&self) -> Option<u64> {
+    pub(super) fn retry_after_seconds(&self) -> Option<u64> {
         match self {
             Self::NotReady { retry_after_seconds, .. }
             | Self::Asking { retry_after_seconds }
@@ -188,28 +190,41 @@ impl Problem {
     }
 }
 
-/// A problem as it is sent.
-#[derive(Debug, Serialize)]
-struct Document {
+/// A problem as it is sent (RFC 9457).
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = problem)]
+pub struct Document {
+    /// The code as a URN.
     #[serde(rename = "type")]
     kind: String,
-    title: &'static str,
+    /// What the code means.
+    pub(super) title: &'static str,
+    /// The status of the answer.
     status: u16,
+    /// What happened and what to do, for people.
     detail: String,
-    code: &'static str,
+    /// Which problem it is, for programs.
+    #[schema(value_type = ProblemCode)]
+    pub(super) code: &'static str,
+}
+
+impl Problem {
+    /// As it is sent.
+    pub(super) fn document(&self) -> Document {
+        let (status, code, title) = self.kind();
+        let kind = format!("urn:callvault:problem:{code}");
+        Document { kind, title, status: status.as_u16(), detail: self.detail(), code }
+    }
+
+    /// Its status.
+    pub(super) fn status(&self) -> StatusCode {
+        self.kind().0
+    }
 }
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let (status, code, title) = self.kind();
-        let body = Document {
-            kind: format!("urn:callvault:problem:{code}"),
-            title,
-            status: status.as_u16(),
-            detail: self.detail(),
-            code,
-        };
-        let mut response = view::json(status, &body);
+        let mut response = view::json(self.status(), &self.document());
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if let Some(seconds) = self.retry_after_seconds() {

@@ -24,7 +24,7 @@ pub async fn recording(
     Named(sid): Named<RecordingSid>,
 ) -> Result<Response, Problem> {
     let recording = find(&state, &caller, sid).await?;
-    let history = state.vault.catalog.history(&recording.id).await?;
+    let history = state.vault.history(&recording.id).await?;
     let view = RecordingView::new(&state.vault, recording).with_history(history);
     Ok(view::json(StatusCode::OK, &view))
 }
@@ -60,7 +60,7 @@ pub async fn list(Shared(state): Shared<State>, Reader(caller): Reader, query: Q
     }
     let limit = query.limit()?;
     let after: Option<PageCursor> = query.one("after", "the `next` of an earlier page")?;
-    let (recordings, next) = state.vault.catalog.list(&filter, after, limit).await?;
+    let (recordings, next) = state.vault.list(&filter, after, limit).await?;
     let recordings = recordings.into_iter().map(|recording| RecordingView::new(&state.vault, recording)).collect();
     Ok(view::json(StatusCode::OK, &Page { recordings, next: next.map(|next| next.to_string()) }))
 }

@@ -12,6 +12,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::State;
 use super::audio::{self, Asked};
@@ -29,17 +30,21 @@ use crate::vault::share::Terms;
 const BODY_MAX_BYTES: usize = 4 << 10;
 
 /// What may be said of a share.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct Wishes {
+#[schema(as = share_request)]
+pub struct Wishes {
+    /// How long it lives: a day where this is not said.
     expires_in: Option<Life>,
 }
 
 /// Whole seconds, or a duration such as `90m`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(untagged)]
-enum Life {
+pub enum Life {
+    /// Whole seconds.
     Seconds(u64),
+    /// The same as text, or with a unit.
     Text(String),
 }
 
@@ -57,11 +62,15 @@ impl Life {
 }
 
 /// A share as it is given.
-#[derive(Debug, Serialize)]
-struct ShareAnswer {
-    url: String,
-    expires_at: Timestamp,
-    recording_sid: RecordingSid,
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = share)]
+pub struct ShareAnswer {
+    /// Plays without a key, until it ends or its key is revoked.
+    pub(super) url: String,
+    /// When it ends.
+    pub(super) expires_at: Timestamp,
+    /// The recording that it plays, for ever the same.
+    pub(super) recording_sid: RecordingSid,
 }
 
 /// `POST …/share`: a URL that plays the recording without a key.

@@ -4,7 +4,9 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
 use jiff::Timestamp;
 use serde::Serialize;
+use utoipa::ToSchema;
 
+use super::openapi::schemas::{AudioType, EventType};
 use crate::catalog::{Event, HistoryEntry};
 use crate::domain::digest::Digest;
 use crate::domain::media::Format;
@@ -14,42 +16,76 @@ use crate::vault::Vault;
 use crate::vault::deliver::Playable;
 
 /// A recording.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = recording)]
 pub struct RecordingView {
-    recording_sid: RecordingSid,
-    call_sid: Option<CallSid>,
-    conference_sid: Option<ConferenceSid>,
-    account_sid: AccountSid,
-    state: State,
-    source_url: Option<String>,
-    sha256: Option<Digest>,
-    size_bytes: Option<i64>,
-    content_type: Option<&'static str>,
-    format: Option<Format>,
-    bucket: Option<String>,
-    key: Option<String>,
-    duration_seconds: Option<i64>,
-    channels: Option<i64>,
-    track: Option<String>,
-    recording_source: Option<String>,
-    recorded_at: Option<Timestamp>,
-    accepted_at: Timestamp,
-    stored_at: Option<Timestamp>,
-    last_asked_at: Option<Timestamp>,
-    attempts: i64,
-    next_attempt_at: Option<Timestamp>,
-    last_error: Option<LastError>,
-    hold: bool,
+    /// What it is called, within its account.
+    pub(super) recording_sid: RecordingSid,
+    /// Twilio's own call of it.
+    pub(super) call_sid: Option<CallSid>,
+    /// Its conference.
+    pub(super) conference_sid: Option<ConferenceSid>,
+    /// Who owns it.
+    pub(super) account_sid: AccountSid,
+    /// Where it stands.
+    pub(super) state: State,
+    /// Where Twilio has it, without credentials.
+    pub(super) source_url: Option<String>,
+    /// SHA-256 of the stored bytes.
+    pub(super) sha256: Option<Digest>,
+    /// How many they are.
+    pub(super) size_bytes: Option<i64>,
+    /// What they are.
+    #[schema(value_type = Option<AudioType>)]
+    pub(super) content_type: Option<&'static str>,
+    /// The same in a word.
+    pub(super) format: Option<Format>,
+    /// The bucket that holds them.
+    pub(super) bucket: Option<String>,
+    /// Their key in it, with the bucket's prefix.
+    pub(super) key: Option<String>,
+    /// How long it plays.
+    pub(super) duration_seconds: Option<i64>,
+    /// How many channels it has.
+    pub(super) channels: Option<i64>,
+    /// Which side of the call, as Twilio says it.
+    pub(super) track: Option<String>,
+    /// What made it, as Twilio says it.
+    pub(super) recording_source: Option<String>,
+    /// When it was recorded.
+    pub(super) recorded_at: Option<Timestamp>,
+    /// When this service first heard of it.
+    pub(super) accepted_at: Timestamp,
+    /// When it was stored.
+    pub(super) stored_at: Option<Timestamp>,
+    /// When someone last asked for its audio.
+    pub(super) last_asked_at: Option<Timestamp>,
+    /// How often fetching it was begun.
+    pub(super) attempts: i64,
+    /// When it will be tried next.
+    pub(super) next_attempt_at: Option<Timestamp>,
+    /// What went wrong last.
+    pub(super) last_error: Option<LastError>,
+    /// Whether a legal hold is on it.
+    pub(super) hold: bool,
+    /// What happened to it: with one recording only, not in lists.
     #[serde(skip_serializing_if = "Option::is_none")]
-    history: Option<Vec<HistoryView>>,
+    #[schema(nullable = false)]
+    pub(super) history: Option<Vec<HistoryView>>,
 }
 
-#[derive(Debug, Serialize)]
-struct HistoryView {
-    at: Timestamp,
+/// Something that happened to a recording.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = history)]
+pub struct HistoryView {
+    /// When.
+    pub(super) at: Timestamp,
+    /// What: a type of event, or other news.
     #[serde(rename = "type")]
-    kind: String,
-    detail: serde_json::Value,
+    pub(super) kind: String,
+    /// The particulars.
+    #[schema(value_type = Option<Object>)]
+    pub(super) detail: serde_json::Value,
 }
 
 impl RecordingView {
@@ -95,7 +131,8 @@ impl RecordingView {
 }
 
 /// A call and its recordings.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = call)]
 pub struct CallAnswer {
     /// The SID that was asked for.
     pub call_sid: CallSid,
@@ -106,7 +143,8 @@ pub struct CallAnswer {
 }
 
 /// A page of a list.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = page)]
 pub struct Page {
     /// The recordings.
     pub recordings: Vec<RecordingView>,
@@ -115,15 +153,24 @@ pub struct Page {
 }
 
 /// Something that happened, beside its recording as it is now.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = event)]
 pub struct EventView {
-    id: String,
+    /// Sorts in order, and is what a reader goes on from.
+    pub(super) id: String,
+    /// What happened.
     #[serde(rename = "type")]
-    kind: String,
-    at: Timestamp,
-    account_sid: AccountSid,
-    recording: Option<RecordingView>,
-    detail: serde_json::Value,
+    #[schema(value_type = EventType)]
+    pub(super) kind: String,
+    /// When.
+    pub(super) at: Timestamp,
+    /// Whose.
+    pub(super) account_sid: AccountSid,
+    /// As it is now; null where the event is of an account.
+    pub(super) recording: Option<RecordingView>,
+    /// The particulars.
+    #[schema(value_type = Option<Object>)]
+    pub(super) detail: serde_json::Value,
 }
 
 impl EventView {
@@ -146,7 +193,8 @@ pub fn event_json(vault: &Vault, event: Event) -> String {
 }
 
 /// A page of the feed.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = feed)]
 pub struct FeedPage {
     /// What happened, in order.
     pub events: Vec<EventView>,
@@ -155,18 +203,30 @@ pub struct FeedPage {
 }
 
 /// A link.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = link)]
 pub struct LinkAnswer {
-    url: String,
-    expires_at: Timestamp,
-    expires_in_seconds: i64,
-    recording_sid: RecordingSid,
-    call_sid: Option<CallSid>,
-    sha256: Digest,
-    size_bytes: i64,
-    content_type: &'static str,
-    bucket: String,
-    key: String,
+    /// Plays without a key, until it ends.
+    pub(super) url: String,
+    /// When it ends.
+    pub(super) expires_at: Timestamp,
+    /// The same as a span.
+    pub(super) expires_in_seconds: i64,
+    /// Which recording it is.
+    pub(super) recording_sid: RecordingSid,
+    /// Twilio's own call of it.
+    pub(super) call_sid: Option<CallSid>,
+    /// SHA-256 of the bytes.
+    pub(super) sha256: Digest,
+    /// How many they are.
+    pub(super) size_bytes: i64,
+    /// What they are.
+    #[schema(value_type = AudioType)]
+    pub(super) content_type: &'static str,
+    /// The bucket that holds them.
+    pub(super) bucket: String,
+    /// Their key in it, with the bucket's prefix.
+    pub(super) key: String,
 }
 
 impl LinkAnswer {
@@ -193,7 +253,8 @@ pub fn seconds_left(playable: &Playable) -> i64 {
 }
 
 /// The body of a 202: it is on its way.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = pending)]
 pub struct PendingAnswer {
     /// Where it stands.
     pub state: State,

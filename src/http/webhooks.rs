@@ -13,9 +13,11 @@ use http::StatusCode;
 use http::request::Parts;
 use jiff::Timestamp;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::State;
 use super::auth::{Admin, Caller};
+use super::openapi::schemas::EventType;
 use super::problem::Problem;
 use super::request::{Named, Query};
 use super::view;
@@ -23,20 +25,43 @@ use crate::catalog::{Cursor, Delivery, DeliveryState, ReceiverStanding, Retried}
 use crate::vault::webhooks::Receiver;
 
 /// A receiver and how it fares.
-#[derive(Debug, Serialize)]
-struct ReceiverView {
-    id: String,
-    url: String,
-    /// Empty: all.
-    types: Vec<String>,
-    /// `active`, `resting` while nobody answers there, `disabled` since it wanted no more.
-    state: &'static str,
-    pending: i64,
-    failed: i64,
-    lag_seconds: u64,
-    last_delivered_at: Option<Timestamp>,
-    resting_until: Option<Timestamp>,
-    disabled_at: Option<Timestamp>,
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = webhook)]
+pub struct ReceiverView {
+    /// What it is called.
+    pub(super) id: String,
+    /// Where it is, without what may be secret.
+    pub(super) url: String,
+    /// What it gets; empty: all.
+    #[schema(value_type = Vec<EventType>)]
+    pub(super) types: Vec<String>,
+    /// How it stands.
+    pub(super) state: ReceiverState,
+    /// Deliveries that are to be made.
+    pub(super) pending: i64,
+    /// Deliveries that were given up.
+    pub(super) failed: i64,
+    /// How old the oldest is that is to be made.
+    pub(super) lag_seconds: u64,
+    /// When it last took one.
+    pub(super) last_delivered_at: Option<Timestamp>,
+    /// When it is tried again, where nobody answers.
+    pub(super) resting_until: Option<Timestamp>,
+    /// When it said that it wants no more.
+    pub(super) disabled_at: Option<Timestamp>,
+}
+
+/// How a receiver stands: `resting` while nobody answers there, `disabled` since
+/// it wanted no more.
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ReceiverState {
+    /// It takes what it gets.
+    Active,
+    /// Nobody answers there.
+    Resting,
+    /// It wanted no more.
+    Disabled,
 }
 
 impl ReceiverView {
@@ -48,9 +73,9 @@ impl ReceiverView {
             url: receiver.shown_url(),
             types: receiver.kinds.clone(),
             state: match (disabled_at, resting_until) {
-                (Some(_), _) => "disabled",
-                (None, Some(_)) => "resting",
-                (None, None) => "active",
+                (Some(_), _) => ReceiverState::Disabled,
+                (None, Some(_)) => ReceiverState::Resting,
+                (None, None) => ReceiverState::Active,
             },
             pending: standing.map_or(0, |standing| standing.pending),
             failed: standing.map_or(0, |standing| standing.failed),
@@ -62,24 +87,39 @@ impl ReceiverView {
     }
 }
 
-#[derive(Debug, Serialize)]
-struct ReceiversAnswer {
-    webhooks: Vec<ReceiverView>,
+/// All receivers.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = webhooks)]
+pub struct ReceiversAnswer {
+    /// As the settings have them.
+    pub(super) webhooks: Vec<ReceiverView>,
 }
 
 /// What became of one event for one receiver.
-#[derive(Debug, Serialize)]
-struct DeliveryView {
-    event_id: String,
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = delivery)]
+pub struct DeliveryView {
+    /// The event, and the `webhook-id`.
+    pub(super) event_id: String,
+    /// What happened.
     #[serde(rename = "type")]
-    kind: String,
-    state: &'static str,
-    attempts: i64,
-    next_attempt_at: Option<Timestamp>,
-    last_attempt_at: Option<Timestamp>,
-    last_status: Option<i64>,
-    last_error: Option<String>,
-    ended_at: Option<Timestamp>,
+    #[schema(value_type = EventType)]
+    pub(super) kind: String,
+    /// Where it stands.
+    #[schema(value_type = DeliveryState)]
+    pub(super) state: &'static str,
+    /// How often it was posted.
+    pub(super) attempts: i64,
+    /// When it is posted next.
+    pub(super) next_attempt_at: Option<Timestamp>,
+    /// When it was posted last.
+    pub(super) last_attempt_at: Option<Timestamp>,
+    /// What was answered then.
+    pub(super) last_status: Option<i64>,
+    /// What went wrong then.
+    pub(super) last_error: Option<String>,
+    /// When it was taken or given up.
+    pub(super) ended_at: Option<Timestamp>,
 }
 
 impl From<Delivery> for DeliveryView {
@@ -98,11 +138,14 @@ impl From<Delivery> for DeliveryView {
     }
 }
 
-#[derive(Debug, Serialize)]
-struct DeliveriesAnswer {
-    deliveries: Vec<DeliveryView>,
+/// A page of deliveries.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = deliveries)]
+pub struct DeliveriesAnswer {
+    /// Newest first.
+    pub(super) deliveries: Vec<DeliveryView>,
     /// What the next page is asked for with.
-    next: Option<String>,
+    pub(super) next: Option<String>,
 }
 
 /// The receiver and the event that a path names.

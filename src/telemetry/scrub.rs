@@ -15,7 +15,8 @@ const LAG: &str = "callvault_scrub_lag_seconds";
 /// What a scrub looks at: a recording, whose object is read back, and a key of the list.
 const SCRUBBED: &[&str] = &["recording", "key"];
 /// What a scrub finds; see `vault/found.rs`.
-const FINDS: &[&str] = &["missing", "corrupted", "misdescribed", "unregistered", "leftover", "marker", "alien"];
+const FINDS: &[&str] =
+    &["missing", "corrupted", "unreadable", "misdescribed", "unregistered", "leftover", "marker", "alien"];
 
 pub(super) const METRICS: &[Metric] = &[
     Metric {

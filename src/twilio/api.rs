@@ -13,6 +13,7 @@ use url::form_urlencoded::Serializer;
 
 use super::callback::{read_channels, read_duration, read_time};
 use super::client::Twilio;
+use super::decrypt::Encryption;
 use super::media::{MediaError, refusal, unreachable};
 use super::source::{Source, SourceHost};
 use crate::domain::recording::{Details, RecordingId};
@@ -34,6 +35,8 @@ pub struct Described {
     pub status: String,
     /// Twilio's error code, where it gives one.
     pub error_code: Option<String>,
+    /// How its media is encrypted; None: it is not.
+    pub encryption: Option<Encryption>,
 }
 
 impl Described {
@@ -50,6 +53,13 @@ pub enum Listing {
     OfCall(CallSid),
     /// Those made on these days in UTC, both included.
     OfDays {
+        /// The first day.
+        first: Date,
+        /// The last.
+        last: Date,
+    },
+    /// Any one of those made on these days, with a day more at either end: whether there are any.
+    AnyOfDays {
         /// The first day.
         first: Date,
         /// The last.
@@ -73,6 +83,8 @@ pub struct Listed {
 pub struct ListPage {
     /// Its recordings, newest first. What cannot be read of it is left out.
     pub recordings: Vec<Listed>,
+    /// How many entries of it cannot be read.
+    pub unreadable: usize,
     /// What gives the next page; None: this was the last one.
     pub next: Option<String>,
 }
@@ -104,6 +116,7 @@ struct RecordingResource {
     start_time: Option<String>,
     date_created: Option<String>,
     status: Option<String>,
+    encryption_details: Option<serde_json::Value>,
 }
 
 impl Twilio {
@@ -143,9 +156,12 @@ impl Twilio {
         let host = self.home(account).ok_or(MediaError::NotConfigured)?;
         let url = self.list_url(account, host, listing, next);
         let page = self.get::<ListResource>(account, host, url).await?;
-        Ok(page.map(|page| ListPage {
-            recordings: page.recordings.into_iter().filter_map(|resource| listed(account, resource)).collect(),
-            next: page.next_page_uri.as_deref().and_then(query_of),
+        Ok(page.map(|page| {
+            let entries = page.recordings.len();
+            let recordings: Vec<Listed> =
+                page.recordings.into_iter().filter_map(|resource| listed(account, resource)).collect();
+            let unreadable = entries - recordings.len();
+            ListPage { recordings, unreadable, next: page.next_page_uri.as_deref().and_then(query_of) }
         }))
     }
 
@@ -170,15 +186,32 @@ impl Twilio {
     fn list_url(&self, account: &AccountSid, host: SourceHost, listing: Listing, next: Option<&str>) -> Url {
         let path = match listing {
             Listing::OfCall(call) => format!("/2010-04-01/Accounts/{account}/Calls/{call}/Recordings.json"),
-            Listing::OfDays { .. } => format!("/2010-04-01/Accounts/{account}/Recordings.json"),
+            Listing::OfDays { .. } | Listing::AnyOfDays { .. } => {
+                format!("/2010-04-01/Accounts/{account}/Recordings.json")
+            }
         };
         let mut url = self.hosts().url(host, &path);
         let first_page = || {
             let mut query = Serializer::new(String::new());
-            if let Listing::OfDays { first, last } = listing {
+            let mut between = |first: Date, last: Date| {
                 query.append_pair("DateCreated>", &first.to_string()).append_pair("DateCreated<", &last.to_string());
-            }
-            query.append_pair("PageSize", PAGE_SIZE).finish()
+            };
+            let page_size = match listing {
+                Listing::OfDays { first, last } if first == last => {
+                    query.append_pair("DateCreated", &first.to_string());
+                    PAGE_SIZE
+                }
+                Listing::OfDays { first, last } => {
+                    between(first, last);
+                    PAGE_SIZE
+                }
+                Listing::AnyOfDays { first, last } => {
+                    between(first.yesterday().unwrap_or(first), last.tomorrow().unwrap_or(last));
+                    "1"
+                }
+                Listing::OfCall(_) => PAGE_SIZE,
+            };
+            query.append_pair("PageSize", page_size).finish()
         };
         url.set_query(Some(&next.map_or_else(first_page, str::to_owned)));
         url
@@ -229,7 +262,17 @@ fn described(resource: RecordingResource) -> Described {
         },
         status: resource.status.unwrap_or_default(),
         error_code: resource.error_code.filter(|code| !code.is_null()).map(|code| code.to_string()),
+        encryption: resource
+            .encryption_details
+            .filter(|details| !details.is_null())
+            .map(|details| encryption(&details)),
     }
+}
+
+/// What cannot be read of it stays empty: the recording is encrypted all the same.
+fn encryption(details: &serde_json::Value) -> Encryption {
+    let text = |name| details.get(name).and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();
+    Encryption { public_key_sid: text("public_key_sid"), encrypted_cek: text("encrypted_cek"), iv: text("iv") }
 }
 
 /// Reads a JSON body of bounded length.

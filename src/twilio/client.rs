@@ -4,7 +4,7 @@
 //! credentials. The other follows redirects to strangers: it has no credentials
 //! to give, and connects to public addresses only.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use reqwest::redirect::Policy;
@@ -12,7 +12,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::egress::PublicResolver;
 use super::source::{Hosts, SourceHost};
-use crate::config::{Account, Config};
+use crate::config::{Account, Config, PrivateKey};
 use crate::domain::media::Variant;
 use crate::domain::sid::AccountSid;
 
@@ -66,6 +66,12 @@ impl Twilio {
     /// The formats to ask an account's recordings in.
     pub fn formats(&self, account: &AccountSid) -> &[Variant] {
         self.accounts.get(account).map_or(&[], |account| &account.formats)
+    }
+
+    /// The account's private keys, by the SID of the public one; the empty one is for any.
+    pub(super) fn private_keys(&self, account: &AccountSid) -> &BTreeMap<String, PrivateKey> {
+        static NONE: BTreeMap<String, PrivateKey> = BTreeMap::new();
+        self.accounts.get(account).map_or(&NONE, |account| &account.private_keys)
     }
 
     /// The tokens that may have signed a callback of this account: none where it is not configured.

@@ -9,7 +9,10 @@
 pub mod api;
 pub mod callback;
 mod client;
+pub mod decrypt;
 mod egress;
+mod gcm;
+mod harmless;
 pub mod media;
 pub mod signature;
 pub mod simulator;

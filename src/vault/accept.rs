@@ -9,6 +9,7 @@ use crate::twilio::callback::Callback;
 use crate::twilio::source::{RefusedSource, SourceHost};
 
 use super::Vault;
+use tracing::Instrument;
 
 /// What a PUT came to.
 #[derive(Debug)]
@@ -48,7 +49,19 @@ impl Vault {
             details: callback.details,
             by: AnnouncedBy::Callback { status: callback.status.as_str().to_owned(), error_code: callback.error_code },
         };
-        self.catalog.accept(&announcement).await
+        self.accept(&announcement).await
+    }
+
+    /// Its fetch goes on with the trace, on any node.
+    async fn accept(&self, announcement: &Announcement) -> Result<Accepted, CatalogError> {
+        let id = announcement.id;
+        let span = tracing::info_span!(
+            "accept",
+            account_sid = %id.account,
+            recording_sid = %id.recording,
+            call_sid = announcement.details.call_sid.map(tracing::field::display),
+        );
+        self.catalog.accept(announcement).instrument(span).await
     }
 
     /// Takes a recording that an application names for a call. `visible` are
@@ -66,7 +79,7 @@ impl Vault {
             details: Details { call_sid: Some(call), ..Details::default() },
             by: AnnouncedBy::Put { call },
         };
-        let Accepted { recording, created } = self.catalog.accept(&announcement).await?;
+        let Accepted { recording, created } = self.accept(&announcement).await?;
         match (recording.state, created) {
             (State::Erased, _) => Err(RefusedPut::Erased),
             (_, true) => Ok(Put::Accepted(recording)),

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::reconcile::Terms;
 use super::{Vault, source_of};
-use crate::catalog::{Announced, CatalogError};
+use crate::catalog::{Announced, CatalogError, Urgency};
 use crate::domain::recording::ErrorCode;
 use crate::twilio::media::MediaError;
 
@@ -72,8 +72,9 @@ impl Vault {
     async fn ask_twilio(&self, announced: &Announced) -> Result<(), AskError> {
         let id = announced.recording.id;
         let source = source_of(&id, announced.recording.source_host.as_deref());
-        let (began, described) =
-            self.in_turn(id.account, async { (Instant::now(), self.twilio.describe(&source).await) }).await?;
+        let (began, described) = self
+            .in_turn(id.account, Urgency::Urgent, async { (Instant::now(), self.twilio.describe(&source).await) })
+            .await?;
         if let Err(error) = &described {
             self.heed(id.account, error, began).await;
         }

@@ -139,7 +139,10 @@ impl Vault {
         let seen = self.follower.reached();
         let arrived = self.arrival(wanted, request.visible, request.patience, hear).await?;
         match arrived.ready() {
-            Ok(Arrival::Stored { recording, object, .. }) => {
+            Ok(Arrival::Stored { recording, object, is_fresh, now }) => {
+                if is_fresh {
+                    self.remember(wanted, request.visible, &recording, now + self.link_ttl, seen);
+                }
                 Ok(Delivery::Ready(Content::Stored(Box::new(Stored { recording, object, seen }))))
             }
             Ok(Arrival::Live(recording, listener)) => {
@@ -209,7 +212,7 @@ impl Vault {
         }
         tracing::error!(recording = %recording.id, "the object of a stored recording is missing or wrong; it will be looked at");
         let lease = Lease { id: recording.id, epoch: recording.epoch };
-        if let Err(error) = self.catalog.owe_recheck(&lease, Duration::ZERO).await {
+        if let Err(error) = self.catalog.doubt(&lease).await {
             tracing::warn!(recording = %recording.id, %error, "that it is to be looked at is not noted");
         }
     }

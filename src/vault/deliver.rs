@@ -21,14 +21,12 @@ use crate::domain::digest::Digest;
 use crate::domain::media::Format;
 use crate::domain::recording::{Recording, RecordingId, State, StoredObject};
 use crate::domain::sid::{AccountSid, CallSid, RecordingSid};
+use crate::telemetry;
 
 /// What a client is told to wait at most; it may be hurried by then.
 const RETRY_AFTER_MAX_SECONDS: u64 = 60;
 /// When to ask again for a call that Twilio is asked for: it answers within that, or not soon.
 const ASKING_RETRY_AFTER_SECONDS: u64 = 2;
-
-/// A look-up that has waited so long for its turn will not be answered soon.
-const LOOK_UP_WITHIN: Duration = Duration::from_secs(2);
 
 /// What someone wants to play.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -158,6 +156,7 @@ impl Vault {
         manner: &Manner<'_>,
     ) -> Result<Delivery<Playable>, DeliveryError> {
         let deaf = |_| std::future::pending::<Infallible>();
+        let seen = self.follower.reached();
         let arrived = self.arrival(wanted, manner.visible, manner.patience, deaf).await?;
         let (recording, object, is_fresh, now) = match arrived.ready() {
             Ok(Arrival::Stored { recording, object, is_fresh, now }) => (recording, object, is_fresh, now),
@@ -166,7 +165,7 @@ impl Vault {
         };
         let playable = self.playable(recording, object, manner, now).await?;
         if is_fresh {
-            self.hits.keep(wanted, manner.visible, &playable.recording, playable.link.expires_at);
+            self.remember(wanted, manner.visible, &playable.recording, playable.link.expires_at, seen);
         }
         Ok(Delivery::Ready(playable))
     }
@@ -195,9 +194,8 @@ impl Vault {
                 }
             };
             let now = self.now()?;
-            if !is_noted {
-                self.note_asked(&recording, now);
-                is_noted = true;
+            if !std::mem::replace(&mut is_noted, true) && !self.note_asked(&recording, now).await {
+                continue;
             }
             match (recording.state, &recording.object) {
                 (State::Stored, Some(object)) => {
@@ -239,9 +237,14 @@ impl Vault {
         wanted: Wanted,
         visible: Option<&[AccountSid]>,
     ) -> Result<Option<(Recording, bool)>, CatalogError> {
-        let is_away = self.health.is_in_trouble("catalog_unreachable");
-        let recall = || Some((self.hits.known(wanted, visible, self.now().ok()?, is_away)?, false));
-        if is_away && let Some(known) = recall() {
+        let recall = |is_away| {
+            let known = self.hits.known(wanted, visible, self.now().ok()?, is_away)?;
+            telemetry::memory_hit();
+            Some((known, false))
+        };
+        if self.health.is_in_trouble("catalog_unreachable")
+            && let Some(known) = recall(true)
+        {
             return Ok(Some(known));
         }
         match self.look_up(wanted, visible).await {
@@ -250,7 +253,8 @@ impl Vault {
                 self.hits.forget(wanted, visible);
                 Ok(found.map(|recording| (recording, true)))
             }
-            Err(error @ CatalogError::Unavailable(_)) => recall().map(Some).ok_or(error),
+            Err(error @ CatalogError::Unavailable(_)) => recall(true).map(Some).ok_or(error),
+            Err(error @ CatalogError::Busy) => recall(false).map(Some).ok_or(error),
             Err(error) => Err(error),
         }
     }
@@ -306,8 +310,7 @@ impl Vault {
         wanted: Wanted,
         visible: Option<&[AccountSid]>,
     ) -> Result<Option<Recording>, CatalogError> {
-        let in_time = tokio::time::timeout(LOOK_UP_WITHIN, self.look_ups.acquire()).await;
-        let _place = in_time.map_err(|_| CatalogError::Unavailable("too many look-ups wait".to_owned()))?;
+        let _turn = self.look_up_turn().await?;
         match wanted {
             Wanted::Recording(sid) => self.catalog.recording_named(sid, visible).await,
             Wanted::Exact(id) => {
@@ -325,7 +328,9 @@ impl Vault {
     /// SID is Twilio's own, else of the one that has its newest other name. Fails
     /// where it is not known, and may lie in the bucket all the same.
     pub async fn call(&self, sid: CallSid, visible: Option<&[AccountSid]>) -> Result<Option<CallView>, CatalogError> {
+        let turn = self.look_up_turn().await?;
         let view = self.catalog.call(sid, visible).await?.into_iter().next();
+        drop(turn);
         if view.is_none() {
             self.must_be_indexed().await?;
         }

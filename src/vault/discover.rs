@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use super::Vault;
 use super::inquiry::Answer;
-use crate::catalog::{AnnouncedBy, Announcement, CatalogError, FoundBy, Question, Settled};
+use crate::catalog::{AnnouncedBy, Announcement, CatalogError, FoundBy, Question, Settled, Urgency};
 use crate::domain::recording::Recording;
 use crate::domain::sid::{AccountSid, CallSid};
 use crate::telemetry;
@@ -117,7 +117,7 @@ impl Vault {
         if !own.is_empty() {
             return Ok(Told::Recordings(own));
         }
-        let asked = self.in_turn(account, self.twilio.parent(&account, call)).await?;
+        let asked = self.in_turn(account, Urgency::Urgent, self.twilio.parent(&account, call)).await?;
         let Some(parent) = asked?.flatten() else { return Ok(Told::Nothing) };
         if self.catalog.note_parent(question, parent).await? == Settled::Stale {
             return Ok(Told::Overtaken);
@@ -131,7 +131,8 @@ impl Vault {
 
     /// What Twilio has of a call. The first page is enough: it has a thousand.
     async fn recordings_of(&self, account: &AccountSid, call: CallSid) -> Result<Vec<Announcement>, RoundError> {
-        let page = self.in_turn(*account, self.twilio.list(account, Listing::OfCall(call), None)).await??;
+        let page =
+            self.in_turn(*account, Urgency::Urgent, self.twilio.list(account, Listing::OfCall(call), None)).await??;
         let source_host = self.twilio.home(account).and_then(SourceHost::name);
         let listed = page.map(|page| page.recordings).unwrap_or_default();
         let there = listed.into_iter().filter(|listed| listed.described.status != "deleted");
@@ -175,7 +176,7 @@ impl Vault {
 
 /// What Twilio's list says of a recording that it has under `call`.
 fn announcement(listed: Listed, call: CallSid, source_host: Option<&'static str>) -> Announcement {
-    let Described { mut details, status, error_code } = listed.described;
+    let Described { mut details, status, error_code, encryption: _ } = listed.described;
     if details.call_sid.is_none() && details.conference_sid.is_none() {
         details.call_sid = Some(call);
     }

@@ -95,7 +95,7 @@ impl Vault {
                     renewed = asked;
                 }
                 // Begun again by the next grant, rather than prolonged in doubt.
-                Ok(Ok(None) | Err(_)) | Err(_) => return,
+                Ok(Ok(None) | Err(_)) | Err(_) => return telemetry::lease_lost("duty"),
             }
         }
     }

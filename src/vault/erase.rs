@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::duty::{Held, Worked, log_end};
 use super::{Vault, source_of};
 use crate::bucket::BucketError;
-use crate::catalog::{CatalogError, Duty, Erase, Erased, Erasure, Progress, Settled};
+use crate::catalog::{CatalogError, Duty, Erase, Erased, Erasure, Progress, Settled, Urgency};
 use crate::config::Account;
 use crate::domain::object_key::Marker;
 use crate::domain::recording::{ErrorCode, RecordingId};
@@ -188,7 +188,7 @@ impl Vault {
                 return Err(EraseError::LeftAlone);
             }
             let source = source_of(&recording.id, recording.source_host.as_deref());
-            self.in_turn(account, self.twilio.delete(&source)).await??;
+            self.in_turn(account, Urgency::Idle, self.twilio.delete(&source)).await??;
             progress.gone_at_twilio = true;
         }
         Ok(())

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::duty::{DUTY_LEASE, Held, Worked, log_end};
 use super::{Vault, source_of};
 use crate::bucket::BucketError;
-use crate::catalog::{CatalogError, Duty, Settled};
+use crate::catalog::{CatalogError, Duty, Settled, Urgency};
 use crate::telemetry;
 use crate::twilio::media::MediaError;
 
@@ -71,7 +71,7 @@ impl Vault {
             return Err(EvictError::LeftAlone);
         }
         let source = source_of(&recording.id, recording.source_host.as_deref());
-        let described = self.in_turn(recording.id.account, self.twilio.describe(&source)).await??;
+        let described = self.in_turn(recording.id.account, Urgency::Idle, self.twilio.describe(&source)).await??;
         let status = described.map_or_else(|| "nothing".to_owned(), |described| described.status);
         if status != "completed" {
             return Err(EvictError::NotAtTwilio(status.chars().take(40).collect()));

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::intake::Intake;
 use super::traces::Traces;
@@ -22,6 +23,7 @@ use crate::domain::object_key;
 use crate::domain::recording::{Details, ErrorCode, State, StoredObject};
 use crate::domain::retry::{Decision, Failure};
 use crate::telemetry;
+use crate::twilio::decrypt::DecryptError;
 use crate::twilio::media::{Media, MediaError};
 
 /// The wait between two tries to tell the catalog how an attempt ended.
@@ -56,6 +58,8 @@ pub(super) enum AttemptError {
     Catalog(#[from] CatalogError),
     #[error("Twilio's body is not audio: it begins with \"{0}\"")]
     NotAudio(String),
+    #[error(transparent)]
+    Decrypt(#[from] DecryptError),
     #[error("Twilio says that the recording is {0}")]
     Twilio(String),
     #[error("neither a call nor a conference is known for the recording")]
@@ -71,6 +75,7 @@ impl AttemptError {
             Self::Media(error) => Some(error.code()),
             Self::Bucket(_) => Some(ErrorCode::StoreError),
             Self::NotAudio(_) => Some(ErrorCode::NotAudio),
+            Self::Decrypt(_) => Some(ErrorCode::DecryptionFailed),
             Self::Twilio(_) => Some(ErrorCode::TwilioFailed),
             Self::Homeless => Some(ErrorCode::UpstreamError),
             Self::Catalog(_) => Some(ErrorCode::Interrupted),
@@ -96,11 +101,33 @@ impl Vault {
         memory: Reservation,
         stopping: &CancellationToken,
     ) -> Outcome {
+        let id = claim.lease.id;
+        let span = tracing::info_span!(
+            "fetch",
+            account_sid = %id.account,
+            recording_sid = %id.recording,
+            call_sid = claim.recording.details.call_sid.map(tracing::field::display),
+            epoch = claim.lease.epoch,
+            outcome = tracing::field::Empty,
+        );
+        telemetry::go_on(&span, claim.traceparent.as_deref());
+        let outcome = self.fetch_or_settle(claim, granted, memory, stopping).instrument(span.clone()).await;
+        span.record("outcome", outcome_label(outcome));
+        outcome
+    }
+
+    async fn fetch_or_settle(
+        &self,
+        claim: &Claim,
+        granted: Instant,
+        memory: Reservation,
+        stopping: &CancellationToken,
+    ) -> Outcome {
         let traces = Traces::default();
         let began = Instant::now();
         let attempted = tokio::select! {
             attempted = self.attempt(claim, memory, &traces) => Some(attempted),
-            () = self.keep(granted, || self.catalog.renew(&claim.lease, self.lease)) => Some(Err(AttemptError::Lost)),
+            () = self.keep("fetch", granted, || self.catalog.renew(&claim.lease, self.lease)) => Some(Err(AttemptError::Lost)),
             () = stopping.cancelled() => None,
         };
         let outcome = match attempted {
@@ -117,7 +144,9 @@ impl Vault {
                             self.note_success(claim).await;
                         }
                     }
-                    AttemptError::NotAudio(_) | AttemptError::Twilio(_) => self.note_success(claim).await,
+                    AttemptError::NotAudio(_) | AttemptError::Decrypt(_) | AttemptError::Twilio(_) => {
+                        self.note_success(claim).await
+                    }
                     _ => {}
                 }
                 outcome
@@ -144,48 +173,38 @@ impl Vault {
         if self.adopted(claim, &known.details, known.details_confirmed).await? {
             return Ok(());
         }
-        let details = self.details(claim).await?;
+        let (details, described) = self.details(claim).await?;
         if !known.details_confirmed && self.adopted(claim, &details, true).await? {
             return Ok(());
         }
+        let decryptor = self.decryptor(claim, described).await?;
         let source = source_of(&lease.id, claim.recording.source_host.as_deref());
         let formats = self.twilio.formats(&lease.id.account);
         let mut media = self.twilio.media(&source, formats, self.max_recording_bytes).await?;
         if let Some(announced) = media.announced_bytes {
             memory.shrink_to(announced);
         }
-        let mut intake = Intake::of(&media);
-        let format = intake.begin(&mut media).await?;
-        let is_open = self.may_be_heard(&lease.id.account);
+        // What is decrypted is nobody's to hear before its tag was compared.
+        let is_open = decryptor.is_none();
+        let mut intake = Intake::of(&media, decryptor);
+        let format = match intake.begin(&mut media).await {
+            Err(AttemptError::NotAudio(first)) => return Err(self.not_audio(claim, first).await),
+            begun => begun?,
+        };
         let broadcast = is_open.then(|| self.lives.begin(lease, format, intake.tape.clone()));
-        let (object, staging_is_gone) = self.transfer(lease, &details, format, &mut media, intake, traces).await?;
-        // Until the row names it.
-        traces.left_something();
-        telemetry::stored_bytes(object.size_bytes);
-        self.settle_stored(lease, &object, staging_is_gone).await?;
+        let storing = async {
+            let (object, staging_is_gone) = self.transfer(lease, &details, format, &mut media, intake, traces).await?;
+            // Until the row names it.
+            traces.left_something();
+            telemetry::stored_bytes(object.size_bytes);
+            self.settle_stored(lease, &object, staging_is_gone).await?;
+            Ok::<_, AttemptError>(object)
+        };
+        let object = storing.instrument(tracing::info_span!("store", recording_sid = %lease.id.recording)).await?;
         if let Some(broadcast) = broadcast {
             broadcast.commit(object, memory);
         }
         Ok(())
-    }
-
-    /// What is known of the recording, Twilio's own word on its call included.
-    async fn details(&self, claim: &Claim) -> Result<Details, AttemptError> {
-        let recording = &claim.recording;
-        if recording.details_confirmed {
-            return Ok(recording.details.clone());
-        }
-        let source = source_of(&recording.id, recording.source_host.as_deref());
-        let not_known = || MediaError::NotReady("404 for its description".to_owned());
-        let described = self.twilio.describe(&source).await?.ok_or_else(not_known)?;
-        if matches!(described.status.as_str(), "absent" | "deleted" | "failed") {
-            return Err(AttemptError::Twilio(described.status));
-        }
-        let named = described.details.call_sid.is_some() || described.details.conference_sid.is_some();
-        let call_sid = if named { described.details.call_sid } else { recording.details.call_sid };
-        let details = Details { call_sid, ..recording.details.clone().updated_by(described.details) };
-        held(self.catalog.confirm(&claim.lease, &details).await?)?;
-        Ok(details)
     }
 
     /// Moves the bytes into the bucket. Says what is there now, and whether

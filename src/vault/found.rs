@@ -28,6 +28,8 @@ pub enum FoundKind {
     Missing,
     /// The bytes of a stored recording are others.
     Corrupted,
+    /// The store does not give an object, though it answers.
+    Unreadable,
     /// The store says of an object what is not so.
     Misdescribed,
     /// An object of this service's, of a recording that has no row.
@@ -45,6 +47,7 @@ impl FoundKind {
     pub const ALL: &[Self] = &[
         Self::Missing,
         Self::Corrupted,
+        Self::Unreadable,
         Self::Misdescribed,
         Self::Unregistered,
         Self::Leftover,
@@ -57,6 +60,7 @@ impl FoundKind {
         match self {
             Self::Missing => "missing",
             Self::Corrupted => "corrupted",
+            Self::Unreadable => "unreadable",
             Self::Misdescribed => "misdescribed",
             Self::Unregistered => "unregistered",
             Self::Leftover => "leftover",
@@ -128,9 +132,36 @@ impl Vault {
         let recordings = placed.iter().filter_map(|(_, place)| recording_of(place));
         // Asked after the list was: what was stored meanwhile is named by now.
         let known = self.catalog.in_hand(recordings).await?;
-        let looks: Vec<_> = placed.into_iter().map(|(object, place)| self.find_stray(object, place, &known)).collect();
+        let look = async |object: &ListedObject, place| {
+            let looked = self.find_stray(object, place, &known).await;
+            self.or_unreadable(None, &object.key, looked).await
+        };
+        let looks: Vec<_> = placed.into_iter().map(|(object, place)| look(object, place)).collect();
         let found: Vec<_> = stream::iter(looks).buffered(LOOKS_AT_ONCE).try_collect().await?;
         Ok(found.into_iter().flatten().collect())
+    }
+
+    /// The same of a row as [`Self::find_flaw`] says, or that its object cannot be read.
+    pub(super) async fn look_at_row(&self, row: &Recording, throttle: &Throttle) -> Result<Option<Found>, AuditError> {
+        let key = row.object.as_ref().map_or("", |object| &object.key);
+        self.or_unreadable(Some(row.id), key, self.find_flaw(row, throttle).await).await
+    }
+
+    /// One object that the store does not give must not end every pass: where the
+    /// bucket answers, that is the find.
+    async fn or_unreadable(
+        &self,
+        id: Option<RecordingId>,
+        key: &str,
+        looked: Result<Option<Found>, AuditError>,
+    ) -> Result<Option<Found>, AuditError> {
+        let error = match looked {
+            Err(AuditError::Bucket(error)) => error,
+            looked => return looked,
+        };
+        self.bucket_answers().await?;
+        let words = format!("cannot be read: {error}");
+        Ok(Some(Found { kind: FoundKind::Unreadable, id, key: key.to_owned(), words, cure: Cure::LeaveAlone }))
     }
 
     async fn find_stray(

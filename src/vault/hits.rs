@@ -2,18 +2,22 @@
 //!
 //! While the catalog answers, it is asked each time: what it says is the truth.
 //! While it is away, what was played from here before is played on, until the
-//! link that was given then would end. Nothing else is ever answered from here.
+//! link that was given then would end. Nothing else is ever answered from here,
+//! and nothing of which the feed told news since it was looked up.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::time::Instant;
 
+use super::Vault;
 use super::deliver::Wanted;
-use crate::domain::recording::Recording;
-use crate::domain::sid::AccountSid;
+use super::follow::{FellBehind, Found};
+use crate::catalog::{Cursor, News};
+use crate::domain::recording::{Recording, RecordingId};
+use crate::domain::sid::{AccountSid, CallSid};
 
 /// Answers of one generation; two are kept. One takes about a kilobyte.
 const GENERATION_MAX: usize = 16_384;
@@ -40,13 +44,7 @@ pub(super) struct Hits {
 
 impl Hits {
     /// Keeps an answer of the catalog's, and the end of the link that was given.
-    pub(super) fn keep(
-        &self,
-        wanted: Wanted,
-        visible: Option<&[AccountSid]>,
-        recording: &Recording,
-        link_ends_at: Timestamp,
-    ) {
+    fn keep(&self, wanted: Wanted, visible: Option<&[AccountSid]>, recording: &Recording, link_ends_at: Timestamp) {
         let mut generations = self.generations();
         if generations[0].len() >= GENERATION_MAX {
             generations.swap(0, 1);
@@ -61,6 +59,25 @@ impl Hits {
         let question = question(wanted, visible);
         for generation in self.generations().iter_mut() {
             generation.remove(&question);
+        }
+    }
+
+    /// Forgets what there is news of; everything, where some of the news was missed.
+    fn heed(&self, news: &Result<Vec<Arc<News>>, FellBehind>) {
+        let Ok(news) = news else { return *self.generations() = Default::default() };
+        let recordings: HashSet<RecordingId> =
+            news.iter().filter(|news| !is_as_it_was(news)).filter_map(|news| news.id()).collect();
+        let mut of_calls: HashMap<CallSid, Vec<Option<RecordingId>>> = HashMap::new();
+        for news in news {
+            news.calls.iter().for_each(|call| of_calls.entry(*call).or_default().push(news.id()));
+        }
+        let is_stale = |(wanted, _): &Question, hit: &Hit| {
+            let id = Some(hit.recording.id);
+            let of_call = if let Wanted::Call(call) = wanted { of_calls.get(call) } else { None };
+            recordings.contains(&hit.recording.id) || of_call.is_some_and(|told| told.iter().any(|told| *told != id))
+        };
+        for generation in self.generations().iter_mut() {
+            generation.retain(|question, hit| !is_stale(question, hit));
         }
     }
 
@@ -85,8 +102,48 @@ impl Hits {
     }
 }
 
+/// Whether a recording that was stored before such news is stored as it was. What
+/// changes its object is told by other news first.
+fn is_as_it_was(news: &News) -> bool {
+    matches!(news.kind.as_str(), "recording.accepted" | "recording.stored" | "recording.held" | "recording.released")
+}
+
 fn question(wanted: Wanted, visible: Option<&[AccountSid]>) -> Question {
     (wanted, visible.map(<[AccountSid]>::to_vec))
+}
+
+impl Vault {
+    /// Keeps an answer that was looked up after the feed had come to `seen`,
+    /// unless there is news of it since.
+    pub(super) fn remember(
+        &self,
+        wanted: Wanted,
+        visible: Option<&[AccountSid]>,
+        recording: &Recording,
+        until: Timestamp,
+        seen: Option<Cursor>,
+    ) {
+        let Some(seen) = seen else { return };
+        self.hits.keep(wanted, visible, recording, until);
+        let is_of_it = |news: &News| match (news.id() == Some(recording.id), wanted) {
+            (true, _) => !is_as_it_was(news),
+            (false, Wanted::Call(call)) => news.calls.contains(&call),
+            (false, _) => false,
+        };
+        // Kept first: news that comes from now on finds it.
+        if !matches!(self.follower.look_for(seen, is_of_it), Found::NothingUpTo(_)) {
+            self.hits.forget(wanted, visible);
+        }
+    }
+
+    /// Forgets answers of which the feed tells news, for as long as the service runs.
+    pub async fn heed_news_of_hits(self: Arc<Self>) {
+        let mut feed = self.follower.subscribe();
+        loop {
+            let news = feed.next().await;
+            self.hits.heed(&news);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -123,6 +180,38 @@ mod tests {
         assert_eq!(hits.known(wanted, Some(&[stored.id.account]), at(99), true), None);
         hits.forget(wanted, None);
         assert_eq!(hits.known(wanted, None, at(99), true), None);
+    }
+
+    #[test]
+    fn what_there_is_news_of_is_forgotten() {
+        let hits = Hits::default();
+        let (stored, other) = (recording(1, State::Stored, 5), recording(2, State::Stored, 5));
+        let call: CallSid = format!("CA{}", "c".repeat(32)).parse().expect("a SID");
+        let of = |recording: &Recording| Wanted::Recording(recording.id.recording);
+        let known = |wanted| hits.known(wanted, None, at(99), true).is_some();
+        let news = |recording: Option<&Recording>, calls: Vec<CallSid>| {
+            Ok(vec![Arc::new(News {
+                cursor: "0000000000001-000000000000001".parse().expect("a cursor"),
+                kind: "recording.erased".to_owned(),
+                at: at(1),
+                account: stored.id.account,
+                recording: recording.map(|recording| recording.id.recording),
+                calls,
+            })])
+        };
+        hits.keep(of(&stored), None, &stored, at(100));
+        hits.keep(Wanted::Call(call), None, &stored, at(100));
+        hits.keep(of(&other), None, &other, at(100));
+        hits.heed(&news(Some(&other), vec![call]));
+        assert!(known(of(&stored)));
+        assert!(!known(Wanted::Call(call)), "another recording of that call");
+        assert!(!known(of(&other)));
+        hits.keep(Wanted::Call(call), None, &stored, at(100));
+        hits.heed(&news(Some(&stored), vec![]));
+        assert!(!known(of(&stored)) && !known(Wanted::Call(call)));
+        hits.keep(of(&stored), None, &stored, at(100));
+        hits.heed(&Err(FellBehind));
+        assert!(!known(of(&stored)), "some news was missed");
     }
 
     #[test]

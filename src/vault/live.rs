@@ -9,12 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::watch;
 
+use super::Reservation;
 use super::tape::{Heard, Tape};
-use super::{Reservation, Vault};
 use crate::catalog::Lease;
 use crate::domain::media::Format;
 use crate::domain::recording::{RecordingId, StoredObject};
-use crate::domain::sid::AccountSid;
 
 /// The attempts of this node that can be heard.
 #[derive(Default)]
@@ -112,15 +111,6 @@ impl Listener {
                 return Heard::Failed;
             }
         }
-    }
-}
-
-impl Vault {
-    /// Whether what is fetched for an account may be heard before it is stored.
-    /// Where there are keys to decrypt with, it may be plaintext of which the
-    /// tag at its end is not checked yet.
-    pub(super) fn may_be_heard(&self, account: &AccountSid) -> bool {
-        !self.decrypting.contains(account)
     }
 }
 

@@ -15,7 +15,7 @@ use super::flaws::Flaw;
 use super::recheck::found;
 use super::{Vault, source_of};
 use crate::bucket::{BucketError, NewObject, Throttle};
-use crate::catalog::{CatalogError, Finding};
+use crate::catalog::{CatalogError, Finding, Urgency};
 use crate::domain::object_key;
 use crate::domain::place::said_of_recording;
 use crate::domain::recording::{Details, Recording, RecordingId, State, StoredObject};
@@ -59,7 +59,11 @@ impl Vault {
         Ok((finding, mended))
     }
 
-    async fn mend_stored(&self, held: &Held<'_>, object: &StoredObject) -> Result<(Finding, Mended), BucketError> {
+    pub(super) async fn mend_stored(
+        &self,
+        held: &Held<'_>,
+        object: &StoredObject,
+    ) -> Result<(Finding, Mended), BucketError> {
         let recording = &held.duty.recording;
         self.sweep_staging(held).await?;
         let Some(folder) = self.bucket.layout().recording_folder(&recording.id, &recording.details) else {
@@ -115,7 +119,8 @@ impl Vault {
             return Err(format!("no credentials are configured for {account}"));
         }
         let source = source_of(&recording.id, recording.source_host.as_deref());
-        let described = self.in_turn(account, async { (Instant::now(), self.twilio.describe(&source).await) }).await;
+        let described =
+            self.in_turn(account, Urgency::Idle, async { (Instant::now(), self.twilio.describe(&source).await) }).await;
         let (began, described) = described.map_err(|error| format!("Twilio is not asked for it: {error}"))?;
         match described {
             Ok(Some(described)) => Ok(!matches!(described.status.as_str(), "absent" | "deleted" | "failed")),

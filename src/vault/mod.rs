@@ -9,10 +9,14 @@ pub mod accept;
 mod adopt;
 mod announced;
 pub mod audit;
+pub mod backfill;
+mod backlog;
 pub mod content;
 pub mod cure;
 pub mod deliver;
+mod details;
 mod discover;
+pub mod doctor;
 mod duty;
 pub mod erase;
 mod evict;
@@ -31,6 +35,7 @@ pub mod keys;
 mod lease;
 mod letting_go;
 mod live;
+mod look_ups;
 mod memory;
 mod mend;
 mod pace;
@@ -39,6 +44,7 @@ pub mod reconcile;
 pub mod reindex;
 pub mod scrub;
 pub mod share;
+mod stray_uploads;
 mod streams;
 mod tape;
 mod traces;
@@ -47,7 +53,6 @@ mod twilio_copies;
 pub mod verify;
 pub mod webhooks;
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -72,6 +77,7 @@ use keys::{Entropy, KeyRing};
 use live::Lives;
 use memory::MemoryBudget;
 pub use memory::Reservation;
+use pace::Manners;
 use streams::Streams;
 use webhooks::Receiver;
 
@@ -122,6 +128,7 @@ pub struct Vault {
     letting_go: letting_go::Terms,
     memory: MemoryBudget,
     share_max: Duration,
+    link_ttl: Duration,
     dice: Dice,
     entropy: Entropy,
     /// Look-ups for requests that may be under way at once.
@@ -132,11 +139,8 @@ pub struct Vault {
     lives: Arc<Lives>,
     streams: Arc<Streams>,
     doubts: Doubts,
-    /// The accounts that have keys to decrypt recordings with.
-    decrypting: HashSet<AccountSid>,
     questions: Questions,
-    /// The accounts of which Twilio is being asked whether it refuses them.
-    confirming: std::sync::Mutex<HashSet<AccountSid>>,
+    manners: Manners,
     asked: mpsc::Sender<RecordingId>,
     asked_to_write: Mutex<mpsc::Receiver<RecordingId>>,
 }
@@ -156,6 +160,7 @@ impl Vault {
         let look_ups = config.database_max_connections.saturating_sub(CONNECTIONS_LEFT).max(1);
         Self {
             follower: Follower::new(catalog.clone(), follow::POLL_EVERY),
+            manners: Manners::new(catalog.clone(), twilio.clone(), config.retry),
             catalog,
             bucket,
             twilio,
@@ -172,6 +177,7 @@ impl Vault {
             letting_go: letting_go::Terms::new(config),
             memory: MemoryBudget::new(config.memory_budget_bytes),
             share_max: config.share_max,
+            link_ttl: config.links.ttl,
             dice,
             entropy,
             look_ups: Semaphore::new(look_ups as usize),
@@ -181,8 +187,6 @@ impl Vault {
             lives: Arc::default(),
             streams: Arc::default(),
             doubts: Doubts::default(),
-            decrypting: accounts_that_decrypt(config),
-            confirming: std::sync::Mutex::default(),
             asked,
             asked_to_write: Mutex::new(asked_to_write),
         }
@@ -220,14 +224,26 @@ impl Vault {
         Claimant { node, lease: self.lease, retry: self.retry, recheck_after: self.recheck_after }
     }
 
-    /// Notes that someone asked for a recording's audio: now and then, and never
-    /// in the way of an answer. It may be lost.
-    fn note_asked(&self, recording: &Recording, now: Timestamp) {
+    /// Notes that someone asked for a recording's audio, now and then. Where
+    /// recordings are evicted, it is written before anything is answered: else one
+    /// could go under a fresh link. Where none is, or the catalog is away, it is never
+    /// in the way of an answer, and may be lost. False where the recording moved on
+    /// meanwhile, and is to be looked up anew.
+    async fn note_asked(&self, recording: &Recording, now: Timestamp) -> bool {
         let again_after = self.letting_go.asked_again_after();
-        let is_noted = recording.last_asked_at.is_some_and(|at| now.duration_since(at).unsigned_abs() < again_after);
-        if !is_noted {
-            let _ = self.asked.try_send(recording.id);
+        if recording.last_asked_at.is_some_and(|at| now.duration_since(at).unsigned_abs() < again_after) {
+            return true;
         }
+        if self.letting_go.idle_for().is_some() && !self.health.is_in_trouble("catalog_unreachable") {
+            match self.catalog.asked(&recording.id).await {
+                Ok(state) => return state == Some(recording.state),
+                Err(error) => {
+                    tracing::debug!(recording = %recording.id, %error, "that it was asked for is noted later")
+                }
+            }
+        }
+        let _ = self.asked.try_send(recording.id);
+        true
     }
 
     /// The catalog's time, without asking it.
@@ -248,11 +264,6 @@ impl Vault {
     pub fn source_url(&self, recording: &Recording) -> String {
         self.twilio.hosts().source_url(&source_of(&recording.id, recording.source_host.as_deref()))
     }
-}
-
-fn accounts_that_decrypt(config: &Config) -> HashSet<AccountSid> {
-    let with_keys = config.accounts.iter().filter(|account| !account.private_keys.is_empty());
-    with_keys.map(|account| account.sid).collect()
 }
 
 fn source_of(id: &RecordingId, host: Option<&str>) -> Source {

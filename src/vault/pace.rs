@@ -5,21 +5,39 @@
 //! accepts its credentials again.
 
 use std::collections::HashSet;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use tokio::time::Instant;
 
 use super::Vault;
-use crate::catalog::{CatalogError, Claim, SlowDown};
+use crate::catalog::{Catalog, CatalogError, Claim, SlowDown};
+use crate::domain::retry;
 use crate::domain::sid::AccountSid;
 use crate::telemetry;
+use crate::twilio::Twilio;
 use crate::twilio::media::MediaError;
 
-impl Vault {
+/// How Twilio's API is asked by whoever does: each account at its pace.
+pub(super) struct Manners {
+    pub(super) catalog: Arc<dyn Catalog>,
+    pub(super) twilio: Twilio,
+    pub(super) retry: retry::Policy,
+    /// The accounts of which Twilio is being asked whether it refuses them.
+    confirming: Mutex<HashSet<AccountSid>>,
+}
+
+impl Manners {
+    pub(super) fn new(catalog: Arc<dyn Catalog>, twilio: Twilio, retry: retry::Policy) -> Self {
+        Self { catalog, twilio, retry, confirming: Mutex::default() }
+    }
+
     /// Draws the consequences of what Twilio answered to something of this
     /// account that `began` then. What the catalog does not take is lost: the
     /// next answer says it again.
     pub(super) async fn heed(&self, account: AccountSid, error: &MediaError, began: Instant) {
+        if matches!(error, MediaError::RateLimited { .. }) {
+            telemetry::rate_limited(&account);
+        }
         let heeded = match error {
             MediaError::RateLimited { .. } => self.slow_down(account, error, true, began).await,
             MediaError::Upstream { status, redirected: false, .. } if status.is_server_error() => {
@@ -30,15 +48,6 @@ impl Vault {
         };
         if let Err(error) = heeded {
             tracing::warn!(%account, %error, "the catalog was not told how the account fares");
-        }
-    }
-
-    /// Twilio answered a fetch calmly: a limited account may have one more at once.
-    pub(super) async fn note_success(&self, claim: &Claim) {
-        if claim.is_limited
-            && let Err(error) = self.catalog.speed_up(claim.lease.id.account, self.retry.base).await
-        {
-            tracing::debug!(account = %claim.lease.id.account, %error, "the account's pace is not raised");
         }
     }
 
@@ -71,6 +80,22 @@ impl Vault {
             tracing::warn!(%account, %refusal, "the account is paused; check its auth token or API key");
         }
         Ok(())
+    }
+}
+
+impl Vault {
+    /// Draws the consequences of what Twilio answered; see [`Manners::heed`].
+    pub(super) async fn heed(&self, account: AccountSid, error: &MediaError, began: Instant) {
+        self.manners.heed(account, error, began).await;
+    }
+
+    /// Twilio answered a fetch calmly: a limited account may have one more at once.
+    pub(super) async fn note_success(&self, claim: &Claim) {
+        if claim.is_limited
+            && let Err(error) = self.catalog.speed_up(claim.lease.id.account, self.retry.base).await
+        {
+            tracing::debug!(account = %claim.lease.id.account, %error, "the account's pace is not raised");
+        }
     }
 
     /// The paused accounts whose next probe is due; the rest is noted for people.

@@ -4,7 +4,7 @@
 //! only one to remove what a row does not name: what attempts staged, uploads
 //! that nobody goes on with, and objects in the recording's folder. It notices an
 //! object that is not there any more, and one that is whole though its recording
-//! was given up.
+//! was given up; one that somebody doubted it reads back, and mends.
 //!
 //! The folder of a recording that is still on its way is left alone, and looked at
 //! later: what lies there may be the only copy, should the recording be given up in
@@ -30,7 +30,7 @@ impl Vault {
 
     /// Grants at most so many rechecks that are due to this node.
     pub async fn begin_rechecks(&self, at_most: usize) -> Result<Vec<Duty>, CatalogError> {
-        self.catalog.grant_rechecks(&self.accounts, at_most, DUTY_LEASE).await
+        self.catalog.grant_rechecks(at_most, DUTY_LEASE).await
     }
 
     /// Works on a recheck that was granted after `granted` until it is settled,
@@ -109,6 +109,9 @@ impl Vault {
         let keys = self.bucket.list_folder(folder, OBJECTS_AT_ONCE).await?;
         if self.bucket.facts(&object.key).await?.is_none() {
             return Ok(Finding::Lost);
+        }
+        if held.duty.is_doubted {
+            return Ok(self.mend_stored(held, object).await?.0);
         }
         Ok(found(self.remove_ours(held, &keys, Some(&object.key)).await?))
     }

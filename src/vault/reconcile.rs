@@ -16,7 +16,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Vault;
-use crate::catalog::{AnnouncedBy, Announcement, CatalogError, FoundBy, Settled, Walk, Walker};
+use super::pace::Manners;
+use crate::catalog::{AnnouncedBy, Announcement, CatalogError, FoundBy, Settled, Urgency, Walk, Walker};
 use crate::domain::recording::{ErrorCode, RecordingId, State};
 use crate::domain::retry::{Decision, Failure};
 use crate::domain::sid::AccountSid;
@@ -129,11 +130,11 @@ impl Window {
     }
 }
 
-fn made_at(listed: &Listed) -> Option<Timestamp> {
+pub(super) fn made_at(listed: &Listed) -> Option<Timestamp> {
     listed.created_at.or(listed.described.details.recorded_at)
 }
 
-fn day(at: Timestamp) -> Date {
+pub(super) fn day(at: Timestamp) -> Date {
     at.to_zoned(TimeZone::UTC).date()
 }
 
@@ -163,7 +164,7 @@ impl Vault {
     pub async fn walk(&self, walk: &Walk, granted: Instant, stopping: &CancellationToken) -> WalkOutcome {
         let walked = tokio::select! {
             walked = self.walk_pages(walk) => walked,
-            () = self.keep(granted, || self.catalog.renew_walk(&walk.lease, self.lease)) => Err(WalkError::Lost),
+            () = self.keep("walk", granted, || self.catalog.renew_walk(&walk.lease, self.lease)) => Err(WalkError::Lost),
             () = stopping.cancelled() => {
                 // Where it fails the lease runs out.
                 let _ = tokio::time::timeout(HAND_BACK_TIMEOUT, self.catalog.hand_back_walk(&walk.lease)).await;
@@ -210,12 +211,7 @@ impl Vault {
         listing: Listing,
         next: Option<&str>,
     ) -> Result<ListPage, WalkError> {
-        let (began, page) =
-            self.in_turn(account, async { (Instant::now(), self.twilio.list(&account, listing, next).await) }).await?;
-        if let Err(error) = &page {
-            self.heed(account, error, began).await;
-        }
-        page?.ok_or(WalkError::NoList)
+        self.manners.list_page(account, Urgency::Urgent, listing, next).await??.ok_or(WalkError::NoList)
     }
 
     /// Accepts what a page has and the catalog has not. Says how many were new.
@@ -241,7 +237,7 @@ impl Vault {
     /// of. Says whether it is new.
     pub(super) async fn take_found(&self, id: RecordingId, described: Described) -> Result<bool, CatalogError> {
         let home = self.twilio.home(&id.account);
-        let Described { details, status, error_code } = described;
+        let Described { details, status, error_code, encryption: _ } = described;
         let by = AnnouncedBy::Found { by: FoundBy::Reconcile, status, error_code };
         let announcement = Announcement { id, source_host: home.and_then(|host| host.name()), details, by };
         let accepted = self.catalog.accept(&announcement).await?;
@@ -272,8 +268,38 @@ impl Vault {
         failed_before: u32,
         retry_after: Option<Duration>,
     ) -> (Duration, Duration) {
+        self.manners.pause_after((self.dice)(), code, failed_before, retry_after)
+    }
+}
+
+impl Manners {
+    /// A page of an account's list, when it is its turn. What Twilio answers instead is heeded.
+    pub(super) async fn list_page(
+        &self,
+        account: AccountSid,
+        urgency: Urgency,
+        listing: Listing,
+        next: Option<&str>,
+    ) -> Result<Result<Option<ListPage>, MediaError>, CatalogError> {
+        let (began, page) = self
+            .in_turn(account, urgency, async { (Instant::now(), self.twilio.list(&account, listing, next).await) })
+            .await?;
+        if let Err(error) = &page {
+            self.heed(account, error, began).await;
+        }
+        Ok(page)
+    }
+
+    /// When Twilio is asked again after such a failure; `dice` fell so.
+    pub(super) fn pause_after(
+        &self,
+        dice: f64,
+        code: ErrorCode,
+        failed_before: u32,
+        retry_after: Option<Duration>,
+    ) -> (Duration, Duration) {
         let failure = Failure { code, failed_before, pending_for: Duration::ZERO, retry_after };
-        match self.retry.decide(&failure, (self.dice)()) {
+        match self.retry.decide(&failure, dice) {
             Decision::Again { after, not_before } => (after, not_before),
             // That is the end of one recording's patience, not of an account's.
             Decision::GiveUp => (self.retry.cap, Duration::ZERO),
@@ -283,18 +309,30 @@ impl Vault {
 
 /// The query of the page after this one; None where the walk is over.
 fn onward(page: ListPage, window: &Window, seen: &mut HashSet<String>, pages: i64) -> Option<String> {
-    let next = page.next?;
-    let why = if !page.recordings.iter().any(|listed| window.has_day_of(listed)) {
-        "a page has nothing of the days that were asked for"
+    let has_its_days = page.recordings.iter().any(|listed| window.has_day_of(listed));
+    next_page(page.next, has_its_days, seen, pages).unwrap_or_else(|why| {
+        tracing::warn!(why, pages, "Twilio's list does not end as it should: the walk ends here");
+        None
+    })
+}
+
+/// What a page calls its next one, after `pages` of them; or why that cannot be right.
+pub(super) fn next_page(
+    next: Option<String>,
+    has_its_days: bool,
+    seen: &mut HashSet<String>,
+    pages: i64,
+) -> Result<Option<String>, &'static str> {
+    let Some(next) = next else { return Ok(None) };
+    if !has_its_days {
+        Err("a page has nothing of the days that were asked for")
     } else if pages >= PAGES_MAX {
-        "there are more pages than any list has"
+        Err("there are more pages than any list has")
     } else if !seen.insert(next.clone()) {
-        "a page names one as its next that was there before"
+        Err("a page names one as its next that was there before")
     } else {
-        return Some(next);
-    };
-    tracing::warn!(why, pages, "Twilio's list does not end as it should: the walk ends here");
-    None
+        Ok(Some(next))
+    }
 }
 
 fn held(settled: Settled) -> Result<(), WalkError> {

@@ -169,7 +169,7 @@ impl Vault {
     ) -> Result<(), WalkError> {
         tokio::select! {
             walked = walking => return walked,
-            () = self.keep(granted, || self.catalog.renew_bucket_walk(walk, self.lease)) => return Err(WalkError::Lost),
+            () = self.keep("bucket_walk", granted, || self.catalog.renew_bucket_walk(walk, self.lease)) => return Err(WalkError::Lost),
             () = stopping.cancelled() => {}
         }
         // Where it fails the lease runs out.

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Vault;
 use super::audit::AuditError;
+use super::cure::Remedy;
 use super::found::{Cure, Found};
 use super::reindex::{WalkError, held};
 use crate::bucket::Throttle;
@@ -28,8 +29,15 @@ const READS_AT_ONCE: usize = 2;
 const PART_KEYS: usize = 200;
 /// The share of the time between two passes in which a pass is to be done.
 const SHARE: f64 = 0.9;
+/// The same once the list was gone over as well.
+const SHARE_WITH_LIST: f64 = 0.98;
 /// The longest pause between two parts of the list.
 const LIST_PAUSE_MAX: Duration = Duration::from_secs(10);
+/// The longest pause where all that was known of was gone over.
+const PAUSE_BEYOND_MAX: Duration = Duration::from_secs(10);
+/// So many recordings are reckoned with where they could never be counted: rather
+/// too many, as that makes a pass quicker.
+const EXPECTED_UNCOUNTED: i64 = 10_000_000;
 /// A part that failed is tried again after this time.
 const AGAIN_AFTER: Duration = Duration::from_secs(30);
 /// What leaving a part may take at the end of a node.
@@ -65,6 +73,50 @@ struct Part<'a> {
     stopping: &'a CancellationToken,
 }
 
+impl Part<'_> {
+    /// The pause behind a part of the list, once so many keys were gone over. A bucket
+    /// has about as many objects as there are recordings.
+    fn list_pause(&self, done: i64) -> Duration {
+        let every = self.round.every;
+        if self.round.kind != BucketWalkKind::Scrub {
+            return (every / 1000).min(LIST_PAUSE_MAX);
+        }
+        let all = self.walk.expected.unwrap_or(EXPECTED_UNCOUNTED);
+        let pace = Pace {
+            budget: every.mul_f64(SHARE_WITH_LIST),
+            gone: self.walk.under_way_for,
+            all,
+            at_once: PART_KEYS as i64,
+        };
+        pace.pause(done).min(LIST_PAUSE_MAX)
+    }
+}
+
+/// How quickly the parts of a stage follow one another.
+#[derive(Clone, Copy)]
+struct Pace {
+    /// The time from the beginning of the pass in which the stage is to be done.
+    budget: Duration,
+    /// What of it is gone.
+    gone: Duration,
+    /// How many there are to go over, as far as is known.
+    all: i64,
+    /// How many of them make a part.
+    at_once: i64,
+}
+
+impl Pace {
+    /// The pause behind a part, once so many were gone over. Where there may be more
+    /// than was known it is short: nobody knows how many.
+    fn pause(&self, done: i64) -> Duration {
+        let left = self.budget.saturating_sub(self.gone);
+        match self.all - done {
+            known_left if known_left > 0 => left.div_f64((known_left as f64 / self.at_once as f64).max(1.0)),
+            _ => left.min(PAUSE_BEYOND_MAX),
+        }
+    }
+}
+
 /// Where the next part goes on, and after which pause; None where the round is over.
 type Next = (Option<Position>, Duration);
 
@@ -90,7 +142,7 @@ impl Vault {
         let part = Part { round, walk: &walk, stopping };
         let worked = tokio::select! {
             worked = self.do_part(&part) => worked,
-            () = self.keep(granted, || self.catalog.renew_bucket_walk(&walk, self.lease)) => Err(WalkError::Lost),
+            () = self.keep("bucket_walk", granted, || self.catalog.renew_bucket_walk(&walk, self.lease)) => Err(WalkError::Lost),
             () = stopping.cancelled() => {
                 let left = self.catalog.leave_bucket_walk(&walk, &walk.position, Duration::ZERO);
                 // Where it fails the lease runs out.
@@ -110,7 +162,7 @@ impl Vault {
         let (next, pause) = match (is_scrub, walk.position.stage) {
             (true, ROWS) => self.scrub_rows(part).await?,
             (true, _) => self.scrub_list(part, self.bucket.layout().prefix()).await?,
-            (false, _) => self.scrub_list(part, &self.bucket.layout().staging_folder()).await?,
+            (false, _) => self.scrub_staging(part).await?,
         };
         match next {
             Some(next) => held(self.catalog.leave_bucket_walk(walk, &next, pause).await?)?,
@@ -130,6 +182,7 @@ impl Vault {
         let after = at.after.as_deref().and_then(place_of);
         let rows = self.catalog.every_recording(after.as_ref(), PART_ROWS).await?;
         let Some(last) = rows.last() else {
+            held(self.catalog.expect_of_bucket_walk(part.walk, at.done).await?)?;
             return Ok((Some(Position { stage: LIST, after: None, done: 0 }), Duration::ZERO));
         };
         let next = Position { after: Some(last.id.to_string()), done: at.done + rows.len() as i64, ..*at };
@@ -138,26 +191,46 @@ impl Vault {
         for found in found.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().flatten() {
             self.see_to(&found, part).await?;
         }
-        let (all, _) = self.catalog.count_recordings().await?;
-        telemetry::scrub_progress(SHARE * next.done as f64 / all.max(1) as f64);
-        let left = part.round.every.mul_f64(SHARE).saturating_sub(part.walk.under_way_for);
-        let parts_left = ((all - next.done).max(0) as f64 / PART_ROWS as f64).max(1.0);
-        Ok((Some(next), left.div_f64(parts_left)))
+        let all = self.expected(part.walk).await?;
+        telemetry::scrub_progress(SHARE * (next.done as f64 / all.max(1) as f64).min(1.0));
+        let pace =
+            Pace { budget: part.round.every.mul_f64(SHARE), gone: part.walk.under_way_for, all, at_once: PART_ROWS };
+        let pause = pace.pause(next.done);
+        Ok((Some(next), pause))
+    }
+
+    /// How many recordings a pass has to do with. Counted once a pass, for a count
+    /// goes over the whole table; where that takes too long, the last one counts.
+    async fn expected(&self, walk: &BucketWalk) -> Result<i64, WalkError> {
+        let at = &walk.position;
+        if at.stage == ROWS && at.after.is_none() {
+            match self.catalog.count_recordings().await {
+                Ok((all, _)) => {
+                    held(self.catalog.expect_of_bucket_walk(walk, all).await?)?;
+                    return Ok(all);
+                }
+                Err(error) => tracing::warn!(%error, "the recordings are not counted; the scrub goes on without"),
+            }
+        }
+        Ok(walk.expected.unwrap_or(EXPECTED_UNCOUNTED))
     }
 
     async fn scrub_row(&self, row: &Recording) -> Result<Option<Found>, AuditError> {
-        let found = match self.find_flaw(row, &Throttle::default()).await {
-            Ok(found) => found,
-            Err(error) => {
-                // One object that cannot be read must not end every pass.
-                self.bucket_answers().await?;
-                tracing::warn!(recording = %row.id, %error, "an object cannot be scrubbed");
-                None
-            }
-        };
+        let found = self.look_at_row(row, &Throttle::default()).await?;
         telemetry::scrub_checked("recording", 1);
         telemetry::scrub_bytes(row.object.as_ref().map_or(0, |object| object.size_bytes.unsigned_abs()));
         Ok(found)
+    }
+
+    async fn scrub_staging(&self, part: &Part<'_>) -> Result<Next, WalkError> {
+        if part.walk.position.after.is_none() {
+            match self.end_stray_uploads().await {
+                // A store that does not tell of them still lists what is staged.
+                Err(AuditError::Bucket(error)) => tracing::warn!(%error, "open uploads are not looked for"),
+                looked => looked?,
+            }
+        }
+        self.scrub_list(part, &self.bucket.layout().staging_folder()).await
     }
 
     async fn scrub_list(&self, part: &Part<'_>, folder: &str) -> Result<Next, WalkError> {
@@ -170,7 +243,7 @@ impl Vault {
         let last = page.objects.last().filter(|_| page.has_more);
         let done = at.done + page.objects.len() as i64;
         let next = last.map(|last| Position { after: Some(last.key.clone()), done, ..*at });
-        Ok((next, (part.round.every / 1000).min(LIST_PAUSE_MAX)))
+        Ok((next, part.list_pause(done)))
     }
 
     async fn see_to(&self, found: &Found, part: &Part<'_>) -> Result<(), AuditError> {
@@ -180,7 +253,14 @@ impl Vault {
             tracing::warn!(kind, key, "the scrub found what {}", found.words);
             return Ok(());
         }
-        let remedy = self.cure(found, part.stopping).await?;
+        let remedy = match self.cure(found, part.stopping).await {
+            // One that cannot be cured must not end every pass.
+            Err(AuditError::Bucket(error)) => {
+                self.bucket_answers().await?;
+                Remedy::NotNow(error.to_string())
+            }
+            cured => cured?,
+        };
         tracing::warn!(kind, key, ?remedy, "the scrub found what {}", found.words);
         Ok(())
     }
@@ -190,4 +270,44 @@ impl Vault {
 fn place_of(position: &str) -> Option<RecordingId> {
     let (account, recording) = position.split_once('/')?;
     Some(RecordingId { account: account.parse().ok()?, recording: recording.parse().ok()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A_DAY: Duration = Duration::from_secs(86_400);
+
+    #[test]
+    fn parts_are_spread_over_the_time_that_is_left() {
+        let pace = Pace { budget: A_DAY, gone: Duration::ZERO, all: 8_000, at_once: 8 };
+        assert_eq!(pace.pause(0), A_DAY / 1_000);
+        assert_eq!(Pace { gone: A_DAY / 2, ..pace }.pause(4_000), A_DAY / 1_000);
+        assert_eq!(Pace { gone: A_DAY * 2, ..pace }.pause(4_000), Duration::ZERO, "what is late does not wait");
+    }
+
+    #[test]
+    fn the_list_of_a_large_bucket_is_gone_over_in_time_too() {
+        let (all, every) = (20_000_000, A_DAY * 30);
+        let stopping = CancellationToken::new();
+        let mut walk = BucketWalk {
+            kind: BucketWalkKind::Scrub,
+            epoch: 1,
+            under_way_for: every.mul_f64(SHARE),
+            granted_at: jiff::Timestamp::UNIX_EPOCH,
+            position: Position { stage: LIST, after: None, done: 0 },
+            expected: Some(all),
+        };
+        for done in (0..all).step_by(PART_KEYS) {
+            walk.under_way_for +=
+                Part { round: Round::scrub(every), walk: &walk, stopping: &stopping }.list_pause(done);
+        }
+        assert!(walk.under_way_for <= every, "{:?}", walk.under_way_for);
+    }
+
+    #[test]
+    fn more_recordings_than_were_known_do_not_wait_for_the_end_of_the_time() {
+        let pace = Pace { budget: A_DAY * 27, gone: Duration::ZERO, all: 10, at_once: 8 };
+        assert_eq!(pace.pause(16), PAUSE_BEYOND_MAX);
+    }
 }

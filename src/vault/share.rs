@@ -97,7 +97,8 @@ impl Vault {
         }
         let recording = self.choose(wanted, terms).await?;
         let now = self.now().map_err(DeliveryError::from)?;
-        self.note_asked(&recording, now);
+        // A share is good for what is evicted as well.
+        let _ = self.note_asked(&recording, now).await;
         if recording.state != State::Stored && !recording.state.is_on_its_way() {
             return Err(NotShared::Gone(Box::new(recording)));
         }

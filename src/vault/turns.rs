@@ -3,10 +3,12 @@
 //! Over all nodes an account never has more requests at once than its pace
 //! allows, lists and questions included. Where it is not limited, nobody waits.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Vault;
-use crate::catalog::{CatalogError, Turn};
+use super::pace::Manners;
+use crate::catalog::{Catalog, CatalogError, Turn, Urgency};
 use crate::domain::sid::AccountSid;
 
 /// Longer than any request to Twilio's API takes.
@@ -17,33 +19,57 @@ const WAITS: Duration = Duration::from_secs(2);
 const AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 impl Vault {
-    /// Sends a request to Twilio's API when it is its turn. Dropping it gives the
-    /// turn up: it runs out.
+    /// Sends a request to Twilio's API when it is its turn.
     pub(super) async fn in_turn<T>(
         &self,
         account: AccountSid,
+        urgency: Urgency,
         request: impl Future<Output = T>,
     ) -> Result<T, CatalogError> {
-        let turn = self.turn(account).await?;
-        let answer = request.await;
-        if let Some(turn) = turn
-            && let Err(error) = self.catalog.give_back_turn(turn).await
-        {
-            tracing::debug!(%account, %error, "a turn was not given back; it will run out");
-        }
-        Ok(answer)
+        self.manners.in_turn(account, urgency, request).await
     }
+}
 
-    /// Waits for a turn; None where none is needed.
-    async fn turn(&self, account: AccountSid) -> Result<Option<i64>, CatalogError> {
-        let mut waiting = None;
+impl Manners {
+    /// Sends a request to Twilio's API when it is its turn. Dropping it gives the
+    /// turn back.
+    pub(super) async fn in_turn<T>(
+        &self,
+        account: AccountSid,
+        urgency: Urgency,
+        request: impl Future<Output = T>,
+    ) -> Result<T, CatalogError> {
+        let mut held = HeldTurn { catalog: self.catalog.clone(), turn: None };
         loop {
-            match self.catalog.take_turn(account, waiting, LASTS, WAITS).await? {
-                Turn::Free => return Ok(None),
-                Turn::Granted(turn) => return Ok(Some(turn)),
-                Turn::Waiting(turn) => waiting = Some(turn),
+            let waiting = held.turn;
+            match self.catalog.take_turn(account, urgency, waiting, LASTS, WAITS).await? {
+                Turn::Free => break,
+                Turn::Granted(turn) => {
+                    held.turn = Some(turn);
+                    break;
+                }
+                Turn::Waiting(turn) => held.turn = Some(turn),
             }
             tokio::time::sleep(AGAIN_AFTER).await;
         }
+        Ok(request.await)
+    }
+}
+
+/// A turn, or a place among those who wait, that is given back when this is dropped.
+struct HeldTurn {
+    catalog: Arc<dyn Catalog>,
+    turn: Option<i64>,
+}
+
+impl Drop for HeldTurn {
+    fn drop(&mut self) {
+        let Some(turn) = self.turn else { return };
+        let catalog = self.catalog.clone();
+        tokio::spawn(async move {
+            if let Err(error) = catalog.give_back_turn(turn).await {
+                tracing::debug!(%error, "a turn was not given back; it will run out");
+            }
+        });
     }
 }

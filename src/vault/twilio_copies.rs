@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::duty::{DUTY_LEASE, Held, Worked, log_end};
 use super::{Vault, source_of};
 use crate::bucket::BucketError;
-use crate::catalog::{CatalogError, Duty, Settled};
+use crate::catalog::{CatalogError, Duty, Settled, Urgency};
 use crate::telemetry;
 use crate::twilio::media::MediaError;
 
@@ -89,7 +89,7 @@ impl Vault {
             self.mark_for_twilio(held).await?;
             Ok(self.twilio.delete(&source).await?)
         };
-        self.in_turn(recording.id.account, deleting).await?
+        self.in_turn(recording.id.account, Urgency::Idle, deleting).await?
     }
 
     async fn mark_for_twilio(&self, held: &Held<'_>) -> Result<(), DeletionError> {

@@ -29,6 +29,11 @@ const CLAIM_WITHIN: Duration = Duration::from_secs(20);
 /// How often is looked what another node made of a fetch.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
+/// An outage that is over by then does not end a run.
+const OUTAGE_WITHIN: Duration = Duration::from_secs(60);
+/// How often is asked during it.
+const ASK_EVERY: Duration = Duration::from_secs(2);
+
 /// What is verified, and how.
 #[derive(Debug)]
 pub struct VerifyTerms {
@@ -65,7 +70,8 @@ impl VerifyTerms {
 /// How far it has come, for those who watch it.
 #[derive(Debug, Default)]
 pub struct VerifyProgress {
-    /// Recordings that are stored, at the beginning; or those of the sample.
+    /// Recordings that are stored, at the beginning, or those of the sample; 0 where
+    /// that is not known.
     pub to_read: AtomicU64,
     /// Recordings that were read back.
     pub read: AtomicU64,
@@ -133,11 +139,15 @@ impl Vault {
     }
 
     async fn verify_rows(&self, run: &Run<'_>) -> Result<(), VerifyError> {
-        let (_, stored) = self.catalog.count_recordings().await?;
-        run.progress.to_read.store(stored.unsigned_abs(), Ordering::Relaxed);
+        match self.catalog.count_recordings().await {
+            Ok((_, stored)) => run.progress.to_read.store(stored.unsigned_abs(), Ordering::Relaxed),
+            // Only those who watch miss something.
+            Err(error) => tracing::warn!(%error, "how many recordings there are is not known"),
+        }
         let mut after: Option<RecordingId> = None;
         loop {
-            let page = self.catalog.every_recording(after.as_ref(), PAGE_ROWS).await?;
+            let page =
+                run.patiently(async || Ok(self.catalog.every_recording(after.as_ref(), PAGE_ROWS).await?)).await?;
             let Some(last) = page.last() else { return Ok(()) };
             after = Some(last.id);
             self.verify_some(run, page.into_iter().filter(|row| run.terms.has(row))).await?;
@@ -161,7 +171,8 @@ impl Vault {
         let mut after: Option<RecordingId> = None;
         loop {
             run.go_on()?;
-            let page = self.catalog.every_recording(after.as_ref(), PAGE_ROWS).await?;
+            let page =
+                run.patiently(async || Ok(self.catalog.every_recording(after.as_ref(), PAGE_ROWS).await?)).await?;
             let Some(last) = page.last() else { return Ok(chosen) };
             after = Some(last.id);
             for row in page.iter().filter(|row| run.terms.has(row)) {
@@ -187,7 +198,7 @@ impl Vault {
 
     async fn verify_row(&self, run: &Run<'_>, row: Recording) -> Result<(), VerifyError> {
         run.go_on()?;
-        if let Some(found) = self.find_flaw(&row, &run.terms.throttle).await? {
+        if let Some(found) = run.patiently(async || self.look_at_row(&row, &run.terms.throttle).await).await? {
             self.tell(run, found).await?;
         }
         run.progress.read.fetch_add(1, Ordering::Relaxed);
@@ -201,9 +212,9 @@ impl Vault {
         loop {
             run.go_on()?;
             let prefix = self.bucket.layout().prefix();
-            let page = self.bucket.list_page(prefix, after.as_deref(), PAGE_MAX, self.now()?).await;
-            let page = page.map_err(AuditError::from)?;
-            for found in self.find_strays(&page.objects).await? {
+            let list = async || Ok(self.bucket.list_page(prefix, after.as_deref(), PAGE_MAX, self.now()?).await?);
+            let page = run.patiently(list).await?;
+            for found in run.patiently(async || self.find_strays(&page.objects).await).await? {
                 self.tell(run, found).await?;
             }
             run.progress.listed.fetch_add(page.objects.len() as u64, Ordering::Relaxed);
@@ -265,5 +276,20 @@ impl Vault {
 impl Run<'_> {
     fn go_on(&self) -> Result<(), VerifyError> {
         if self.stopping.is_cancelled() { Err(VerifyError::Stopped) } else { Ok(()) }
+    }
+
+    /// Looks again where catalog or bucket did not answer, for as long as an outage
+    /// may be a short one.
+    async fn patiently<T>(&self, look: impl AsyncFn() -> Result<T, AuditError>) -> Result<T, VerifyError> {
+        let until = Instant::now() + OUTAGE_WITHIN;
+        loop {
+            match look().await {
+                Ok(seen) => return Ok(seen),
+                Err(error) if Instant::now() >= until => return Err(error.into()),
+                Err(error) => tracing::warn!(%error, "catalog or bucket did not answer; they are asked again"),
+            }
+            tokio::time::sleep(ASK_EVERY).await;
+            self.go_on()?;
+        }
     }
 }

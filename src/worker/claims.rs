@@ -2,6 +2,7 @@
 //!
 //! No account takes all of a node: the less room is left, the less each may
 //! take of it, so that one whose fetches all hang leaves some for the others.
+//! A backfill leaves a part of the node to what comes meanwhile.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -27,6 +28,8 @@ pub struct ClaimLoop {
     vault: Arc<Vault>,
     claimant: Claimant,
     free: Arc<Semaphore>,
+    /// Free places that a backfill does not take.
+    kept_free: usize,
     running: TaskTracker,
     /// How many of them are of each account.
     running_of: Arc<Mutex<HashMap<AccountSid, usize>>>,
@@ -43,6 +46,7 @@ impl ClaimLoop {
             claimant: vault.claimant(node),
             vault,
             free: Arc::new(Semaphore::new(concurrency)),
+            kept_free: concurrency / 4,
             running: TaskTracker::new(),
             running_of: Arc::default(),
             ended: Arc::new(Notify::new()),
@@ -131,7 +135,12 @@ impl ClaimLoop {
             accounts.iter().map(|account| running.get(account).copied().unwrap_or_default()).collect();
         let is_alone = self.vault.accounts().len() == 1;
         let shares = shares(free, &running, is_alone);
-        let wishes = accounts.into_iter().zip(shares).map(|(account, at_most)| Wish { account, at_most });
+        let mut for_backfill = free.saturating_sub(self.kept_free);
+        let wishes = accounts.into_iter().zip(shares).map(|(account, at_most)| {
+            let of_backfill = at_most.min(for_backfill);
+            for_backfill -= of_backfill;
+            Wish { account, at_most, of_backfill }
+        });
         wishes.filter(|wish| wish.at_most > 0).collect()
     }
 

@@ -68,6 +68,9 @@ async fn watch_catalog(vault: &Vault) {
         let fared = vault.catalog.check().await;
         let answers = fared.is_ok();
         note_catalog(vault, fared);
+        if answers && let Err(error) = vault.measure_backlog().await {
+            tracing::debug!(%error, "how long recordings have waited is not known");
+        }
         if answers && made_up_at.is_none_or(|at| at.elapsed() >= MAKE_UP_AT_MOST_EVERY) {
             match vault.make_up_for_lost_callbacks().await {
                 Ok(true) => made_up_at = Some(Instant::now()),

@@ -1,5 +1,6 @@
 //! Learning of recordings.
 
+use callvault::catalog::Settled;
 use callvault::domain::recording::State;
 use futures::future::join_all;
 
@@ -40,6 +41,23 @@ on_every_catalog! {
         let history = catalog.history(&recording_id(1)).await.unwrap();
         let told: Vec<_> = history.iter().filter_map(|entry| entry.detail["status"].as_str()).collect();
         assert_eq!(told, ["in-progress", "completed", "strange"]);
+    }
+
+    async fn what_has_waited_longest_is_known_until_it_is_stored(database: Database) {
+        let catalog = database.node().await;
+        assert_eq!(catalog.oldest_pending(&accounts()).await.unwrap(), None);
+        accept(&catalog, [1, 2]).await;
+        let claim = claim_some(&catalog, LONG, 1).await.remove(0);
+        let waited = async || catalog.oldest_pending(&accounts()).await.unwrap();
+        assert!(waited().await.unwrap() < Duration::from_secs(600));
+        assert_eq!(catalog.oldest_pending(&[]).await.unwrap(), None);
+        for claim in [claim, claim_one(&catalog, LONG).await] {
+            // What is being fetched waits as well.
+            assert!(waited().await.is_some());
+            let stored = catalog.store(&claim.lease, &object(&claim.lease.id, b"audio"), true).await.unwrap();
+            assert_eq!(stored, Settled::Done);
+        }
+        assert_eq!(waited().await, None);
     }
 
     async fn twilios_word_on_the_call_replaces_what_was_put(database: Database) {

@@ -1,6 +1,6 @@
 //! How accounts fare: pace, pauses, probes, and claims that heed them.
 
-use callvault::catalog::{EventFilter, SlowDown, Turn};
+use callvault::catalog::{EventFilter, Lease, SlowDown, Turn, Urgency};
 use callvault::domain::recording::{ErrorCode, State};
 use callvault::domain::retry::Pace;
 
@@ -128,7 +128,9 @@ on_every_catalog! {
     async fn a_request_that_is_no_fetch_takes_a_place_where_the_pace_is_limited(database: Database) {
         let nodes = [database.node().await, database.node().await];
         accept(&nodes[0], 1..=4).await;
-        let take = async |node: usize, waiting| nodes[node].take_turn(account(), waiting, LONG, LONG).await.unwrap();
+        let take = async |node: usize, waiting| {
+            nodes[node].take_turn(account(), Urgency::Urgent, waiting, LONG, LONG).await.unwrap()
+        };
         assert_eq!(take(0, None).await, Turn::Free);
         assert_eq!(nodes[0].slow_down(account(), too_many(Duration::ZERO)).await.unwrap().unwrap().limit, Some(1));
         let claim = claim_some(&nodes[0], LONG, 1).await.remove(0);
@@ -145,12 +147,30 @@ on_every_catalog! {
         assert_eq!(claim_some(&nodes[1], LONG, 2).await.len(), 1);
     }
 
+    async fn what_nobody_waits_for_keeps_no_fetch_from_being_begun(database: Database) {
+        let catalog = database.node().await;
+        accept(&catalog, 1..=4).await;
+        assert_eq!(claim_some(&catalog, LONG, 2).await.len(), 2);
+        assert_eq!(catalog.slow_down(account(), too_many(Duration::ZERO)).await.unwrap().unwrap().limit, Some(1));
+        let wait = async |urgency| catalog.take_turn(account(), urgency, None, LONG, LONG).await.unwrap();
+        for _ in 0..3 {
+            assert!(matches!(wait(Urgency::Idle).await, Turn::Waiting(_)));
+        }
+        assert!(catalog.standings(&accounts()).await.unwrap()[0].is_full);
+        for id in [recording_id(1), recording_id(2)] {
+            let lease = Lease { id, epoch: 1 };
+            let _ = catalog.store(&lease, &object(&id, b"audio"), true).await.unwrap();
+        }
+        assert!(!catalog.standings(&accounts()).await.unwrap()[0].is_full);
+        assert_eq!(claim_some(&catalog, LONG, 2).await.len(), 1);
+    }
+
     async fn a_turn_that_nobody_gives_back_runs_out(database: Database) {
         let catalog = database.node().await;
         accept(&catalog, [1]).await;
         catalog.slow_down(account(), too_many(Duration::ZERO)).await.unwrap();
         let short = Duration::from_millis(200);
-        assert!(matches!(catalog.take_turn(account(), None, short, LONG).await.unwrap(), Turn::Granted(_)));
+        assert!(matches!(catalog.take_turn(account(), Urgency::Urgent, None, short, LONG).await.unwrap(), Turn::Granted(_)));
         eventually("its place is free again", async || claim_some(&catalog, LONG, 1).await.pop()).await;
     }
 

@@ -81,7 +81,7 @@ on_every_catalog! {
         assert!(!catalog.is_read().await.unwrap() && !catalog.is_indexed().await.unwrap());
         let refused = catalog.accept(&callback(1, "completed")).await;
         assert!(matches!(refused, Err(CatalogError::Unread)), "{refused:?}");
-        let wishes = accounts().map(|account| Wish { account, at_most: 1 });
+        let wishes = accounts().map(|account| Wish { account, at_most: 1, of_backfill: 1 });
         let refused = catalog.claim(&claimant(LONG), &wishes).await;
         assert!(matches!(refused, Err(CatalogError::Unread)), "{refused:?}");
 
@@ -154,7 +154,7 @@ on_every_catalog! {
         assert_eq!((first.stored_at, first.details_confirmed), (Some(objects[0].stored_at), true));
         assert!(row(&catalog, 3).await.hold);
         // The others of a recording are looked at, and nothing else is.
-        let duties = catalog.grant_rechecks(&accounts(), 10, LONG).await.unwrap();
+        let duties = catalog.grant_rechecks(10, LONG).await.unwrap();
         assert_eq!(duties.iter().map(|duty| duty.lease.id).collect::<Vec<_>>(), [recording_id(1)]);
     }
 
@@ -168,7 +168,7 @@ on_every_catalog! {
         assert_eq!(row(&catalog, 1).await.object, Some(object(&lease.id, b"audio")));
         assert_eq!(row(&catalog, 2).await.state, State::Pending);
         assert_eq!(row(&catalog, 3).await.state, State::Erased);
-        let duties = catalog.grant_rechecks(&accounts(), 10, LONG).await.unwrap();
+        let duties = catalog.grant_rechecks(10, LONG).await.unwrap();
         let mut owed: Vec<RecordingId> = duties.iter().map(|duty| duty.lease.id).collect();
         owed.sort();
         assert_eq!(owed, [2, 3].map(recording_id), "what rows do not name is looked at");
@@ -258,6 +258,17 @@ on_every_catalog! {
         assert_eq!(catalog.grant_bucket_walk(kind, "third", LONG).await.unwrap(), None, "the next one is not due");
         let ahead = catalog.bucket_walk_ahead(kind).await.unwrap();
         assert!(ahead.due_in > LONG / 2 && ahead.covered_for.is_some());
+    }
+
+    async fn what_was_counted_for_a_walk_is_kept_from_pass_to_pass(database: Database) {
+        let catalog = database.node().await;
+        let kind = BucketWalkKind::Scrub;
+        let first = walk(&catalog, kind).await;
+        assert_eq!(first.expected, None);
+        assert_eq!(catalog.expect_of_bucket_walk(&first, 7).await.unwrap(), Settled::Done);
+        assert_eq!(catalog.finish_bucket_walk(&first, Duration::ZERO).await.unwrap(), Settled::Done);
+        assert_eq!(catalog.expect_of_bucket_walk(&first, 8).await.unwrap(), Settled::Stale);
+        assert_eq!(walk(&catalog, kind).await.expected, Some(7));
     }
 
     async fn one_recording_is_mended_by_one_and_only_at_rest(database: Database) {

@@ -41,7 +41,7 @@ on_every_catalog! {
         let catalog = database.node().await;
         accept(&catalog, [1]).await;
         let stranger: AccountSid = format!("AC{}", "9".repeat(32)).parse().unwrap();
-        let wish = Wish { account: stranger, at_most: 10 };
+        let wish = Wish { account: stranger, at_most: 10, of_backfill: 10 };
         assert_eq!(catalog.claim(&claimant(LONG), &[wish]).await.unwrap(), []);
         assert_eq!(catalog.claim(&claimant(LONG), &[]).await.unwrap(), []);
         assert_eq!(next_due(&catalog, &[stranger]).await, None);
@@ -68,7 +68,7 @@ on_every_catalog! {
     async fn a_recording_that_ends_every_node_is_given_up_in_the_end(database: Database) {
         let catalog = database.node().await;
         accept(&catalog, [1]).await;
-        let wish = Wish { account: account(), at_most: 1 };
+        let wish = Wish { account: account(), at_most: 1, of_backfill: 1 };
         let mut impatient = claimant(SHORT);
         impatient.retry.not_ready_for = Duration::from_millis(1);
         assert_eq!(catalog.claim(&impatient, &[wish]).await.unwrap().len(), 1);

@@ -82,7 +82,7 @@ on_every_catalog! {
             found.map(|recording| recording.id)
         };
         assert_eq!(with(None).await, None, "nothing is stored yet");
-        let wishes = [account(), other_account()].map(|account| Wish { account, at_most: 3 });
+        let wishes = [account(), other_account()].map(|account| Wish { account, at_most: 3, of_backfill: 3 });
         for claim in catalog.claim(&claimant(LONG), &wishes).await.unwrap() {
             let stored = catalog.store(&claim.lease, &object(&claim.lease.id, b"audio"), true).await.unwrap();
             assert_eq!(stored, Settled::Done);

@@ -88,6 +88,7 @@ macro_rules! on_every_catalog {
 
 mod accepting;
 mod accounts;
+mod backfill;
 mod bucket;
 mod feed;
 mod follow;
@@ -143,7 +144,7 @@ pub fn claimant(lease: Duration) -> Claimant {
 
 /// Claims recordings of the node's accounts, for that long.
 pub async fn claim_some(catalog: &Arc<dyn Catalog>, lease: Duration, at_most: usize) -> Vec<Claim> {
-    let wishes = accounts().map(|account| Wish { account, at_most });
+    let wishes = accounts().map(|account| Wish { account, at_most, of_backfill: at_most });
     catalog.claim(&claimant(lease), &wishes).await.unwrap()
 }
 

@@ -205,3 +205,13 @@ fn several_nodes_are_spared_and_scaled_together() {
     assert!(find(&manifests, "Deployment").unwrap()["spec"]["replicas"].is_null());
     assert_eq!(find(&template(MANY), "Deployment").unwrap()["spec"]["replicas"], 3);
 }
+
+#[test]
+fn the_alerts_go_in_as_they_are() {
+    let file = root().join("deploy/alerts/callvault.yaml");
+    let rules = format!("metrics.prometheusRule.rules={}", file.display());
+    let mut helm = helm(&["template", "callvault"], &[MANY, &["metrics.prometheusRule.enabled=true"]].concat());
+    let manifests = yaml(&succeeds(helm.args(["--set-file", &rules])));
+    let expected = yaml(&std::fs::read_to_string(file).unwrap()).remove(0);
+    assert_eq!(find(&manifests, "PrometheusRule").unwrap()["spec"], expected);
+}

@@ -8,6 +8,7 @@
 #[path = "../support/compose.rs"]
 mod support;
 
+mod alerts;
 mod compose;
 mod dockerfile;
 mod helm;

@@ -70,3 +70,28 @@ fn what_would_stop_an_older_node_is_noticed() {
         assert_eq!(breaks_older_nodes(&statement, &created), None, "{statement}");
     }
 }
+
+/// PostgreSQL refuses a statement that was prepared with all columns once there is one more.
+#[test]
+fn no_statement_asks_for_whatever_columns_there_are() {
+    let mut folders = vec![root().join("src/catalog")];
+    let mut seen = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).unwrap();
+            let words = text.replace("count(*)", "").to_uppercase();
+            for (number, line) in words.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//")) {
+                let all_columns = ["SELECT *", "RETURNING *", ".*,", ".* ", ".*\""];
+                let asked = all_columns.iter().any(|all| line.contains(all));
+                assert!(!asked, "{}:{}: name them (catalog/columns.rs)", path.display(), number + 1);
+            }
+            seen += 1;
+        }
+    }
+    assert!(seen > 30, "{seen}");
+}

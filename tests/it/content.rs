@@ -6,14 +6,14 @@ use std::process::{Command, Output};
 use base64::Engine as _;
 use callvault::domain::digest::Digest;
 use callvault::domain::recording::RecordingId;
-use callvault::twilio::simulator::{Audio, Body, SimulatedRecording, speech_mp3, speech_wav};
+use callvault::twilio::simulator::{Audio, Body, RestFault, SimulatedRecording, speech_mp3, speech_wav};
 use object_store::ObjectStoreExt as _;
 use object_store::path::Path;
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
 
 use crate::support::eventually;
-use crate::support::world::{ADMIN_KEY, Parts, Service, World, call_sid, recording_id, started_at};
+use crate::support::world::{ADMIN_KEY, Parts, Service, World, account, call_sid, recording_id, started_at};
 
 async fn store_speech(world: &World, service: &Service) -> RecordingId {
     let id = world.record(1);
@@ -150,6 +150,8 @@ on_all_parts! {
     async fn wrong_bytes_never_end_cleanly(world: World) {
         let service = world.start().await;
         let id = store_speech(&world, &service).await;
+        // Until Twilio says that it has it, it is not fetched again.
+        world.simulator.rest_fault(account(), Some(RestFault::Status(500)));
         let path = format!("/v1/recordings/{}/content?wait=0", id.recording);
         let store = world.store(&service);
         let key = Path::from(store.keys().await.remove(0));

@@ -6,7 +6,7 @@ use callvault::twilio::simulator::{Audio, RestFault, SimulatedRecording, speech_
 use reqwest::StatusCode;
 
 use crate::erase::{code, path};
-use crate::recheck::{history, metric, nothing_is_owed, stored};
+use crate::recheck::{count, history, metric, nothing_is_owed, stored};
 use crate::support::audit;
 use crate::support::cluster;
 use crate::support::eventually;
@@ -71,6 +71,16 @@ on_all_parts! {
         let history = shown["history"].as_array().unwrap();
         let stored = history.iter().rfind(|entry| entry["type"] == "recording.stored").unwrap();
         assert_eq!(stored["detail"]["previous_sha256"], Digest::of(&speech_mp3()).to_string());
+    }
+
+    async fn that_it_was_asked_for_is_noted_before_the_answer(world: World) {
+        evict_soon(&mut world);
+        let service = world.start().await;
+        let (id, _) = stored(&world, &service, 1).await;
+        let before = count(&world, &id, "last_asked_at IS NOT NULL").await;
+        let answer = service.get(&format!("{}/link?wait=30", path(&id))).await;
+        assert_eq!((answer.status(), before), (StatusCode::OK, 0));
+        assert_eq!(count(&world, &id, "last_asked_at IS NOT NULL").await, 1);
     }
 
     async fn what_is_asked_for_stays(world: World) {

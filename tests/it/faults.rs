@@ -15,6 +15,7 @@ use std::sync::Mutex;
 
 use futures::future::join_all;
 
+pub(crate) use clock::faketime;
 use lane::Lane;
 
 /// Where on its way a recording is when the fault happens.

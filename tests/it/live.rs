@@ -2,7 +2,6 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::process::Command;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -243,23 +242,6 @@ on_all_parts! {
         tokio::time::timeout(keys::HOLDS_WITHIN, revoked.breaks_off()).await.expect("in time");
         world.simulator.release(id.recording);
         other.ends_whole(Digest::of(&speech_mp3())).await;
-    }
-
-    async fn nothing_is_heard_before_it_is_stored_where_it_may_have_to_be_decrypted(world: World) {
-        let file = world.folder().join("key.pem");
-        let file = file.to_str().unwrap().to_owned();
-        let made = Command::new("openssl").args(["genpkey", "-algorithm", "RSA", "-out", &file]).output();
-        assert!(made.expect("openssl is not installed").status.success());
-        world.set("CALLVAULT_TWILIO_PRIVATE_KEY_FILE", &file);
-        let service = world.start().await;
-        let id = world.record(1);
-        world.simulator.always(id.recording, Some(Fault::Held(10_000)));
-        service.send(&world.callback(id.recording)).await;
-        fetching(&world, id).await;
-        let answer = service.get(&format!("/v1/recordings/{}/content?wait=1", id.recording)).await;
-        assert_eq!(answer.status(), StatusCode::NOT_FOUND);
-        world.simulator.release(id.recording);
-        assert_eq!(service.get(&content(id)).await.bytes().await.unwrap(), speech_mp3());
     }
 
     async fn a_node_that_stops_breaks_its_streams(world: World) {

@@ -10,11 +10,13 @@ use callvault::twilio::simulator::{Audio, Fault, SimulatedRecording, speech_mp3,
 use object_store::multipart::MultipartStore;
 use object_store::path::Path;
 use object_store::{Attribute, Attributes, ObjectStore as _, ObjectStoreExt as _, PutOptions};
+use reqwest::Method;
 use sqlx::{AssertSqlSafe, Connection};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::crashes::{has_parts, nothing_is_left_over};
+use crate::support::bucket::{attributes, put};
 use crate::support::cluster::Node;
 use crate::support::eventually;
 use crate::support::relay::{Act, Rule};
@@ -118,6 +120,23 @@ on_all_parts! {
         assert_eq!(history(&service, &id).await.iter().filter(|kind| *kind == "recording.stored").count(), 2);
         nothing_is_owed(&world, &id).await;
         assert_eq!(metric(&service, "callvault_rechecks_total{outcome=\"lost\"}").await, 1);
+    }
+
+    async fn other_bytes_that_a_listener_meets_are_fetched_again(world: World) {
+        let service = world.start().await;
+        let (id, key) = stored(&world, &service, 1).await;
+        let store = world.store(&service);
+        let mut rotten = speech_mp3().to_vec();
+        rotten[100] ^= 1;
+        put(&store, &key, &rotten, attributes(&id, 1, &speech_mp3(), 1)).await;
+        let listening = service.request(Method::GET, &format!("/v1/recordings/{}/content", id.recording)).send().await;
+        if let Ok(answer) = listening {
+            let _ = answer.bytes().await;
+        }
+        eventually("it is whole again", async || (store.object(&key).await.0 == speech_mp3()).then_some(())).await;
+        service.recording_in(id.recording, "stored").await;
+        assert!(history(&service, &id).await.contains(&"recording.lost".to_owned()));
+        assert_eq!(world.simulator.counts(id.recording).fetches, 2);
     }
 
     async fn only_what_this_service_wrote_and_no_row_names_is_removed(world: World) {

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::support::bucket::{attributes, document, plant, plant_many, put, remove, run};
 use crate::support::eventually;
+use crate::support::relay::{Act, Relay, Rule};
 use crate::support::world::{ACCOUNT, Parts, Service, Store, World, call_sid, recording_id};
 
 /// The recordings of which something was found of that kind.
@@ -214,6 +215,43 @@ on_all_parts! {
         assert!(value("callvault_scrub_checked_total{what=\"recording\"}") >= 20.0);
         assert!(value("callvault_scrub_bytes_total") > 0.0);
     }
+}
+
+const DENIED: &str = "HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+
+/// A world whose commands and services reach the store by way of a relay from now on.
+async fn behind_relay(world: &mut World) -> Relay {
+    let endpoint = world.settings["CALLVAULT_S3_ENDPOINT"].clone();
+    let relay = Relay::to(reqwest::Url::parse(&endpoint).expect("a URL").port().expect("a port")).await;
+    world.set("CALLVAULT_S3_ENDPOINT", relay.instead_of(&endpoint));
+    relay
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_object_that_cannot_be_read_is_a_find_and_the_rest_is_verified() {
+    let mut world = World::new(Parts::Servers).await;
+    let relay = behind_relay(&mut world).await;
+    let (_service, store, keys) = stocked(&world, 5).await;
+    remove(&store, &keys[3]).await;
+    relay.rule(Rule::on(&format!("{} HTTP/1.1", keys[1]), Act::Answer(DENIED)).times(1000));
+    let found = document(&run(&world, &["verify", "--json"]).await, 1);
+    assert_eq!((of_kind(&found, "unreadable"), of_kind(&found, "missing")), (names([2]), names([4])), "{found}");
+    assert_eq!((found_in_all(&found), &found["recordings"], &found["complete"]), (2, &5.into(), &true.into()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_marker_that_cannot_be_read_does_not_end_the_scrub() {
+    let mut world = World::new(Parts::Servers).await;
+    world.set("CALLVAULT_SCRUB_EVERY", "2s");
+    world.set("CALLVAULT_RECHECK_AFTER", "1s");
+    let relay = behind_relay(&mut world).await;
+    let marker = format!(".held/{ACCOUNT}/{}", recording_id(1).recording);
+    relay.rule(Rule::on(&format!("{marker} HTTP/1.1"), Act::Answer(DENIED)).times(1000));
+    let (_service, store, _) = stocked(&world, 3).await;
+    put(&store, &marker, b"", Attributes::new()).await;
+    relay.acts().await;
+    let leftover = plant(&store, 3, b"another take", 1).await;
+    eventually("what lies behind it goes", async || (!store.keys().await.contains(&leftover)).then_some(())).await;
 }
 
 /// Each node does parts of one pass; together they do it once.

@@ -406,7 +406,8 @@ class Client:
                         f"{link['recording_sid']}: {error}"
                     ) from None
             except _Interrupted as error:
-                if not deadline.left():
+                # Never before the service was asked for it, too.
+                if attempt > 0 and not deadline.left():
                     raise ServiceUnavailable(
                         f"{link['recording_sid']} cannot be downloaded: {error}", 5
                     ) from None

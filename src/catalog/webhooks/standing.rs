@@ -5,6 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use sqlx::AssertSqlSafe;
 
+use super::super::columns::columns_of;
 use super::one_of;
 use crate::catalog::feed::latest;
 use crate::catalog::sql::{Row, args, now};
@@ -128,8 +129,11 @@ const STANDING: &str = concat!(
      (SELECT d.ended_at FROM deliveries d WHERE d.receiver_id = r.receiver_id AND d.state = 'delivered' \
      ORDER BY d.seq DESC LIMIT 1) AS last_delivered_at FROM receivers r WHERE 1 = 1"
 );
-const DELIVERIES: &str =
-    "SELECT d.*, e.type AS event_type FROM deliveries d JOIN events e ON e.seq = d.seq WHERE d.receiver_id = $1";
+const DELIVERIES: &str = concat!(
+    "SELECT ",
+    columns_of!(deliveries, "d."),
+    ", e.type AS event_type FROM deliveries d JOIN events e ON e.seq = d.seq WHERE d.receiver_id = $1"
+);
 const RETRY: &str = concat!(
     "UPDATE deliveries SET state = 'pending', failed_attempts = 0, ended_at = NULL, since = ",
     now!(),
@@ -180,8 +184,12 @@ impl dyn Catalog + '_ {
     /// Has a delivery posted again, whatever came of it before, and tried for as
     /// long as a new one.
     pub async fn retry_delivery(&self, receiver: &str, of: Cursor) -> Result<Retried> {
-        const ONE: &str = "SELECT d.*, e.type AS event_type FROM deliveries d JOIN events e ON e.seq = d.seq \
-                           WHERE d.receiver_id = $1 AND d.seq = $2";
+        const ONE: &str = concat!(
+            "SELECT ",
+            columns_of!(deliveries, "d."),
+            ", e.type AS event_type FROM deliveries d JOIN events e ON e.seq = d.seq \
+                           WHERE d.receiver_id = $1 AND d.seq = $2"
+        );
         let mut session = self.begin().await?;
         let latest = latest(&mut session).await?;
         if !of.is_before_or_at(latest) {

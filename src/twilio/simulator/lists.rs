@@ -13,6 +13,8 @@ pub(super) struct Lists {
     pub(super) page_size_max: Option<usize>,
     /// The filters by day are not known, and ignored in silence.
     pub(super) ignores_days: bool,
+    /// Pages are counted off from the newest, so that they shift when one arrives.
+    pub(super) shifts: bool,
     script: HashMap<AccountSid, VecDeque<Option<Fault>>>,
     requests: HashMap<AccountSid, u64>,
 }
@@ -29,6 +31,11 @@ impl Simulator {
     /// Puts at most so many recordings on a page, whatever is asked for.
     pub fn page_size_max(&self, recordings: usize) {
         self.shared.state().lists.page_size_max = Some(recordings);
+    }
+
+    /// Counts pages off from the newest recording: what is on them shifts with each that arrives.
+    pub fn shift_pages(&self) {
+        self.shared.state().lists.shifts = true;
     }
 
     /// Ignores filters by day, as Twilio does with those that it does not know.

@@ -9,6 +9,7 @@
 mod audio;
 mod body;
 mod callbacks;
+mod encryption;
 mod faults;
 mod lists;
 mod rest;
@@ -25,6 +26,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 pub use audio::{Audio, Body, speech_dual_wav, speech_mp3, speech_wav};
 pub use callbacks::OutgoingCallback;
+pub use encryption::SimulatedEncryption;
 pub use faults::{Fault, RestFault};
 
 use crate::domain::recording::RecordingId;
@@ -60,6 +62,8 @@ pub struct SimulatedRecording {
     pub started_at: Timestamp,
     /// `completed`, `in-progress`, `absent`, `deleted` and others.
     pub status: String,
+    /// How its media is encrypted; None: it is not.
+    pub encryption: Option<SimulatedEncryption>,
 }
 
 impl SimulatedRecording {
@@ -74,6 +78,7 @@ impl SimulatedRecording {
             channels: 2,
             started_at,
             status: "completed".to_owned(),
+            encryption: None,
         }
     }
 }

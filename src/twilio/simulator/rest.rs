@@ -5,9 +5,9 @@ use jiff::fmt::rfc2822;
 use jiff::tz::TimeZone;
 use serde_json::{Value, json};
 
-use super::SimulatedRecording;
 use super::faults::Fault;
 use super::server::{Answer, Exchange, answer_json, not_found, of_status, rate_limited, whole};
+use super::{SimulatedEncryption, SimulatedRecording};
 use crate::domain::sid::{AccountSid, CallSid, RecordingSid};
 
 impl Exchange {
@@ -91,14 +91,21 @@ impl Exchange {
                 of_its_days || state.lists.ignores_days
             })
             .collect();
-        found.sort_by_key(|known| std::cmp::Reverse(page_key(known)));
-        let from = start.map_or(0, |token| found.partition_point(|known| page_key(known) >= token));
+        found.sort_by_cached_key(|known| std::cmp::Reverse(page_key(known)));
+        let from = start.map_or(0, |token| match token.strip_prefix("at-").and_then(|at| at.parse::<usize>().ok()) {
+            Some(at) => at.min(found.len()),
+            None => found.partition_point(|known| page_key(known) >= token),
+        });
         let page = &found[from..found.len().min(from + page_size)];
         let more = from + page.len() < found.len();
+        let token = |last: &SimulatedRecording| match state.lists.shifts {
+            true => format!("at-{}", from + page.len()),
+            false => page_key(last),
+        };
         let next = page.last().filter(|_| more).map(|last| {
             let kept = url::form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name != "PageToken");
             let mut next = url::form_urlencoded::Serializer::new(String::new());
-            next.extend_pairs(kept).append_pair("PageToken", &page_key(last));
+            next.extend_pairs(kept).append_pair("PageToken", &token(last));
             format!("/2010-04-01/Accounts/{account}/Recordings.json?{}", next.finish())
         });
         let recordings: Vec<Value> = page.iter().map(|known| resource(known)).collect();
@@ -129,7 +136,7 @@ fn resource(recording: &SimulatedRecording) -> Value {
         "date_created": created,
         "date_updated": created,
         "error_code": null,
-        "encryption_details": null,
+        "encryption_details": recording.encryption.as_ref().map(SimulatedEncryption::details),
         "uri": format!("/2010-04-01/Accounts/{}/Recordings/{}.json", id.account, id.recording),
     })
 }

@@ -21,7 +21,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::body::{Framing, Media};
 use super::faults::{Fault, RestFault};
-use super::{Seen, Shared, SimulatedRecording};
+use super::{Seen, Shared, SimulatedEncryption, SimulatedRecording};
 use crate::domain::media::Format;
 use crate::domain::sid::{AccountSid, RecordingSid};
 
@@ -197,12 +197,11 @@ impl Exchange {
         }
         let Some(body) = recording.audio.body(extension, channels) else { return not_found() };
         let content_type = if extension == Some(Format::Mp3) { "audio/mpeg" } else { "audio/x-wav" };
-        let media = Media {
-            len_bytes: body.len_bytes(),
-            pieces: body.stream().map(Ok).boxed(),
-            content_type,
-            framing: Framing::Length,
+        let (len_bytes, pieces) = match &recording.encryption {
+            Some(sealed) => (SimulatedEncryption::sealed_bytes(body.len_bytes()), sealed.seal(body.stream())),
+            None => (body.len_bytes(), body.stream()),
         };
+        let media = Media { len_bytes, pieces: pieces.map(Ok).boxed(), content_type, framing: Framing::Length };
         let sid = recording.id.recording;
         // Only what there is can go wrong.
         let fault = if scripted { self.shared.state().next_fault(recording.id) } else { None };

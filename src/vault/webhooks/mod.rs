@@ -105,7 +105,7 @@ impl Vault {
     /// Keeps that right, which was granted after `granted`; returns when it is
     /// lost, or may be by the time another node looks.
     pub async fn keep_receiver(&self, lease: &ReceiverLease, granted: Instant) {
-        self.keep(granted, || self.catalog.renew_receiver(lease, self.lease)).await;
+        self.keep("receiver", granted, || self.catalog.renew_receiver(lease, self.lease)).await;
     }
 
     /// What a receiver's answer means for a delivery.

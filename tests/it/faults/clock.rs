@@ -10,7 +10,7 @@ use crate::support::world::{Parts, World, call_sid};
 
 pub(super) async fn is_off() {
     let mut world = World::new(Parts::Servers).await;
-    let library = find("/usr/lib", "libfaketime.so.1").expect("tests/install-tools.sh installs faketime");
+    let library = faketime();
     world.set("LD_PRELOAD", library.to_str().unwrap());
     world.set("FAKETIME", "+20m");
     world.set("FAKETIME_DONT_FAKE_MONOTONIC", "1");
@@ -37,6 +37,11 @@ pub(super) async fn is_off() {
     let (bytes, _) = wrong.play(&format!("/v1/calls/{}/audio", call_sid(1))).await;
     assert!(!bytes.is_empty());
     content(&world).await;
+}
+
+/// What shifts the clock of a process that is started with it.
+pub(crate) fn faketime() -> std::path::PathBuf {
+    find("/usr/lib", "libfaketime.so.1").expect("tests/install-tools.sh installs faketime")
 }
 
 /// The first file of that name below a folder.

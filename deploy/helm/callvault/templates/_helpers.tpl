@@ -61,7 +61,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- fail "publicUrl has a path, which an Ingress does not take away: leave the path out, or write an Ingress of your own" -}}
 {{- end -}}
 {{- if and .Values.metrics.prometheusRule.enabled (not .Values.metrics.prometheusRule.rules) -}}
-{{- fail "metrics.prometheusRule.rules is empty: --set-file metrics.prometheusRule.rules=FILE" -}}
+{{- fail "metrics.prometheusRule.rules is empty: --set-file metrics.prometheusRule.rules=deploy/alerts/callvault.yaml" -}}
 {{- end -}}
 {{- end -}}
 

@@ -3,8 +3,10 @@
 CREATE TABLE turns (
     turn_id      BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     account_sid  TEXT NOT NULL,
-    -- 1 once it may be sent; 0 while it waits, which keeps fetches from being begun.
+    -- 1 once it may be sent; 0 while it waits.
     is_granted   BIGINT NOT NULL,
+    -- 1 where it goes before fetches: while it waits, one fetch fewer is begun.
+    is_urgent    BIGINT NOT NULL,
     -- Whoever had it is not there any more.
     until_at     BIGINT NOT NULL
 );

@@ -3,8 +3,10 @@
 CREATE TABLE turns (
     turn_id      INTEGER PRIMARY KEY AUTOINCREMENT,
     account_sid  TEXT NOT NULL,
-    -- 1 once it may be sent; 0 while it waits, which keeps fetches from being begun.
+    -- 1 once it may be sent; 0 while it waits.
     is_granted   INTEGER NOT NULL,
+    -- 1 where it goes before fetches: while it waits, one fetch fewer is begun.
+    is_urgent    INTEGER NOT NULL,
     -- Whoever had it is not there any more.
     until_at     INTEGER NOT NULL
 ) STRICT;

@@ -1,0 +1,67 @@
+//! The log: what is said, how, and to whom.
+//!
+//! Other crates log warnings at most, unless the settings name them: some of them
+//! write whole requests at `debug`, signatures included.
+
+use std::error::Error;
+use std::io::IsTerminal;
+
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
+
+use super::traces;
+use crate::config::{LogConfig, LogFormat};
+
+/// Starts logging, and tracing, as the settings say. Only the first call of a process does.
+pub fn init_logs(log: &LogConfig) {
+    let to_people = std::io::stderr().is_terminal();
+    let text = log.format.map_or(to_people, |format| format == LogFormat::Text);
+    let filter = EnvFilter::new(for_our_own(&log.filter));
+    let tracer = log.otlp_endpoint.as_ref().and_then(traces::tracer);
+    // What is traced does not hang on what is logged.
+    let ours = Targets::new().with_target(env!("CARGO_CRATE_NAME"), LevelFilter::INFO);
+    let traced = tracer.map(|tracer| tracing_opentelemetry::layer().with_tracer(tracer).with_filter(ours));
+    let registry = tracing_subscriber::registry().with(traced);
+    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let started = match text {
+        true => registry.with(layer.with_ansi(to_people).with_filter(filter)).try_init(),
+        false => registry.with(layer.json().flatten_event(true).with_filter(filter)).try_init(),
+    };
+    // A second service in the same process logs to where the first one does.
+    drop(started);
+}
+
+/// The filter of the settings, where a level without a target is meant for this
+/// crate: others keep to warnings. The embedded store's crates never say more.
+fn for_our_own(filter: &str) -> String {
+    let directives = filter.split(',').map(str::trim).filter(|directive| !directive.is_empty());
+    let directives = directives.map(|directive| match directive.parse::<LevelFilter>() {
+        Ok(level) => format!("{},{}={level}", level.min(LevelFilter::WARN), env!("CARGO_CRATE_NAME")),
+        Err(_) => directive.to_owned(),
+    });
+    directives.chain(["s3s=warn".to_owned(), "s3s_fs=warn".to_owned()]).collect::<Vec<_>>().join(",")
+}
+
+/// The first cause of an error, which says most.
+pub fn innermost<'e>(error: &'e (dyn Error + 'static)) -> &'e (dyn Error + 'static) {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_level_is_ours_and_others_keep_quiet() {
+        assert_eq!(for_our_own("debug"), "warn,callvault=debug,s3s=warn,s3s_fs=warn");
+        assert_eq!(for_our_own("error"), "error,callvault=error,s3s=warn,s3s_fs=warn");
+        let named = "info, callvault=trace,sqlx=debug,s3s=trace";
+        assert_eq!(for_our_own(named), "warn,callvault=info,callvault=trace,sqlx=debug,s3s=trace,s3s=warn,s3s_fs=warn");
+    }
+}

@@ -1,0 +1,91 @@
+//! deploy/alerts and deploy/dashboards: by promtool, and against the metrics and
+//! the runbook that they name. That alerts fire is shown by tests/it/alerts.rs.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+
+use callvault::telemetry::metric_names;
+use serde_json::Value;
+
+use crate::succeeds;
+use crate::support::{deploy, root, yaml};
+
+fn rules() -> Vec<Value> {
+    let file = yaml(&deploy("alerts/callvault.yaml")).remove(0);
+    let groups = file["groups"].as_array().unwrap();
+    groups.iter().flat_map(|group| group["rules"].as_array().unwrap()).cloned().collect()
+}
+
+fn dashboard_queries() -> Vec<String> {
+    let dashboard: Value = serde_json::from_str(&deploy("dashboards/callvault.json")).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    let targets = panels.iter().filter_map(|panel| panel["targets"].as_array()).flatten();
+    targets.map(|target| target["expr"].as_str().unwrap().to_owned()).collect()
+}
+
+/// The metrics of this service that a query names.
+fn named(query: &str) -> Vec<&str> {
+    let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    query.split(|c| !is_word(c)).filter(|word| word.starts_with("callvault_")).collect()
+}
+
+/// A query without what Grafana puts in.
+fn for_promtool(query: &str) -> String {
+    query.replace("$__rate_interval", "5m")
+}
+
+#[test]
+fn promtool_takes_the_alerts() {
+    succeeds(Command::new("promtool").args(["check", "rules"]).arg(root().join("deploy/alerts/callvault.yaml")));
+}
+
+#[test]
+fn promtool_takes_every_query_of_the_dashboard() {
+    let folder = tempfile::tempdir().unwrap();
+    let as_rule = |query: &String| serde_json::json!({"record": "panel:query", "expr": for_promtool(query)});
+    let queries = dashboard_queries();
+    assert!(queries.len() > 20, "{queries:?}");
+    // One group a query: rules of one name and no labels are repeats otherwise.
+    let groups = queries.iter().enumerate();
+    let groups: Vec<Value> = groups
+        .map(|(at, query)| serde_json::json!({"name": format!("panel-{at}"), "rules": [as_rule(query)]}))
+        .collect();
+    let file = folder.path().join("panels.yaml");
+    std::fs::write(&file, serde_json::json!({"groups": groups}).to_string()).unwrap();
+    succeeds(Command::new("promtool").args(["check", "rules", "--lint=none"]).arg(file));
+}
+
+#[test]
+fn every_metric_that_an_alert_or_a_panel_names_is_there() {
+    let known: BTreeSet<&str> = metric_names().collect();
+    let is_known = |name: &str| {
+        let of_histogram = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end));
+        known.contains(name) || of_histogram.is_some_and(|name| known.contains(name))
+    };
+    let alerts = rules().into_iter().map(|rule| rule["expr"].as_str().unwrap().to_owned());
+    for query in alerts.chain(dashboard_queries()) {
+        let named = named(&query);
+        assert!(!named.is_empty(), "{query} names no metric of this service");
+        let unknown: Vec<&str> = named.into_iter().filter(|name| !is_known(name)).collect();
+        assert_eq!(unknown, Vec::<&str>::new(), "in {query}");
+    }
+}
+
+#[test]
+fn every_alert_names_its_section_of_the_runbook_and_every_section_is_an_alerts() {
+    let runbook = deploy("RUNBOOK.md");
+    let sections: Vec<&str> = runbook.lines().filter_map(|line| line.strip_prefix("## ")).collect();
+    let rules = rules();
+    let alerts: Vec<&str> = rules.iter().map(|rule| rule["alert"].as_str().unwrap()).collect();
+    assert_eq!(alerts, sections);
+    for rule in &rules {
+        let anchor = rule["alert"].as_str().unwrap().to_lowercase();
+        assert_eq!(rule["annotations"]["runbook_url"], format!("deploy/RUNBOOK.md#{anchor}"));
+        assert!(["page", "ticket"].contains(&rule["labels"]["severity"].as_str().unwrap()), "{rule}");
+    }
+    for section in runbook.split("\n## ").skip(1) {
+        for part in ["**Means.**", "**Look at**", "```sh", "**Do.**"] {
+            assert!(section.contains(part), "a section lacks {part}:\n{section}");
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! `callvault doctor`: silent about what is well, and right about what is not.
+
+use std::collections::BTreeMap;
+use std::process::Output;
+
+use axum::Router;
+use futures::StreamExt;
+use object_store::ObjectStore as _;
+use serde_json::Value;
+use tokio::net::TcpListener;
+
+use crate::support::python::{PYTHON, said};
+use crate::support::servers::{Postgres, free_port};
+use crate::support::world::{Parts, Service, World, account, debug_binary};
+
+/// Settings that differ from those of the service.
+type Own<'a> = &'a [(&'a str, &'a str)];
+
+/// A world that knows its public URL, and a service in it.
+async fn running(world: &mut World) -> Service {
+    let port = free_port();
+    world.set("CALLVAULT_PUBLIC_URL", format!("http://127.0.0.1:{port}"));
+    world.start_on(port, debug_binary()).await
+}
+
+async fn doctor(world: &World, own: Own<'_>) -> Output {
+    let mut settings: BTreeMap<String, String> = world.settings.clone();
+    settings.extend(own.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+    let mut command = tokio::process::Command::new(debug_binary());
+    command.args(["doctor", "--json"]).current_dir(world.folder()).env_clear().envs(settings);
+    command.output().await.expect("the binary starts")
+}
+
+/// What it finds that is not well: the check, and its status.
+async fn finds(world: &World, own: Own<'_>) -> Vec<(String, String)> {
+    let ended = doctor(world, own).await;
+    let told = String::from_utf8_lossy(&ended.stdout).into_owned();
+    let report: Value =
+        serde_json::from_str(&told).unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&ended.stderr)));
+    let checks = report["checks"].as_array().unwrap();
+    let is_wrong = checks.iter().any(|check| check["status"] == "wrong");
+    assert_eq!(ended.status.code(), Some(i32::from(is_wrong)), "{told}");
+    assert_eq!(report["ok"], !is_wrong);
+    let not_well = checks.iter().filter(|check| check["status"] != "ok");
+    not_well
+        .map(|check| {
+            // Each says what would mend it, and none shows a secret or a link.
+            assert!(check["cure"].as_str().is_some_and(|cure| !cure.is_empty()), "{check}");
+            assert!(!told.contains("X-Amz-Signature") && !told.contains("auth-token-of"), "{told}");
+            (check["check"].as_str().unwrap().to_owned(), check["status"].as_str().unwrap().to_owned())
+        })
+        .collect()
+}
+
+/// The checks that find something wrong, warnings apart.
+async fn wrong(world: &World, own: Own<'_>) -> Vec<String> {
+    let found = finds(world, own).await;
+    found.into_iter().filter(|(_, status)| status == "wrong").map(|(check, _)| check).collect()
+}
+
+on_all_parts! {
+    async fn a_healthy_world_has_nothing_wrong_and_nothing_left_behind(world: World) {
+        world.set("CALLVAULT_CORS_ORIGINS", "https://app.example.com");
+        let service = running(&mut world).await;
+        let found = finds(&world, &[]).await;
+        // MinIO knows no such rule, and does it by itself.
+        let expected: &[(&str, &str)] =
+            if world.parts == Parts::Servers { &[("bucket.lifecycle", "warning")] } else { &[] };
+        let found: Vec<_> = found.iter().map(|(check, status)| (check.as_str(), status.as_str())).collect();
+        assert_eq!(found, expected);
+
+        let (_, listed) = service.json("/v1/recordings?limit=1").await;
+        assert_eq!(listed["recordings"], serde_json::json!([]));
+        let (_, feed) = service.json("/v1/events").await;
+        assert_eq!(feed["events"], serde_json::json!([]));
+        let left: Vec<_> = world.store(&service).s3.list(None).collect().await;
+        assert!(left.is_empty(), "{left:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_part_that_is_broken_is_found() {
+    let mut world = World::new(Parts::Servers).await;
+    let service = running(&mut world).await;
+    let port = service.port;
+    let nowhere = free_port();
+    let (dead, dead_database) =
+        (format!("http://127.0.0.1:{nowhere}"), format!("postgres://x:y@127.0.0.1:{nowhere}/z"));
+    let (elsewhere, renamed) = (format!("{}/else", service.url), format!("http://localhost:{port}"));
+    let broken: &[(Own<'_>, &[&str])] = &[
+        (&[("CALLVAULT_DATABASE_URL", &dead_database)], &["catalog"]),
+        (&[("CALLVAULT_BUCKET_URL", "s3://there-is-no-such-bucket")], &["bucket"]),
+        (&[("AWS_SECRET_ACCESS_KEY", "not-the-secret")], &["bucket"]),
+        (&[("CALLVAULT_S3_ENDPOINT", &dead)], &["bucket"]),
+        (&[("CALLVAULT_S3_PUBLIC_ENDPOINT", &dead)], &["bucket.link"]),
+        (
+            &[("CALLVAULT_LINK_ACCESS_KEY_ID", "nobody"), ("CALLVAULT_LINK_SECRET_ACCESS_KEY", "nothing")],
+            &["bucket.link"],
+        ),
+        (&[("CALLVAULT_TWILIO_ORIGIN", &dead)], &["twilio.credentials"]),
+        // Nobody listens; it leads past the nodes; the nodes believe in another name.
+        (&[("CALLVAULT_PUBLIC_URL", &dead)], &["public_url"]),
+        (&[("CALLVAULT_PUBLIC_URL", &elsewhere)], &["public_url"]),
+        (&[("CALLVAULT_PUBLIC_URL", &renamed)], &["public_url"]),
+        (&[("CALLVAULT_TWILIO_AUTH_TOKEN", "not-the-token")], &["twilio.credentials", "public_url"]),
+    ];
+    for (own, expected) in broken {
+        assert_eq!(wrong(&world, own).await, *expected, "{own:?}");
+    }
+    world.simulator.refuse_credentials(account(), true);
+    assert_eq!(wrong(&world, &[]).await, ["twilio.credentials"]);
+    world.simulator.refuse_credentials(account(), false);
+    assert_eq!(wrong(&world, &[]).await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_lets_no_page_read_is_found() {
+    let mut world = World::new(Parts::Servers).await;
+    let _service = running(&mut world).await;
+    // Plays every link, and says nothing of other origins.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let public = format!("http://{}", listener.local_addr().unwrap());
+    let served = tokio::spawn(callvault::http::serve(
+        listener,
+        Router::new().fallback(|| async { "audio" }),
+        tokio_util::sync::CancellationToken::new(),
+    ));
+    let own =
+        [("CALLVAULT_S3_PUBLIC_ENDPOINT", public.as_str()), ("CALLVAULT_CORS_ORIGINS", "https://app.example.com")];
+    assert_eq!(wrong(&world, &own).await, ["bucket.cors"]);
+    served.abort();
+}
+
+/// Has MinIO do something, with boto3 and its administrator's client.
+fn minio(world: &World, program: &str) -> String {
+    let setting = |name: &str| world.settings[name].clone();
+    let mut python = std::process::Command::new(PYTHON);
+    python.arg("-c").arg(program).env("ENDPOINT", setting("CALLVAULT_S3_ENDPOINT")).env("BUCKET", world.bucket());
+    for name in ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"] {
+        python.env(name, setting(name));
+    }
+    said(&python.output().expect("python starts"))
+}
+
+const RULE_THAT_EXPIRES: &str = r#"
+import os, boto3
+s3 = boto3.client("s3", endpoint_url=os.environ["ENDPOINT"], region_name="us-east-1")
+rule = {"ID": "old", "Status": "Enabled", "Filter": {"Prefix": ""}, "Expiration": {"Days": 30}}
+s3.put_bucket_lifecycle_configuration(Bucket=os.environ["BUCKET"], LifecycleConfiguration={"Rules": [rule]})
+"#;
+
+/// A user who may do all but one thing.
+const USER_WHO_MAY_NOT: &str = r#"
+import os
+from minio import MinioAdmin
+from minio.credentials import StaticProvider
+root = StaticProvider(os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"])
+admin = MinioAdmin(endpoint=os.environ["ENDPOINT"].removeprefix("http://"), credentials=root, secure=False)
+name = os.environ["BUCKET"][-12:] + "-" + FORBIDDEN.lower()
+statements = [{"Effect": "Allow", "Action": ["s3:*"], "Resource": ["arn:aws:s3:::*"]},
+              {"Effect": "Deny", "Action": ["s3:" + FORBIDDEN], "Resource": ["arn:aws:s3:::*"]}]
+admin.policy_add(name, policy={"Version": "2012-10-17", "Statement": statements})
+admin.user_add(name, "secret-0123456789")
+admin.policy_set(name, user=name)
+print(name, end="")
+"#;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bucket_that_forbids_or_forgets_is_found() {
+    let mut world = World::new(Parts::Servers).await;
+    let service = running(&mut world).await;
+    let forbidden: &[(&str, &[&str])] = &[
+        ("PutObject", &["bucket.put", "bucket.copy"]),
+        ("GetObject", &["bucket.copy", "bucket.get", "bucket.link", "bucket.delete"]),
+        ("DeleteObject", &["bucket.delete"]),
+    ];
+    for (forbidden, expected) in forbidden {
+        let user = minio(&world, &format!("FORBIDDEN = \"{forbidden}\"\n{USER_WHO_MAY_NOT}"));
+        let own = [("AWS_ACCESS_KEY_ID", user.as_str()), ("AWS_SECRET_ACCESS_KEY", "secret-0123456789")];
+        assert_eq!(wrong(&world, &own).await, *expected, "without {forbidden}");
+    }
+    minio(&world, RULE_THAT_EXPIRES);
+    assert_eq!(wrong(&world, &[]).await, ["bucket.lifecycle"]);
+    drop(service);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clock_that_is_off_is_found() {
+    let mut world = World::new(Parts::Servers).await;
+    let _service = running(&mut world).await;
+    let library = crate::faults::faketime();
+    let library = library.to_str().unwrap();
+    let own = [("LD_PRELOAD", library), ("FAKETIME", "+20m"), ("FAKETIME_DONT_FAKE_MONOTONIC", "1")];
+    let found = wrong(&world, &own).await;
+    assert!(found.contains(&"clock".to_owned()), "{found:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_catalog_that_is_new_is_left_as_it_is() {
+    let mut world = World::new(Parts::Servers).await;
+    let service = running(&mut world).await;
+    let database = Postgres::shared().new_database().await;
+    let own = [("CALLVAULT_DATABASE_URL", database.as_str())];
+    for _ in 0..2 {
+        let found = finds(&world, &own).await;
+        assert!(found.contains(&("catalog".to_owned(), "warning".to_owned())), "{found:?}");
+    }
+    drop(service);
+}
+
+#[tokio::test]
+async fn settings_that_cannot_be_used_are_2() {
+    let world = World::new(Parts::Embedded).await;
+    let ended = doctor(&world, &[("CALLVAULT_LEASE", "thirty")]).await;
+    assert_eq!(ended.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&ended.stderr).contains("CALLVAULT_LEASE"));
+    assert!(ended.stdout.is_empty());
+    assert!(!world.folder().join("callvault.db").exists(), "nothing is made");
+}
