@@ -193,8 +193,8 @@ impl dyn Catalog + '_ {
     }
 }
 
-/// Saves how far a walk came, in the transaction of what was done. The walk is
-/// locked from then on.
+/// Saves how far a walk came, as the last of the transaction of what was done: the walk
+/// is locked from then on, and its lease is not renewed.
 pub(super) async fn save(session: &mut Session, walk: &BucketWalk, at: &Position) -> Result<Settled> {
     let args = walk.args_and(args![at.stage, at.after.clone(), at.done]);
     Ok(if session.execute(SAVE, args).await? == 1 { Settled::Done } else { Settled::Stale })

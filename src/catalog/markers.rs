@@ -60,6 +60,9 @@ impl dyn Catalog + '_ {
         after: Duration,
     ) -> Result<Settled> {
         let mut session = self.begin().await?;
+        for marked in marked {
+            apply(&mut session, marker, marked, after).await?;
+        }
         let settled = match next {
             Some(next) => save(&mut session, walk, next).await?,
             None => finish(&mut session, walk).await?,
@@ -67,9 +70,6 @@ impl dyn Catalog + '_ {
         if settled == Settled::Stale {
             session.rollback().await?;
             return Ok(Settled::Stale);
-        }
-        for marked in marked {
-            apply(&mut session, marker, marked, after).await?;
         }
         if next.is_none() {
             birth::all_is_read(&mut session).await?;

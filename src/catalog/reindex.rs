@@ -77,12 +77,12 @@ impl dyn Catalog + '_ {
     /// walk came.
     pub async fn gather(&self, walk: &BucketWalk, found: &[FoundObject], next: &Position) -> Result<Settled> {
         let mut session = self.begin().await?;
+        for object in found {
+            gather(&mut session, object).await?;
+        }
         if save(&mut session, walk, next).await? == Settled::Stale {
             session.rollback().await?;
             return Ok(Settled::Stale);
-        }
-        for object in found {
-            gather(&mut session, object).await?;
         }
         session.commit().await?;
         Ok(Settled::Done)
@@ -105,13 +105,13 @@ impl dyn Catalog + '_ {
         after: Duration,
     ) -> Result<Option<usize>> {
         let mut session = self.begin().await?;
-        if save(&mut session, walk, at).await? == Settled::Stale {
-            session.rollback().await?;
-            return Ok(None);
-        }
         let next = session.rows(NEXT, args![at_most]).await?;
         for row in &next {
             index(&mut session, row, after).await?;
+        }
+        if save(&mut session, walk, at).await? == Settled::Stale {
+            session.rollback().await?;
+            return Ok(None);
         }
         session.commit().await?;
         self.announce_change();

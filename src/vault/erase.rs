@@ -138,8 +138,12 @@ impl Vault {
         }
     }
 
-    /// Grants at most so many erasures that are owed and due to this node.
+    /// Grants at most so many erasures that are owed and due to this node. None while
+    /// the markers are read, which make very many of them: callbacks wait for that.
     pub async fn begin_erasing(&self, at_most: usize) -> Result<Vec<Duty>, CatalogError> {
+        if !self.catalog.is_read().await? {
+            return Ok(Vec::new());
+        }
         self.catalog.grant_erasures(&self.accounts, at_most, self.lease).await
     }
 
@@ -196,11 +200,6 @@ impl Vault {
 
     /// When it is tried again.
     async fn after_failed_erasing(&self, id: &RecordingId, error: &EraseError, began: Instant) -> Duration {
-        if matches!(error, EraseError::Unindexed) {
-            // Whoever tells it the call makes it due.
-            tracing::info!(recording = %id, %error, "what is left of an erased recording is tried again");
-            return self.retry.cap;
-        }
         tracing::warn!(recording = %id, %error, "what is left of an erased recording is tried again");
         let retry_after = match error {
             EraseError::Twilio(error) => {

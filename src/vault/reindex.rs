@@ -277,7 +277,7 @@ impl Vault {
             Ok(described.map(|described| self.found_object(described, place.object(&object.key, size_bytes))))
         });
         let found: Result<Vec<Option<FoundObject>>, WalkError> =
-            stream::iter(looks).buffer_unordered(LOOKS_AT_ONCE).try_collect().await;
+            stream::iter(looks).buffered(LOOKS_AT_ONCE).try_collect().await;
         Ok(found?.into_iter().flatten().collect())
     }
 
