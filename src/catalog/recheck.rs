@@ -30,7 +30,7 @@ pub enum Finding {
     Damaged(String),
     /// The same, or it is not there, and Twilio does not have it any more: it is given up.
     Gone(String),
-    /// A whole object of a recording that was given up, and what it tells of that: it is stored.
+    /// A whole object of a recording that has none, and what it tells of that: it is stored.
     Adopted(StoredObject, Box<Details>),
     /// The bucket could not be looked through.
     Unfinished,

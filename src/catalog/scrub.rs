@@ -35,6 +35,8 @@ pub struct InHand {
     pub hold: bool,
     /// Whether the marker of its hold is still to be brought in line with it.
     pub owes_hold_marker: bool,
+    /// How often that was begun.
+    pub hold_marker_epoch: i64,
 }
 
 const OF: &str = concat!("SELECT ", columns_of!(recordings), " FROM recordings WHERE 1 = 1");
@@ -156,6 +158,7 @@ fn in_hand(row: &Row) -> Result<InHand> {
         })?,
         hold: recording.hold,
         owes_hold_marker: row.get::<Option<i64>>("hold_marker_due_at")?.is_some(),
+        hold_marker_epoch: row.get("hold_marker_epoch")?,
     })
 }
 

@@ -47,13 +47,16 @@ impl Vault {
                 Remedy::Owed("is looked at again by a recheck, which removes it")
             }
             (Cure::Register(object), _) => self.register(object).await?,
-            (Cure::Heed(marker), Some(id)) => match self.marked(*marker, *id, &found.key).await? {
-                Some(marked) => {
-                    self.catalog.take_marker(*marker, &marked, self.recheck_after).await?;
-                    Remedy::Cured("is heeded")
+            (Cure::Heed(marker), Some(id)) => {
+                let known = self.catalog.in_hand([id.recording]).await?;
+                match self.marked(*marker, *id, &found.key, &known).await? {
+                    Some(marked) => {
+                        self.catalog.take_marker(*marker, &marked, self.recheck_after).await?;
+                        Remedy::Cured("is heeded")
+                    }
+                    None => Remedy::Cured("is gone"),
                 }
-                None => Remedy::Cured("is gone"),
-            },
+            }
             (Cure::Sweep, _) => {
                 let now = self.now()?;
                 self.bucket.delete_under_lease(&found.key, now).await?;

@@ -4,7 +4,7 @@
 //! go: whoever is cut off is gone on for by the next one. Holds a page of the list at
 //! most. Reads metadata, and no audio: what is wrong with the bytes a scrub finds.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use crate::catalog::{BucketWalk, BucketWalkKind, FoundObject, InHand, Marked, Po
 use crate::domain::object_key::Marker;
 use crate::domain::place::{Described, Place, said_of_recording};
 use crate::domain::recording::{Details, RecordingId, State, StoredObject};
+use crate::domain::sid::RecordingSid;
 use crate::twilio::source::SourceHost;
 
 /// Markers that are taken in one transaction.
@@ -203,21 +204,35 @@ impl Vault {
     async fn look_at_markers(&self, marker: Marker, listed: &[ListedObject]) -> Result<Vec<Marked>, AuditError> {
         let layout = self.bucket.layout();
         let named = listed.iter().filter_map(|object| Some((layout.marked(marker, &object.key)?, &object.key)));
-        let looks: Vec<_> = named.map(|(id, key)| self.marked(marker, id, key)).collect();
+        let named: Vec<(RecordingId, &String)> = named.collect();
+        let known = match marker {
+            Marker::Held => self.catalog.in_hand(named.iter().map(|(id, _)| id.recording)).await?,
+            Marker::Erased => HashMap::new(),
+        };
+        let looks: Vec<_> = named.into_iter().map(|(id, key)| self.marked(marker, id, key, &known)).collect();
         let marked: Vec<Option<Marked>> = stream::iter(looks).buffered(LOOKS_AT_ONCE).try_collect().await?;
         Ok(marked.into_iter().flatten().collect())
     }
 
-    /// What a marker says of its recording: the row that is made of it is found by its
-    /// call. None where a hold was released since its marker was listed.
+    /// What a marker says of its recording, whose row was as `known` before: the row that
+    /// is made of it is found by its call. None where a hold was released since its marker
+    /// was listed; what was erased stays so.
     pub(super) async fn marked(
         &self,
         marker: Marker,
         id: RecordingId,
         key: &str,
+        known: &HashMap<RecordingSid, Vec<InHand>>,
     ) -> Result<Option<Marked>, AuditError> {
-        let facts = self.bucket.facts(key).await?;
-        Ok(marked_by(marker, id, facts.map(|facts| facts.metadata)))
+        let said = match (marker, self.bucket.facts(key).await?) {
+            (_, Some(facts)) => said_of_recording(&facts.metadata),
+            (Marker::Erased, None) => Details::default(),
+            (Marker::Held, None) => return Ok(None),
+        };
+        let row = known.get(&id.recording).and_then(|rows| rows.iter().find(|row| row.id == id));
+        let hold_marker_epoch = row.map_or(Some(0), |row| (!row.owes_hold_marker).then_some(row.hold_marker_epoch));
+        let Details { call_sid, conference_sid, .. } = said;
+        Ok(Some(Marked { id, call_sid, conference_sid, hold_marker_epoch }))
     }
 
     async fn walk_objects(&self, walk: &BucketWalk, progress: &ReindexProgress) -> Result<(), WalkError> {
@@ -293,30 +308,5 @@ pub(super) fn held(settled: Settled) -> Result<(), WalkError> {
     match settled {
         Settled::Done => Ok(()),
         Settled::Stale => Err(WalkError::Lost),
-    }
-}
-
-/// What a marker of that metadata says; None is one that is not there any more: what was
-/// erased stays so, what was held was released.
-fn marked_by(marker: Marker, id: RecordingId, metadata: Option<BTreeMap<String, String>>) -> Option<Marked> {
-    let said = match (marker, metadata) {
-        (_, Some(metadata)) => said_of_recording(&metadata),
-        (Marker::Erased, None) => Details::default(),
-        (Marker::Held, None) => return None,
-    };
-    Some(Marked { id, call_sid: said.call_sid, conference_sid: said.conference_sid })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::domain::recording::tests::recording;
-
-    #[test]
-    fn a_hold_whose_marker_is_gone_by_now_was_released_and_nothing_undoes_an_erasing() {
-        let id = recording(1, State::Stored, 1).id;
-        assert_eq!(marked_by(Marker::Held, id, None), None);
-        assert!(marked_by(Marker::Held, id, Some(BTreeMap::new())).is_some());
-        assert!(marked_by(Marker::Erased, id, None).is_some());
     }
 }

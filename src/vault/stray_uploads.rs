@@ -89,6 +89,7 @@ mod tests {
             is_owed,
             hold: false,
             owes_hold_marker: false,
+            hold_marker_epoch: 0,
         };
         let rest = row(State::Stored, false);
         assert_eq!(fate(&begun(25), 1, None, now), Fate::Ends);

@@ -22,7 +22,7 @@ fn at(stage: i64, after: &str) -> Position {
 
 /// What a marker names that says no more.
 fn marked(number: u32) -> Marked {
-    Marked { id: recording_id(number), call_sid: None, conference_sid: None }
+    Marked { id: recording_id(number), call_sid: None, conference_sid: None, hold_marker_epoch: Some(0) }
 }
 
 /// All markers of one kind, read in one go.
@@ -124,6 +124,26 @@ on_every_catalog! {
         assert_eq!(catalog.store(&lease, &object(&lease.id, b"late"), true).await.unwrap(), Settled::Stale);
         assert_eq!(told(&catalog, "recording.erased").await, [recording_id(1)]);
         assert_eq!(told(&catalog, "recording.held").await.len(), 2);
+    }
+
+    async fn the_marker_of_a_hold_that_was_released_since_it_was_seen_says_nothing(database: Database) {
+        let catalog = database.node().await;
+        accept(&catalog, [1]).await;
+        let id = recording_id(1);
+        let heed = async |seen_as: Option<i64>| {
+            let seen = Marked { hold_marker_epoch: seen_as, ..marked(1) };
+            catalog.take_marker(Marker::Held, &seen, LONG).await.unwrap();
+            row(&catalog, 1).await.hold
+        };
+        for hold in [true, false] {
+            catalog.set_hold(&id, hold).await.unwrap();
+            let marker = catalog.grant_hold_marker(&id, LONG).await.unwrap().unwrap();
+            assert_eq!(catalog.settle_hold_marker(&marker, true, LONG).await.unwrap(), Settled::Done);
+        }
+        let now = catalog.in_hand([id.recording]).await.unwrap()[&id.recording][0].hold_marker_epoch;
+        assert!(!heed(Some(now - 1)).await, "released since");
+        assert!(!heed(None).await, "it was being released");
+        assert!(heed(Some(now)).await, "nobody has touched it: another catalog knew of the hold");
     }
 
     async fn an_erased_row_that_a_marker_made_learns_its_call(database: Database) {

@@ -7,10 +7,14 @@ use object_store::{Attribute, Attributes};
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
 
+use crate::holds::hold;
+use crate::recheck::stored;
 use crate::support::bucket::{command, document, plant, plant_many, put, run};
 use crate::support::eventually;
+use crate::support::relay::{Act, Rule};
 use crate::support::servers::{Postgres, free_port};
-use crate::support::world::{ACCOUNT, Parts, Service, World, call_sid, debug_binary, recording_id};
+use crate::support::world::{ACCOUNT, Parts, Service, World, account, call_sid, debug_binary, recording_id};
+use crate::verify::behind_relay;
 
 /// The marker of a recording.
 fn marker(kind: &str, number: u32) -> String {
@@ -140,7 +144,7 @@ on_all_parts! {
         let (own, other_leg, erased) = (recording_id(1).recording, recording_id(2).recording, recording_id(3).recording);
         let url = |sid| format!("/2010-04-01/Accounts/{ACCOUNT}/Recordings/{sid}");
         assert_eq!(service.put(call_sid(1), &url(own)).await.status(), StatusCode::ACCEPTED);
-        service.recording_in(own, "stored").await;
+        assert_eq!(service.recording_in(own, "stored").await["channels"], 2, "the object says so");
         for (sid, call) in [(other_leg, call_sid(12)), (erased, call_sid(13))] {
             assert_eq!(service.put(call, &url(sid)).await.status(), StatusCode::ACCEPTED);
         }
@@ -167,6 +171,22 @@ on_all_parts! {
         assert_eq!(marker.get(&Attribute::Metadata("call-sid".into())), Some(&call_sid(3).to_string().into()));
         let answer = service.request(Method::DELETE, &format!("/v1/calls/{}", call_sid(13))).send().await.unwrap();
         assert_eq!(answer.status(), StatusCode::NO_CONTENT);
+    }
+
+    async fn what_nobody_may_claim_is_found_all_the_same(world: World) {
+        world.set("CALLVAULT_RECHECK_AFTER", "1s");
+        full_bucket(&mut world).await;
+        world.simulator.refuse_credentials(account(), true);
+        let service = world.start().await;
+        world.record(11);
+        service.send(&world.callback(recording_id(11).recording)).await;
+        eventually("the account is paused", async || service.trouble("accounts_paused").await).await;
+        service.send(&world.callback(recording_id(1).recording)).await;
+        assert_eq!(service.json(&format!("/v1/recordings/{}", recording_id(1).recording)).await.1["state"], "pending");
+        document(&run(&world, &["reindex", "--json"]).await, 0);
+        service.recording_in(recording_id(1).recording, "stored").await;
+        everything_is_as_it_was(&world, &service).await;
+        assert_eq!(service.json(&format!("/v1/recordings/{}", recording_id(11).recording)).await.1["state"], "pending");
     }
 
     async fn what_is_not_known_is_never_said_not_to_exist_before_it_is_indexed(world: World) {
@@ -237,19 +257,57 @@ on_all_parts! {
 
 /// Its lease would last for ten minutes more.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reindex_that_is_stopped_keeps_nobody_waiting() {
+async fn whoever_is_stopped_while_it_walks_over_the_bucket_keeps_nobody_waiting() {
     let mut world = World::new(Parts::Servers).await;
     world.set("CALLVAULT_LEASE", "10m");
-    plant_many(&world.real_store(), 1..=300, &speech_mp3()).await;
-    for after in [200, 400, 600, 800] {
+    let store = world.real_store();
+    plant_many(&store, 1..=3, &speech_mp3()).await;
+    put(&store, &marker("erased", 9), b"", Attributes::new()).await;
+    let direct = world.settings["CALLVAULT_S3_ENDPOINT"].clone();
+    let relay = behind_relay(&mut world).await;
+    let at = |pattern: &str| relay.rule(Rule::on(pattern, Act::Hold).times(1000));
+
+    at(&marker("erased", 9));
+    let node = world.start_unready(free_port(), debug_binary());
+    relay.acts().await;
+    node.signal("TERM");
+    node.end().await;
+    relay.release();
+    for (stage, pattern) in [("markers", marker("erased", 9)), ("objects", format!("HEAD /{}/CA", world.bucket()))] {
+        at(&pattern);
         let mut stopped = command(&world, &["reindex"]).spawn().unwrap();
-        tokio::time::sleep(Duration::from_millis(after)).await;
+        relay.acts().await;
         let told = std::process::Command::new("kill").args(["-TERM", &stopped.id().to_string()]).status().unwrap();
         assert!(told.success());
-        stopped.wait().unwrap();
+        assert_eq!(stopped.wait().unwrap().code(), Some(1), "{stage}");
+        relay.release();
     }
+    world.set("CALLVAULT_S3_ENDPOINT", direct);
     let ran = tokio::time::timeout(Duration::from_secs(60), run(&world, &["reindex", "--json"])).await;
     assert_eq!(document(&ran.expect("it goes on at once"), 0)["complete"], true);
+}
+
+/// A marker is listed, and the hold that it says is released before, or right after, it is looked at.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hold_that_is_released_while_the_markers_are_read_stays_released() {
+    let mut world = World::new(Parts::Servers).await;
+    let service = world.start().await;
+    let relay = behind_relay(&mut world).await;
+    for (number, act) in [(1, Act::Hold), (2, Act::HoldAnswer)] {
+        let (id, _) = stored(&world, &service, number).await;
+        assert_eq!(hold(&service, &id, true).await.0, 200);
+        relay.rule(Rule::on(&format!("HEAD /{}/{}", world.bucket(), marker("held", number)), act));
+        let reindexing = run(&world, &["reindex", "--json"]);
+        let releasing = async {
+            relay.acts().await;
+            assert_eq!(hold(&service, &id, false).await.0, 200);
+            relay.release();
+        };
+        let (reindexed, ()) = tokio::join!(reindexing, releasing);
+        document(&reindexed, 0);
+        let (_, shown) = service.json(&format!("/v1/recordings/{}", id.recording)).await;
+        assert_eq!(shown["hold"], false, "{act:?}: {shown}");
+    }
 }
 
 /// Killed while it reads the markers, a node has not let anything in that was erased.

@@ -220,7 +220,7 @@ on_all_parts! {
 const DENIED: &str = "HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
 
 /// A world whose commands and services reach the store by way of a relay from now on.
-async fn behind_relay(world: &mut World) -> Relay {
+pub async fn behind_relay(world: &mut World) -> Relay {
     let endpoint = world.settings["CALLVAULT_S3_ENDPOINT"].clone();
     let relay = Relay::to(reqwest::Url::parse(&endpoint).expect("a URL").port().expect("a port")).await;
     world.set("CALLVAULT_S3_ENDPOINT", relay.instead_of(&endpoint));
