@@ -249,6 +249,21 @@ on_every_catalog! {
         assert_eq!(view.answer().unwrap().state, State::Erased);
     }
 
+    async fn what_is_erased_and_marked_waits_for_the_index_where_its_call_is_not_known(database: Database) {
+        let catalog = database.newborn().await;
+        read(&catalog, Marker::Erased, &[]).await;
+        catalog.accept(&put(1, 9)).await.unwrap();
+        catalog.erase(Erase::Recording(recording_id(1)), false).await.unwrap();
+        let erasing = async || catalog.grant_erasures(&accounts(), 10, LONG).await.unwrap();
+        let duty = erasing().await.remove(0);
+        assert_eq!(catalog.note_marked(&duty).await.unwrap(), Settled::Done);
+        let settled = catalog.settle_erasure(&duty, Progress::default(), Duration::ZERO, LONG).await;
+        assert_eq!(settled.unwrap(), Settled::Done);
+        assert_eq!(erasing().await, [], "nothing more is to be done now");
+        index_all(&catalog, &[]).await;
+        assert_eq!(erasing().await.len(), 1);
+    }
+
     async fn a_walk_that_is_handed_back_goes_on_at_once_where_it_was_saved(database: Database) {
         let catalog = database.newborn().await;
         let begun = walk(&catalog, BucketWalkKind::Objects).await;

@@ -8,8 +8,9 @@ use reqwest::{Method, StatusCode};
 use serde_json::Value;
 
 use crate::holds::hold;
-use crate::recheck::stored;
+use crate::recheck::{sql, stored};
 use crate::support::bucket::{command, document, plant, plant_many, put, run};
+use crate::support::cluster::Node;
 use crate::support::eventually;
 use crate::support::relay::{Act, Rule};
 use crate::support::servers::{Postgres, free_port};
@@ -285,6 +286,31 @@ async fn whoever_is_stopped_while_it_walks_over_the_bucket_keeps_nobody_waiting(
     world.set("CALLVAULT_S3_ENDPOINT", direct);
     let ran = tokio::time::timeout(Duration::from_secs(60), run(&world, &["reindex", "--json"])).await;
     assert_eq!(document(&ran.expect("it goes on at once"), 0)["complete"], true);
+}
+
+/// However long it takes to write what a walk found.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_walk_over_the_bucket_keeps_its_lease_while_it_writes() {
+    let world = World::new(Parts::Servers).await;
+    let node = Node::start(&world).await;
+    node.kill();
+    let store = world.real_store();
+    plant(&store, 1, &speech_mp3(), 1).await;
+    put(&store, &marker("erased", 9), b"", Attributes::new()).await;
+    let leased_until = async |walk| sql(&world, format!("SELECT due_at FROM bucket_walks WHERE name = '{walk}'")).await;
+    node.catalog.rule(Rule::on("SELECT $1, $2, 'erased'", Act::Hold));
+    let mut reindexing = command(&world, &["reindex"]).envs(node.settings()).spawn().unwrap();
+    for (walk, next) in [("markers", Some("INSERT INTO found_objects")), ("objects", None)] {
+        node.catalog.acts().await;
+        let before = leased_until(walk).await;
+        eventually("the lease is renewed", async || (leased_until(walk).await > before).then_some(())).await;
+        node.catalog.release();
+        if let Some(next) = next {
+            node.catalog.rule(Rule::on(next, Act::Hold));
+        }
+    }
+    let ended = eventually("it ends", async || reindexing.try_wait().unwrap()).await;
+    assert_eq!(ended.code(), Some(0));
 }
 
 /// A marker is listed, and the hold that it says is released before, or right after, it is looked at.
