@@ -104,6 +104,7 @@ async fn whichever_step_others_are_at_nothing_that_is_erased_comes_back() {
     const LEARNT: &str = "UPDATE recordings SET call_sid = $3";
     type Break = fn(&Node, RecordingId);
     let listed: Break = |node, _| node.twilio.rule(Rule::on("/Recordings.json", Act::HoldAnswer));
+    let to_take: Break = |node, _| node.catalog.rule(Rule::on("recording_sid = $2 FOR UPDATE", Act::Hold));
     let to_commit: Break = |node, _| node.catalog.rule(Rule::on("COMMIT", Act::Hold).after(LEARNT).then(1));
     let committed: Break = |node, _| node.catalog.rule(Rule::on("COMMIT", Act::HoldAnswer).after(LEARNT).then(1));
     let looked_at: Break = |node, id| node.store.rule(Rule::on(&format!("/{}/", id.recording), Act::HoldAnswer));
@@ -113,14 +114,15 @@ async fn whichever_step_others_are_at_nothing_that_is_erased_comes_back() {
         |node, _| node.catalog.rule(Rule::on("COMMIT", Act::Hold).after("DELETE FROM found_objects").then(1));
     // Who, at which step, of a recording in which state, and whether its row is locked.
     let steps = [
+        (Who::Callback, to_take, "announced", false),
         (Who::Callback, to_commit, "announced", true),
         (Who::Callback, committed, "announced", false),
         (Who::Reconcile, listed, "stored", false),
+        (Who::Reconcile, to_take, "announced", false),
         (Who::Reconcile, to_commit, "announced", true),
-        (Who::Reconcile, committed, "announced", false),
         (Who::Backfill, listed, "stored", false),
+        (Who::Backfill, to_take, "announced", false),
         (Who::Backfill, to_commit, "announced", true),
-        (Who::Backfill, committed, "announced", false),
         (Who::Reindex, looked_at, "stored", false),
         (Who::Reindex, to_gather, "stored", false),
         (Who::Reindex, to_index, "stored", true),
@@ -150,7 +152,7 @@ async fn whichever_step_others_are_at_nothing_that_is_erased_comes_back() {
         assert!(world.simulator.counts(id.recording).fetches <= 1, "step {number}, {who:?}");
     }
     audit::content_in_the_end(&world).await;
-    let mut markers: Vec<String> = (1..=11).map(|number| marker(&recording_id(number))).collect();
+    let mut markers: Vec<String> = (1..=12).map(|number| marker(&recording_id(number))).collect();
     markers.sort();
     eventually("only markers are left", async || (world.real_store().keys().await == markers).then_some(())).await;
 }
