@@ -29,6 +29,8 @@ pub struct InHand {
     pub epoch: i64,
     /// The object that it names.
     pub key: Option<String>,
+    /// Whether its call is known by Twilio's own word: only in that folder is it looked for.
+    pub is_confirmed: bool,
     /// Whether the bucket is to be looked at again for it anyhow.
     pub is_owed: bool,
     /// Whether it is held.
@@ -152,6 +154,7 @@ fn in_hand(row: &Row) -> Result<InHand> {
         id: recording.id,
         state: recording.state,
         epoch: recording.epoch,
+        is_confirmed: recording.details_confirmed,
         key: recording.object.map(|object| object.key),
         is_owed: ["recheck_due_at", "duty_until", "erase_due_at"].iter().try_fold(false, |owed, column| {
             Ok::<_, super::CatalogError>(owed || row.get::<Option<i64>>(column)?.is_some())

@@ -85,6 +85,7 @@ mod tests {
             id: recording(1, State::Stored, 1).id,
             state,
             epoch: 3,
+            is_confirmed: true,
             key: None,
             is_owed,
             hold: false,

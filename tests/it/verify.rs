@@ -125,6 +125,24 @@ on_all_parts! {
         assert_eq!(fetches, 0);
     }
 
+    async fn what_was_given_up_under_another_legs_name_is_told_where_it_lies(world: World) {
+        world.set("CALLVAULT_NOT_READY_FOR", "1s");
+        let service = world.start().await;
+        let sid = recording_id(1).recording;
+        let url = format!("/2010-04-01/Accounts/{ACCOUNT}/Recordings/{sid}");
+        assert_eq!(service.put(call_sid(11), &url).await.status(), 202);
+        service.recording_in(sid, "failed").await;
+        let key = plant(&world.store(&service), 1, &speech_mp3(), 1).await;
+        let found = document(&run(&world, &["verify", "--json"]).await, 1);
+        assert_eq!(of_kind(&found, "leftover"), names([1]), "{found}");
+        document(&run(&world, &["verify", "--repair", "--json"]).await, 0);
+        assert_eq!(service.recording_in(sid, "stored").await["key"], key);
+        for call in [1, 11].map(call_sid) {
+            assert_eq!(service.play(&format!("/v1/calls/{call}/audio")).await.0, speech_mp3());
+        }
+        assert_eq!(found_in_all(&document(&run(&world, &["verify", "--json"]).await, 0)), 0);
+    }
+
     async fn what_only_the_object_tells_is_kept_when_it_is_described_anew(world: World) {
         let service = world.start().await;
         let store = world.store(&service);
