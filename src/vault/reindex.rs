@@ -168,9 +168,10 @@ impl Vault {
         stopping: &CancellationToken,
         walking: impl Future<Output = Result<(), WalkError>>,
     ) -> Result<(), WalkError> {
+        let renew = || self.catalog.renew_bucket_walk(walk, self.lease);
         tokio::select! {
             walked = walking => return walked,
-            () = self.keep("bucket_walk", granted, || self.catalog.renew_bucket_walk(walk, self.lease)) => return Err(WalkError::Lost),
+            () = self.keep("bucket_walk", granted, renew) => return Err(WalkError::Lost),
             () = stopping.cancelled() => {}
         }
         // Where it fails the lease runs out.
