@@ -199,7 +199,8 @@ impl dyn Catalog + '_ {
     /// everyone who may see the same.
     pub async fn recording_with(&self, digest: Digest, accounts: Option<&[AccountSid]>) -> Result<Option<Recording>> {
         let order = "account_sid, recording_sid";
-        for state in [WITH, AWAITED, GIVEN_UP] {
+        // One that moves on between two looks is met on the way back.
+        for state in [WITH, AWAITED, GIVEN_UP, AWAITED, WITH] {
             if let Some(found) = self.first_of(state, args![digest], accounts, order).await? {
                 return Ok(Some(found));
             }

@@ -8,12 +8,16 @@ use callvault::twilio::simulator::{Fault, speech_mp3};
 use serde_json::Value;
 
 use crate::support::python::PYTHON;
+use crate::support::secrets::Forbidden;
 use crate::support::world::{ADMIN_KEY, Parts, Service, World, call_sid, debug_binary};
 
 fn run(folder: &std::path::Path, args: &[&str], env: &[(&str, &str)]) -> Output {
     let mut command = Command::new(debug_binary());
     command.args(args).current_dir(folder).env_clear().envs(env.iter().copied());
-    command.output().expect("the binary starts")
+    let output = command.output().expect("the binary starts");
+    let settings = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    Forbidden::of(&settings, folder).is_not_in(&stderr(&output));
+    output
 }
 
 fn get(service: &Service, folder: &std::path::Path, args: &[&str]) -> Output {
