@@ -54,7 +54,7 @@ const FORGET_UPLOAD: &str = concat!("UPDATE recordings SET upload_epoch = NULL, 
 /// What was staged is forgotten where it is known to be gone (`$8`).
 const STORE: &str = concat!(
     "UPDATE recordings SET state = 'stored', sha256 = $4, size_bytes = $5, format = $6, object_key = $7, \
-     upload_epoch = CASE WHEN $8 = 1 THEN NULL ELSE upload_epoch END, \
+     look_first = 0, upload_epoch = CASE WHEN $8 = 1 THEN NULL ELSE upload_epoch END, \
      upload_id = CASE WHEN $8 = 1 THEN NULL ELSE upload_id END, stored_at = ",
     now!(),
     ", lease_node = NULL, due_at = NULL, not_before = NULL, last_attempt_at = ",

@@ -104,6 +104,7 @@ const MIGRATIONS: &[Step] = &[
     Step(8, "turns", include_str!("migrations/postgres/0008_turns.sql")),
     Step(9, "traces", include_str!("migrations/postgres/0009_traces.sql")),
     Step(14, "awaited_content", include_str!("migrations/postgres/0014_awaited_content.sql")),
+    Step(15, "look_first", include_str!("migrations/postgres/0015_look_first.sql")),
     Step(16, "scrubbing", include_str!("migrations/postgres/0016_scrubbing.sql")),
     Step(17, "failed_content", include_str!("migrations/postgres/0017_failed_content.sql")),
 ];

@@ -48,6 +48,7 @@ mod discover;
 mod doctor;
 mod encrypted;
 mod erase;
+mod erase_races;
 mod events;
 mod evict;
 mod faults;
