@@ -359,6 +359,11 @@ impl Nginx {
         wait_until(&mut kept, "nginx", || answers(port, "GET /healthz HTTP/1.0\r\n\r\n", " 200 "));
         Self { kept: Some(kept) }
     }
+
+    /// The process that started it.
+    pub fn pid(&self) -> u32 {
+        self.kept.as_ref().expect("it runs until it is dropped").shell.id()
+    }
 }
 
 impl Drop for Nginx {
