@@ -30,3 +30,13 @@ pub async fn fill(world: &World, from: u32, until: u32) {
 async fn connect(world: &World) -> PgConnection {
     PgConnection::connect(&world.settings["CALLVAULT_DATABASE_URL"]).await.expect("PostgreSQL is up")
 }
+
+/// Makes so many of the stored ones pending and due.
+pub async fn make_pending(world: &World, count: u32) {
+    let sql = format!(
+        "UPDATE recordings SET state = 'pending', due_at = now_ms, pending_since = now_ms FROM clock \
+         WHERE (account_sid, recording_sid) IN (SELECT account_sid, recording_sid FROM recordings \
+         WHERE state = 'stored' ORDER BY recording_sid LIMIT {count})"
+    );
+    connect(world).await.execute(AssertSqlSafe(sql)).await.expect("rows");
+}

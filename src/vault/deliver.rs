@@ -12,9 +12,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::Vault;
 use super::flight::Waiter;
+use super::hits::{Because, Hit};
 use super::inquiry::{Inquired, Inquiry};
+use super::{Noted, Vault};
 use crate::bucket::{BucketError, Disposition, Link, LinkBase, LinkMethod};
 use crate::catalog::{CallView, CatalogError};
 use crate::domain::digest::Digest;
@@ -115,6 +116,18 @@ pub enum DeliveryError {
     Twilio,
 }
 
+/// Who says what the answer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum From {
+    /// The catalog, which was just asked.
+    Catalog,
+    /// This node's memory: it was the answer before, with a link that ends then.
+    Memory {
+        /// The end of the link.
+        link_ends_at: Timestamp,
+    },
+}
+
 /// What somebody waited for.
 pub(super) enum Arrival<L> {
     /// A stored recording.
@@ -123,8 +136,8 @@ pub(super) enum Arrival<L> {
         recording: Recording,
         /// Its object.
         object: StoredObject,
-        /// Whether the catalog has just said so.
-        is_fresh: bool,
+        /// Who says so.
+        from: From,
         /// The catalog's time.
         now: Timestamp,
     },
@@ -158,14 +171,19 @@ impl Vault {
         let deaf = |_| std::future::pending::<Infallible>();
         let seen = self.follower.reached();
         let arrived = self.arrival(wanted, manner.visible, manner.patience, deaf).await?;
-        let (recording, object, is_fresh, now) = match arrived.ready() {
-            Ok(Arrival::Stored { recording, object, is_fresh, now }) => (recording, object, is_fresh, now),
+        let (recording, object, from, now) = match arrived.ready() {
+            Ok(Arrival::Stored { recording, object, from, now }) => (recording, object, from, now),
             Ok(Arrival::Live(_, never)) => match never {},
             Err(other) => return Ok(other),
         };
         let playable = self.playable(recording, object, manner, now).await?;
-        if is_fresh {
-            self.remember(wanted, manner.visible, &playable.recording, playable.link.expires_at, seen);
+        let ends_at = playable.link.expires_at;
+        match from {
+            From::Catalog => self.remember(wanted, manner.visible, &playable.recording, ends_at, seen),
+            From::Memory { link_ends_at } if link_ends_at < ends_at => {
+                self.hits.note_link(wanted, manner.visible, ends_at)
+            }
+            From::Memory { .. } => {}
         }
         Ok(Delivery::Ready(playable))
     }
@@ -187,20 +205,30 @@ impl Vault {
         let mut is_noted = false;
         loop {
             waiter.look();
-            let Some((recording, is_fresh)) = self.find_or_recall(wanted, visible).await? else {
+            let Some((mut recording, from)) = self.find_or_recall(wanted, visible).await? else {
                 match self.unknown(wanted, visible, &mut inquiry, &mut waiter).await? {
                     Some(delivery) => return Ok(delivery),
                     None => continue,
                 }
             };
             let now = self.now()?;
-            if !std::mem::replace(&mut is_noted, true) && !self.note_asked(&recording, now).await {
-                continue;
+            if !std::mem::replace(&mut is_noted, true) {
+                match self.note_asked(&recording, now).await {
+                    Noted::MovedOn => {
+                        self.hits.forget(wanted, visible);
+                        continue;
+                    }
+                    Noted::Now => {
+                        recording.last_asked_at = Some(now);
+                        self.hits.note_asked(wanted, visible, now);
+                    }
+                    Noted::Before => {}
+                }
             }
             match (recording.state, &recording.object) {
                 (State::Stored, Some(object)) => {
                     let object = object.clone();
-                    return Ok(Delivery::Ready(Arrival::Stored { recording, object, is_fresh, now }));
+                    return Ok(Delivery::Ready(Arrival::Stored { recording, object, from, now }));
                 }
                 (State::Stored, None) => {
                     let words = format!("{} is stored but has no object", recording.id);
@@ -230,31 +258,33 @@ impl Vault {
         }
     }
 
-    /// The recording that is wanted, and whether the catalog says so: while it is
-    /// away, it is the one that was the answer before.
+    /// The recording that is wanted, and who says so: the memory of this node, while
+    /// it knows all that is new, and while the catalog is away.
     async fn find_or_recall(
         &self,
         wanted: Wanted,
         visible: Option<&[AccountSid]>,
-    ) -> Result<Option<(Recording, bool)>, CatalogError> {
-        let recall = |is_away| {
-            let known = self.hits.known(wanted, visible, self.now().ok()?, is_away)?;
+    ) -> Result<Option<(Recording, From)>, CatalogError> {
+        let recall = |because| {
+            let Hit { recording, link_ends_at, .. } = self.hits.known(wanted, visible, self.now().ok()?, because)?;
             telemetry::memory_hit();
-            Some((known, false))
+            Some((recording, From::Memory { link_ends_at }))
         };
-        if self.health.is_in_trouble("catalog_unreachable")
-            && let Some(known) = recall(true)
-        {
+        let because = match self.follower.fresh_cursor() {
+            Some(reached) => Some(Because::UpToDate(reached)),
+            None => self.health.is_in_trouble("catalog_unreachable").then_some(Because::Away),
+        };
+        if let Some(known) = because.and_then(recall) {
             return Ok(Some(known));
         }
         match self.look_up(wanted, visible).await {
-            Ok(Some(recording)) if recording.state == State::Stored => Ok(Some((recording, true))),
+            Ok(Some(recording)) if recording.state == State::Stored => Ok(Some((recording, From::Catalog))),
             Ok(found) => {
                 self.hits.forget(wanted, visible);
-                Ok(found.map(|recording| (recording, true)))
+                Ok(found.map(|recording| (recording, From::Catalog)))
             }
-            Err(error @ CatalogError::Unavailable(_)) => recall(true).map(Some).ok_or(error),
-            Err(error @ CatalogError::Busy) => recall(false).map(Some).ok_or(error),
+            Err(error @ CatalogError::Unavailable(_)) => recall(Because::Away).map(Some).ok_or(error),
+            Err(error @ CatalogError::Busy) => recall(Because::Busy).map(Some).ok_or(error),
             Err(error) => Err(error),
         }
     }
