@@ -78,7 +78,7 @@ pub async fn content() {
              http {{ access_log off; upstream store {{ server {store}; keepalive 8; }}\n\
              server {{ listen 127.0.0.1:{port}; location = /healthz {{ return 200; }}\n\
              location / {{ proxy_pass http://store; proxy_http_version 1.1; proxy_set_header Connection \"\";\n\
-             proxy_set_header Host {store}; proxy_buffers 16 64k; proxy_buffer_size 64k;\n\
+             proxy_set_header Host {store}; proxy_set_header Authorization \"\"; proxy_buffers 16 64k; proxy_buffer_size 64k;\n\
              proxy_busy_buffers_size 128k; proxy_max_temp_file_size 0; }} }} }}\n"
         ),
     );

@@ -65,7 +65,11 @@ fn bearer(key: &str) -> String {
 /// A key that may only read.
 fn key(world: &World) -> String {
     let mut command = Command::new(debug_binary());
-    command.args(["keys", "create", "--scope", "read"]).current_dir(world.folder()).env_clear().envs(&world.settings);
+    command
+        .args(["keys", "create", "--scope", "read", "--rate", "off"])
+        .current_dir(world.folder())
+        .env_clear()
+        .envs(&world.settings);
     let output = command.output().expect("the binary runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).expect("a key").trim().to_owned()

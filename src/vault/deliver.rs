@@ -13,7 +13,6 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::flight::Waiter;
-use super::hits::{Because, Hit};
 use super::inquiry::{Inquired, Inquiry};
 use super::{Noted, Vault};
 use crate::bucket::{BucketError, Disposition, Link, LinkBase, LinkMethod};
@@ -22,7 +21,6 @@ use crate::domain::digest::Digest;
 use crate::domain::media::Format;
 use crate::domain::recording::{Recording, RecordingId, State, StoredObject};
 use crate::domain::sid::{AccountSid, CallSid, RecordingSid};
-use crate::telemetry;
 
 /// What a client is told to wait at most; it may be hurried by then.
 const RETRY_AFTER_MAX_SECONDS: u64 = 60;
@@ -118,14 +116,17 @@ pub enum DeliveryError {
 
 /// Who says what the answer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum From {
+pub(super) enum SaidBy {
     /// The catalog, which was just asked.
     Catalog,
-    /// This node's memory: it was the answer before, with a link that ends then.
+    /// This node's memory, which is up to date: the last link that was given ends then.
     Memory {
         /// The end of the link.
         link_ends_at: Timestamp,
     },
+    /// This node's memory, where the catalog cannot be asked: no link is given for
+    /// longer for that.
+    Past,
 }
 
 /// What somebody waited for.
@@ -137,7 +138,7 @@ pub(super) enum Arrival<L> {
         /// Its object.
         object: StoredObject,
         /// Who says so.
-        from: From,
+        said_by: SaidBy,
         /// The catalog's time.
         now: Timestamp,
     },
@@ -171,19 +172,19 @@ impl Vault {
         let deaf = |_| std::future::pending::<Infallible>();
         let seen = self.follower.reached();
         let arrived = self.arrival(wanted, manner.visible, manner.patience, deaf).await?;
-        let (recording, object, from, now) = match arrived.ready() {
-            Ok(Arrival::Stored { recording, object, from, now }) => (recording, object, from, now),
+        let (recording, object, said_by, now) = match arrived.ready() {
+            Ok(Arrival::Stored { recording, object, said_by, now }) => (recording, object, said_by, now),
             Ok(Arrival::Live(_, never)) => match never {},
             Err(other) => return Ok(other),
         };
         let playable = self.playable(recording, object, manner, now).await?;
         let ends_at = playable.link.expires_at;
-        match from {
-            From::Catalog => self.remember(wanted, manner.visible, &playable.recording, ends_at, seen),
-            From::Memory { link_ends_at } if link_ends_at < ends_at => {
+        match said_by {
+            SaidBy::Catalog => self.remember(wanted, manner.visible, &playable.recording, ends_at, seen),
+            SaidBy::Memory { link_ends_at } if link_ends_at < ends_at => {
                 self.hits.note_link(wanted, manner.visible, ends_at)
             }
-            From::Memory { .. } => {}
+            SaidBy::Memory { .. } | SaidBy::Past => {}
         }
         Ok(Delivery::Ready(playable))
     }
@@ -205,7 +206,7 @@ impl Vault {
         let mut is_noted = false;
         loop {
             waiter.look();
-            let Some((mut recording, from)) = self.find_or_recall(wanted, visible).await? else {
+            let Some((mut recording, said_by)) = self.find_or_recall(wanted, visible).await? else {
                 match self.unknown(wanted, visible, &mut inquiry, &mut waiter).await? {
                     Some(delivery) => return Ok(delivery),
                     None => continue,
@@ -228,7 +229,7 @@ impl Vault {
             match (recording.state, &recording.object) {
                 (State::Stored, Some(object)) => {
                     let object = object.clone();
-                    return Ok(Delivery::Ready(Arrival::Stored { recording, object, from, now }));
+                    return Ok(Delivery::Ready(Arrival::Stored { recording, object, said_by, now }));
                 }
                 (State::Stored, None) => {
                     let words = format!("{} is stored but has no object", recording.id);
@@ -255,37 +256,6 @@ impl Vault {
                 let retry_after_seconds = retry_after_seconds(&recording, now);
                 return Ok(Delivery::NotReady { recording: Box::new(recording), retry_after_seconds });
             }
-        }
-    }
-
-    /// The recording that is wanted, and who says so: the memory of this node, while
-    /// it knows all that is new, and while the catalog is away.
-    async fn find_or_recall(
-        &self,
-        wanted: Wanted,
-        visible: Option<&[AccountSid]>,
-    ) -> Result<Option<(Recording, From)>, CatalogError> {
-        let recall = |because| {
-            let Hit { recording, link_ends_at, .. } = self.hits.known(wanted, visible, self.now().ok()?, because)?;
-            telemetry::memory_hit();
-            Some((recording, From::Memory { link_ends_at }))
-        };
-        let because = match self.follower.fresh_cursor() {
-            Some(reached) => Some(Because::UpToDate(reached)),
-            None => self.health.is_in_trouble("catalog_unreachable").then_some(Because::Away),
-        };
-        if let Some(known) = because.and_then(recall) {
-            return Ok(Some(known));
-        }
-        match self.look_up(wanted, visible).await {
-            Ok(Some(recording)) if recording.state == State::Stored => Ok(Some((recording, From::Catalog))),
-            Ok(found) => {
-                self.hits.forget(wanted, visible);
-                Ok(found.map(|recording| (recording, From::Catalog)))
-            }
-            Err(error @ CatalogError::Unavailable(_)) => recall(Because::Away).map(Some).ok_or(error),
-            Err(error @ CatalogError::Busy) => recall(Because::Busy).map(Some).ok_or(error),
-            Err(error) => Err(error),
         }
     }
 

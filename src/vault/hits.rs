@@ -18,11 +18,12 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::Vault;
-use super::deliver::Wanted;
+use super::deliver::{SaidBy, Wanted};
 use super::follow::{FellBehind, Found};
-use crate::catalog::{Cursor, News, OTHER_ANSWER};
-use crate::domain::recording::{Recording, RecordingId};
+use crate::catalog::{CatalogError, Cursor, News, OTHER_ANSWER};
+use crate::domain::recording::{Recording, RecordingId, State};
 use crate::domain::sid::{AccountSid, CallSid};
+use crate::telemetry;
 
 /// Things wanted of one generation; two are kept. One takes about a kilobyte.
 const GENERATION_MAX: usize = 16_384;
@@ -34,7 +35,7 @@ const LIFE: Duration = Duration::from_secs(60);
 
 /// Why an answer may be given from here.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Because {
+enum Because {
     /// This node knows all that was committed up to a moment ago: the feed up to there.
     UpToDate(Cursor),
     /// The catalog is there, and too busy to be asked.
@@ -45,11 +46,11 @@ pub(super) enum Because {
 
 /// A stored recording that was the answer.
 #[derive(Debug, Clone)]
-pub(super) struct Hit {
+struct Hit {
     /// The recording.
-    pub(super) recording: Recording,
+    recording: Recording,
     /// When the link ends that was given last.
-    pub(super) link_ends_at: Timestamp,
+    link_ends_at: Timestamp,
     kept_at: Instant,
 }
 
@@ -147,13 +148,7 @@ impl Hits {
     }
 
     /// The answer that was given before, if it may be given again.
-    pub(super) fn known(
-        &self,
-        wanted: Wanted,
-        visible: Option<&[AccountSid]>,
-        now: Timestamp,
-        because: Because,
-    ) -> Option<Hit> {
+    fn known(&self, wanted: Wanted, visible: Option<&[AccountSid]>, now: Timestamp, because: Because) -> Option<Hit> {
         let kept = self.kept();
         let hit = kept.find(wanted, visible)?;
         let is_young = hit.kept_at.elapsed() < LIFE;
@@ -212,6 +207,41 @@ fn is_as_it_was(news: &News) -> bool {
 }
 
 impl Vault {
+    /// The recording that is wanted, and who says so: the memory of this node, while
+    /// it knows all that is new, and while the catalog is away.
+    pub(super) async fn find_or_recall(
+        &self,
+        wanted: Wanted,
+        visible: Option<&[AccountSid]>,
+    ) -> Result<Option<(Recording, SaidBy)>, CatalogError> {
+        let recall = |because| {
+            let Hit { recording, link_ends_at, .. } = self.hits.known(wanted, visible, self.now().ok()?, because)?;
+            telemetry::memory_hit();
+            let said_by = match because {
+                Because::UpToDate(_) => SaidBy::Memory { link_ends_at },
+                Because::Busy | Because::Away => SaidBy::Past,
+            };
+            Some((recording, said_by))
+        };
+        let because = match self.follower.fresh_cursor() {
+            Some(reached) => Some(Because::UpToDate(reached)),
+            None => self.health.is_in_trouble("catalog_unreachable").then_some(Because::Away),
+        };
+        if let Some(known) = because.and_then(recall) {
+            return Ok(Some(known));
+        }
+        match self.look_up(wanted, visible).await {
+            Ok(Some(recording)) if recording.state == State::Stored => Ok(Some((recording, SaidBy::Catalog))),
+            Ok(found) => {
+                self.hits.forget(wanted, visible);
+                Ok(found.map(|recording| (recording, SaidBy::Catalog)))
+            }
+            Err(error @ CatalogError::Unavailable(_)) => recall(Because::Away).map(Some).ok_or(error),
+            Err(error @ CatalogError::Busy) => recall(Because::Busy).map(Some).ok_or(error),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Keeps an answer that was looked up after the feed had come to `seen`,
     /// unless there is news of it since.
     pub(super) fn remember(
@@ -251,7 +281,6 @@ impl Vault {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::recording::State;
     use crate::domain::recording::tests::recording;
 
     fn at(second: i64) -> Timestamp {
