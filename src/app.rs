@@ -228,7 +228,5 @@ pub fn entropy() -> [u8; 32] {
 /// A name that no other node has, and that tells people which one it is.
 #[expect(clippy::disallowed_methods, reason = "a name is to be new, nothing else")]
 pub fn node_name() -> String {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let host = host.trim();
-    format!("{}-{:08x}", if host.is_empty() { "node" } else { host }, rand::random::<u32>())
+    format!("{}-{:08x}", telemetry::host_name(), rand::random::<u32>())
 }

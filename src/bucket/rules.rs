@@ -72,6 +72,9 @@ impl Bucket {
 
     /// Whether it keeps versions of what is deleted.
     pub async fn keeps_versions(&self, now: Timestamp) -> Result<bool> {
+        if self.embedded().is_some() {
+            return Ok(false);
+        }
         let asked = self.ask_for_list::<Versioning>("a question for its versions", &[("versioning", "")], now).await?;
         Ok(asked.and_then(|versioning| versioning.status).is_some_and(|status| status == "Enabled"))
     }

@@ -51,6 +51,10 @@ impl Bucket {
     /// Every version of the objects whose keys begin so, asked for at that time
     /// of the catalog, and whether these are all.
     pub async fn versions(&self, prefix: &str, now: Timestamp) -> Result<(Vec<Version>, bool)> {
+        // The embedded store keeps none, and would log the question as an error.
+        if self.embedded().is_some() {
+            return Ok((Vec::new(), true));
+        }
         let mut found = Vec::new();
         let (mut key_marker, mut version_marker) = (String::new(), String::new());
         for _ in 0..PAGES_MAX {

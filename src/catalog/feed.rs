@@ -331,7 +331,7 @@ pub(super) use with_recordings;
 const EVENTS: &str = concat!("SELECT ", event_columns!(), " FROM ");
 const WITH_RECORDINGS: &str = concat!("events e", with_recordings!());
 /// Crossed: SQLite keeps the order of such a join, and finds the events by recording.
-const OF_CALL: &str = concat!(recordings_of_call!("$4"), " AS of_call CROSS JOIN ");
+const OF_CALL: &str = concat!(recordings_of_call!("= $4"), " AS of_call CROSS JOIN ");
 
 /// The statement of one page. Its text depends on what is filtered by, never on values.
 fn statement(after: Cursor, until: Cursor, filter: &EventFilter, limit: i64) -> (String, Vec<super::sql::Value>) {

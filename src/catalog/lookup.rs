@@ -12,7 +12,7 @@ use sqlx::AssertSqlSafe;
 
 use super::columns::columns_of;
 use super::rows;
-use super::sql::{Value, args, one_of};
+use super::sql::{Value, args, one_of, place_each};
 use super::{Catalog, Result};
 use crate::domain::digest::Digest;
 use crate::domain::recording::{Recording, RecordingId, State, answer_for_call};
@@ -57,7 +57,7 @@ impl CallView {
 pub struct ListFilter {
     /// Only of these accounts.
     pub accounts: Option<Vec<AccountSid>>,
-    /// Only of these calls.
+    /// Only of these calls, under any of their names.
     pub calls: Vec<CallSid>,
     /// Only of this conference.
     pub conference: Option<ConferenceSid>,
@@ -120,21 +120,22 @@ const AWAITED: &str = concat!(
 const GIVEN_UP: &str =
     concat!("SELECT ", columns_of!(recordings), " FROM recordings WHERE sha256 = $1 AND state = 'failed'");
 
-/// By its own SID, by another name of it, or by what was PUT for it. A union
-/// of look-ups by index: an OR of them would read the whole table.
+/// By its own SID, by another name of it, or by what was PUT for it; the condition
+/// follows the column, as in `"= $1"`. A union of look-ups by index: an OR of them
+/// would read the whole table.
 macro_rules! recordings_of_call {
-    ($call:literal) => {
+    ($condition:literal) => {
         concat!(
-            "(SELECT account_sid, recording_sid FROM recordings WHERE call_sid = ",
-            $call,
-            " UNION SELECT account_sid, recording_sid FROM choices WHERE call_sid = ",
-            $call,
+            "(SELECT account_sid, recording_sid FROM recordings WHERE call_sid ",
+            $condition,
+            " UNION SELECT account_sid, recording_sid FROM choices WHERE call_sid ",
+            $condition,
             " UNION SELECT o.account_sid, o.recording_sid FROM aliases a JOIN recordings o \
-             ON o.account_sid = a.account_sid AND o.call_sid = a.target_sid WHERE a.alias_sid = ",
-            $call,
+             ON o.account_sid = a.account_sid AND o.call_sid = a.target_sid WHERE a.alias_sid ",
+            $condition,
             " UNION SELECT o.account_sid, o.recording_sid FROM aliases a JOIN recordings o \
-             ON o.account_sid = a.account_sid AND o.conference_sid = a.target_sid WHERE a.alias_sid = ",
-            $call,
+             ON o.account_sid = a.account_sid AND o.conference_sid = a.target_sid WHERE a.alias_sid ",
+            $condition,
             ")"
         )
     };
@@ -149,7 +150,7 @@ const OF_CALL: &str = concat!(
      (SELECT max(a.created_at) FROM aliases a WHERE a.alias_sid = $1 AND a.account_sid = r.account_sid \
       AND a.target_sid IN (r.call_sid, r.conference_sid)) AS alias_since \
      FROM recordings r JOIN ",
-    recordings_of_call!("$1"),
+    recordings_of_call!("= $1"),
     " AS found ON r.account_sid = found.account_sid AND r.recording_sid = found.recording_sid WHERE 1 = 1"
 );
 
@@ -183,21 +184,23 @@ impl dyn Catalog + '_ {
         rows.iter().map(rows::recording).collect()
     }
 
-    /// The recording of that SID in one of the accounts. Where several claim
-    /// it, the one that was accepted first.
+    /// The recording of that SID in one of the accounts. Where several claim it, one
+    /// that Twilio confirmed to be that account's, else the one that was accepted first.
     pub async fn recording_named(
         &self,
         recording: RecordingSid,
         accounts: Option<&[AccountSid]>,
     ) -> Result<Option<Recording>> {
-        self.first_of(NAMED, args![recording], accounts, "accepted_at, account_sid").await
+        let order = "details_confirmed DESC, accepted_at, account_sid";
+        self.first_of(NAMED, args![recording], accounts, order).await
     }
 
     /// A stored recording with those bytes in one of the accounts: the same for
     /// everyone who may see the same.
     pub async fn recording_with(&self, digest: Digest, accounts: Option<&[AccountSid]>) -> Result<Option<Recording>> {
         let order = "account_sid, recording_sid";
-        for state in [WITH, AWAITED, GIVEN_UP] {
+        // One that moves on between two looks is met on the way back.
+        for state in [WITH, AWAITED, GIVEN_UP, AWAITED, WITH] {
             if let Some(found) = self.first_of(state, args![digest], accounts, order).await? {
                 return Ok(Some(found));
             }
@@ -277,30 +280,40 @@ impl dyn Catalog + '_ {
     }
 }
 
+/// The calls take the place of `@calls`. They come first, as joins written so do in
+/// SQLite: it would rather walk the accounts, because those are in order.
+const LISTED_OF_CALLS: &str = concat!(
+    "SELECT ",
+    columns_of!(recordings, "r."),
+    " FROM ",
+    recordings_of_call!("IN (@calls)"),
+    " AS found CROSS JOIN recordings r WHERE r.account_sid = found.account_sid AND r.recording_sid = found.recording_sid"
+);
+const LISTED: &str = concat!("SELECT ", columns_of!(recordings, "r."), " FROM recordings r WHERE 1 = 1");
+
 /// Its text depends on what is filtered by, never on values.
-fn list_statement(filter: &ListFilter, after: Option<PageCursor>, limit: usize) -> (String, Vec<super::sql::Value>) {
+fn list_statement(filter: &ListFilter, after: Option<PageCursor>, limit: usize) -> (String, Vec<Value>) {
     let mut args = args![];
-    let mut sql = concat!("SELECT ", columns_of!(recordings), " FROM recordings WHERE 1 = 1").to_owned();
+    let calls = place_each(filter.calls.iter().copied(), &mut args);
+    let mut sql = match calls.is_empty() {
+        true => LISTED.to_owned(),
+        false => LISTED_OF_CALLS.replace("@calls", &calls.join(", ")),
+    };
     if let Some(accounts) = &filter.accounts {
-        // A call or a conference says far more than an account, but SQLite would
-        // rather walk the account, because that is in order: an expression has no index.
-        let says_more = !filter.calls.is_empty() || filter.conference.is_some();
-        let column = if says_more { "account_sid || ''" } else { "account_sid" };
+        // A conference, too, says far more than an account: an expression has no index.
+        let column = if filter.conference.is_some() { "r.account_sid || ''" } else { "r.account_sid" };
         sql.push_str(&one_of(column, accounts.iter().copied(), &mut args));
     }
-    if !filter.calls.is_empty() {
-        sql.push_str(&one_of("call_sid", filter.calls.iter().copied(), &mut args));
-    }
     if let Some(conference) = filter.conference {
-        sql.push_str(&one_of("conference_sid", [conference], &mut args));
+        sql.push_str(&one_of("r.conference_sid", [conference], &mut args));
     }
     match filter.state {
-        Some(state) => sql.push_str(&one_of("state", [state.as_str()], &mut args)),
-        None => sql.push_str(" AND state <> 'erased'"),
+        Some(state) => sql.push_str(&one_of("r.state", [state.as_str()], &mut args)),
+        None => sql.push_str(" AND r.state <> 'erased'"),
     }
     let mut compare = |comparison: &str, at: Timestamp| {
         args.extend(args![at]);
-        format!(" AND ordered_at {comparison} ${}", args.len())
+        format!(" AND r.ordered_at {comparison} ${}", args.len())
     };
     if let Some(since) = filter.since {
         sql.push_str(&compare(">=", since));
@@ -311,10 +324,11 @@ fn list_statement(filter: &ListFilter, after: Option<PageCursor>, limit: usize) 
     if let Some(after) = after {
         let at = args.len();
         args.extend(args![after.ordered_at, after.id.recording, after.id.account]);
-        let row = format!(" AND (ordered_at, recording_sid, account_sid) < (${}, ${}, ${})", at + 1, at + 2, at + 3);
+        let row =
+            format!(" AND (r.ordered_at, r.recording_sid, r.account_sid) < (${}, ${}, ${})", at + 1, at + 2, at + 3);
         sql.push_str(&row);
     }
-    sql.push_str(&format!(" ORDER BY ordered_at DESC, recording_sid DESC, account_sid DESC LIMIT {limit}"));
+    sql.push_str(&format!(" ORDER BY r.ordered_at DESC, r.recording_sid DESC, r.account_sid DESC LIMIT {limit}"));
     (sql, args)
 }
 

@@ -47,7 +47,11 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be caught")?;
     let folder = tempfile::Builder::new().prefix("callvault-demo-").tempdir().context("no temporary folder")?;
     let stage = Stage::set(folder.path()).await?;
-    let told = stage.tell().await;
+    let told = tokio::select! {
+        told = stage.tell() => told,
+        _ = interrupt.recv() => Err(anyhow::anyhow!("it was ended before its last step")),
+        _ = terminate.recv() => Err(anyhow::anyhow!("it was ended before its last step")),
+    };
     if told.is_ok() && !args.once {
         stage.say_what_to_try();
         tokio::select! {

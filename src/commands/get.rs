@@ -26,6 +26,9 @@ const READ_TIMEOUT: Duration = Duration::from_secs(WAIT_SECONDS + 15);
 /// Above what the service waits.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(WAIT_SECONDS + 15);
 
+/// A node that restarts is back by then.
+const AWAY_MAX: Duration = Duration::from_secs(10);
+
 /// Fetch a recording through a running service, and check its digest.
 ///
 /// CALLVAULT_URL names the service, CALLVAULT_API_KEY holds a key that may read.
@@ -115,45 +118,63 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     finish(file, target.as_deref())
 }
 
+/// What the service says of the link.
+enum Told {
+    Link(Link),
+    /// Not now: why, and when to ask again.
+    Later(String, Duration),
+}
+
 async fn wait_for_link(http: &Client, config: &ClientConfig, args: &Args) -> anyhow::Result<Link> {
     let path = match args.sid {
         Sid::Call(sid) => format!("/v1/calls/{sid}/link"),
         Sid::Recording(sid) => format!("/v1/recordings/{sid}/link"),
     };
-    let until = Instant::now() + args.timeout;
+    let (began, until) = (Instant::now(), Instant::now() + args.timeout);
     let spinner = ProgressBar::new_spinner();
     loop {
         let wait = until.saturating_duration_since(Instant::now()).as_secs().min(WAIT_SECONDS);
         let url = format!("{}{path}?wait={wait}", config.url);
         let request = http.get(&url).bearer_auth(config.api_key.expose_secret()).timeout(REQUEST_TIMEOUT);
-        let answer = request.send().await.with_context(|| format!("{} does not answer", config.url))?;
-        match answer.status() {
-            StatusCode::OK => return answer.json().await.context("the service's answer is not a link"),
-            StatusCode::ACCEPTED => {
-                let pending: Pending = answer.json().await.context("the service's answer cannot be read")?;
-                let left = until.saturating_duration_since(Instant::now());
-                if left.is_zero() {
-                    bail!("the recording is still {}; try again later", pending.state);
-                }
-                spinner.set_message(format!("the recording is {}", pending.state));
-                spinner.tick();
-                tokio::time::sleep(left.min(Duration::from_secs(pending.retry_after_seconds))).await;
-            }
-            status => {
-                let again_after = retry_after(&answer);
-                let left = until.saturating_duration_since(Instant::now());
-                match answer.json::<Problem>().await {
-                    // Twilio is being asked whether there is such a call.
-                    Ok(problem) if problem.code == "not_ready" && !left.is_zero() => {
-                        spinner.set_message("Twilio is asked for the recording");
-                        spinner.tick();
-                        tokio::time::sleep(left.min(again_after)).await;
-                    }
-                    Ok(problem) => bail!("{} ({})", problem.detail, problem.code),
-                    Err(_) => bail!("{} answered {status}; is it a callvault?", config.url),
-                }
-            }
+        let (why, after) = match request.send().await {
+            Ok(answer) => match read(answer, &config.url).await? {
+                Told::Link(link) => return Ok(link),
+                Told::Later(why, after) => (why, after),
+            },
+            // A node that restarts, or is not there at all.
+            Err(_) if began.elapsed() < AWAY_MAX => (format!("{} does not answer", config.url), Duration::from_secs(1)),
+            Err(error) => return Err(error).with_context(|| format!("{} does not answer", config.url)),
+        };
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            bail!("{why}; try again later");
         }
+        spinner.set_message(why);
+        spinner.tick();
+        tokio::time::sleep(left.min(after)).await;
+    }
+}
+
+/// Reads an answer; an error is final.
+async fn read(answer: reqwest::Response, url: &str) -> anyhow::Result<Told> {
+    let after = retry_after(&answer);
+    match answer.status() {
+        StatusCode::OK => Ok(Told::Link(answer.json().await.context("the service's answer is not a link")?)),
+        StatusCode::ACCEPTED => {
+            let pending: Pending = answer.json().await.context("the service's answer cannot be read")?;
+            let after = Duration::from_secs(pending.retry_after_seconds);
+            Ok(Told::Later(format!("the recording is {}", pending.state), after))
+        }
+        status => match answer.json::<Problem>().await {
+            Ok(problem) if problem.code == "not_ready" => {
+                Ok(Told::Later("Twilio is being asked for the recording".to_owned(), after))
+            }
+            Ok(problem) if matches!(problem.code.as_str(), "unavailable" | "too_many_requests") => {
+                Ok(Told::Later(format!("{} ({})", problem.detail.trim_end_matches('.'), problem.code), after))
+            }
+            Ok(problem) => bail!("{} ({})", problem.detail, problem.code),
+            Err(_) => bail!("{url} answered {status}; is it a callvault?"),
+        },
     }
 }
 

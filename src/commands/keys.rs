@@ -101,9 +101,8 @@ struct Revoke {
 
 /// Make a new secret, with which shares are signed from now on.
 ///
-/// Shares that were made before stay good until they end; their secrets are
-/// forgotten by a later rotation, when none of their shares can be left. Where a
-/// secret may be known to others, --end-shares ends every share that there is.
+/// Shares that were made before stay good until they end. Where a secret may be
+/// known to others, --end-shares ends every share that there is.
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 struct Rotate {

@@ -173,8 +173,11 @@ impl Summary {
     fn words(&self) -> String {
         let found: Vec<String> =
             self.found.iter().filter(|(_, count)| **count > 0).map(|(kind, count)| format!("{count} {kind}")).collect();
-        let found =
-            if found.is_empty() { "nothing is wrong".to_owned() } else { format!("found {}", found.join(", ")) };
+        let found = match (found.is_empty(), self.complete) {
+            (true, true) => "nothing is wrong".to_owned(),
+            (true, false) => "nothing is wrong so far".to_owned(),
+            (false, _) => format!("found {}", found.join(", ")),
+        };
         let (recordings, bytes, objects) = (self.recordings, HumanBytes(self.bytes), self.objects);
         format!("{recordings} recordings read back ({bytes}), {objects} keys listed: {found}")
     }

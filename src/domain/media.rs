@@ -71,6 +71,14 @@ pub fn sniff(first: &[u8]) -> Option<Format> {
     (is_id3(first) || is_mpeg_layer_3(first)).then_some(Format::Mp3)
 }
 
+/// The format that these first bytes settle, whatever follows them; None is not yet
+/// known, or not audio: [`sniff`] tells once there are enough.
+pub fn settled_by(first: &[u8]) -> Option<Format> {
+    let next = FrameHeader::read(first).and_then(|frame| first.get(frame.len_bytes..));
+    let has_next = next.is_some_and(|next| next.len() >= 4);
+    sniff(first).filter(|format| *format == Format::Wav || is_id3(first) || has_next)
+}
+
 /// An ID3v2 header (id3.org, ID3v2.4 structure, 3.1): version, revision and
 /// flags, then a size whose four bytes have their highest bit clear.
 fn is_id3(first: &[u8]) -> bool {
@@ -242,6 +250,19 @@ mod tests {
         assert_eq!(sniff_start(audio), Some(Format::Mp3));
         let tagged = [b"ID3\x04\x00\x00\x00\x00\x00\x00".as_slice(), audio].concat();
         assert_eq!(sniff_start(&tagged), Some(Format::Mp3));
+    }
+
+    #[test]
+    fn what_the_first_bytes_settle_is_what_more_of_them_say() {
+        for body in [SPEECH_MP3, SPEECH_MONO, SPEECH_DUAL] {
+            let settled = (0..SNIFF_LEN).find(|len| settled_by(&body[..*len]).is_some()).expect("it is audio");
+            assert!(settled < 2000, "long before all of them came: {settled}");
+            for len in 0..SNIFF_LEN {
+                assert_eq!(settled_by(&body[..len]), sniff_start(body).filter(|_| len >= settled), "{len}");
+            }
+        }
+        // One frame alone may be chance, as long as more may come.
+        assert_eq!(settled_by(b"\xff\xfb\x90\x00 and so on"), None);
     }
 
     #[test]

@@ -16,7 +16,8 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode};
 const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, DELETE");
 /// What a page may send.
 const REQUEST_HEADERS: HeaderValue = HeaderValue::from_static(
-    "Authorization, Content-Type, Last-Event-ID, Cache-Control, Range, If-Range, If-None-Match, If-Modified-Since",
+    "Authorization, Content-Type, Last-Event-ID, Cache-Control, Range, If-Range, If-Match, If-None-Match, \
+     If-Modified-Since, If-Unmodified-Since",
 );
 /// What a page may read, beside what every page may: what a player, a reader of
 /// the feed and whoever is to come again needs.

@@ -35,7 +35,7 @@ use axum::extract::{MatchedPath, Request};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post, put};
-use http::HeaderValue;
+use http::{HeaderValue, Method};
 
 pub use openapi::text as openapi;
 pub use problem::Problem;
@@ -141,8 +141,8 @@ fn with_embedded_store(router: Router<State>, store: Embedded, state: &State) ->
         let (store, public_host) = (store.clone(), public_host.clone());
         async move {
             // A link was signed for the public host, whatever a proxy made of it since.
-            let is_link = request.uri().query().is_some_and(|query| query.contains("X-Amz-Signature="));
-            let host = public_host.filter(|_| is_link).and_then(|host| HeaderValue::from_str(&host).ok());
+            let host = public_host.filter(|_| is_link(&request));
+            let host = host.and_then(|host| HeaderValue::from_str(&host).ok());
             store.answer(request, host).await.map(Body::new)
         }
     };
@@ -151,6 +151,16 @@ fn with_embedded_store(router: Router<State>, store: Embedded, state: &State) ->
         .route(&bucket, axum::routing::any(answer.clone()))
         .route(&format!("{bucket}/"), axum::routing::any(answer.clone()))
         .route(&format!("{bucket}/{{*key}}"), axum::routing::any(answer))
+}
+
+/// Whether this is a link that somebody follows. What a command of this machine
+/// signs in the same way, it sends here by itself: deletes, and questions about the
+/// bucket.
+fn is_link(request: &Request) -> bool {
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    let names_an_object = request.uri().path().trim_matches('/').contains('/');
+    let signed = request.uri().query().is_some_and(|query| query.contains("X-Amz-Signature="));
+    reads && names_an_object && signed
 }
 
 /// The longest that any answer takes: the longest wait, and time to make it.

@@ -62,9 +62,19 @@ pub(super) fn tracer(endpoint: &Url) -> Option<SdkTracer> {
         .build()
         .ok()?;
     let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
-    let resource = Resource::builder_empty().with_service_name("callvault").with_attribute(version).build();
+    // Of one trace each span tells on which node it was.
+    let instance = KeyValue::new("service.instance.id", format!("{}-{}", host_name(), std::process::id()));
+    let resource =
+        Resource::builder_empty().with_service_name("callvault").with_attributes([version, instance]).build();
     let provider = SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build();
     Some(PROVIDER.get_or_init(|| provider).tracer("callvault"))
+}
+
+/// What this machine is called by those who run it.
+pub fn host_name() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = host.trim();
+    if host.is_empty() { "node".to_owned() } else { host.to_owned() }
 }
 
 /// Sends what was not sent yet, for no longer than a batch may take.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use reqwest::redirect::Policy;
 use secrecy::{ExposeSecret, SecretString};
 
-use super::egress::PublicResolver;
+use super::egress::{PublicResolver, Terms};
 use super::source::{Hosts, SourceHost};
 use crate::config::{Account, Config, PrivateKey};
 use crate::domain::media::Variant;
@@ -27,6 +27,7 @@ pub struct Twilio {
     hosts: Hosts,
     pub(super) origin: reqwest::Client,
     pub(super) stranger: reqwest::Client,
+    pub(super) egress: Terms,
     accounts: std::sync::Arc<HashMap<AccountSid, Account>>,
 }
 
@@ -40,8 +41,10 @@ impl Twilio {
             None => builder(config)?.dns_resolver(PublicResolver),
         };
         let accounts = config.accounts.iter().map(|account| (account.sid, account.clone())).collect();
+        let hosts = Hosts::new(config.twilio.origin.clone());
         Ok(Self {
-            hosts: Hosts::new(config.twilio.origin.clone()),
+            egress: Terms { loopback: hosts.origin_is_simulator(), proxied: config.twilio.proxy.is_some() },
+            hosts,
             origin,
             stranger: stranger.build()?,
             accounts: std::sync::Arc::new(accounts),

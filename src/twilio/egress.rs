@@ -25,6 +25,9 @@ pub enum Refused {
     /// A user name or password in the URL.
     #[error("it has credentials in it")]
     Credentials,
+    /// Another port than that of https, by way of a proxy.
+    #[error("it leads to port {0} through the proxy")]
+    Port(u16),
     /// Too many of them.
     #[error("there were more than {0} of them")]
     TooMany(usize),
@@ -33,8 +36,18 @@ pub enum Refused {
     Location,
 }
 
-/// Checks what a URL itself tells. Names are left to [`PublicResolver`].
-pub fn check(url: &Url, loopback_allowed: bool) -> Result<(), Refused> {
+/// What is allowed beyond the ordinary, and what is not.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Terms {
+    /// The origin is a simulator: http to literal loopback addresses is allowed.
+    pub loopback: bool,
+    /// A proxy connects: it resolves names, so they are checked as names, and the
+    /// port is that of https.
+    pub proxied: bool,
+}
+
+/// Checks what a URL itself tells. Without a proxy names are left to [`PublicResolver`].
+pub fn check(url: &Url, terms: Terms) -> Result<(), Refused> {
     if !url.username().is_empty() || url.password().is_some() {
         return Err(Refused::Credentials);
     }
@@ -44,16 +57,29 @@ pub fn check(url: &Url, loopback_allowed: bool) -> Result<(), Refused> {
         Some(Host::Domain(_)) => None,
         None => return Err(Refused::Location),
     };
-    if loopback_allowed && url.scheme() == "http" && address.is_some_and(|address| address.is_loopback()) {
+    if terms.loopback && url.scheme() == "http" && address.is_some_and(|address| address.is_loopback()) {
         return Ok(());
     }
     if url.scheme() != "https" {
         return Err(Refused::Scheme(url.scheme().to_owned()));
     }
-    match address {
-        Some(address) if !is_public(address) => Err(Refused::Address(address)),
+    if let Some(port) = url.port().filter(|_| terms.proxied) {
+        return Err(Refused::Port(port));
+    }
+    match (address, url.domain()) {
+        (Some(address), _) if !is_public(address) => Err(Refused::Address(address)),
+        (None, Some(name)) if terms.proxied && is_local_name(name) => Err(Refused::Name),
         _ => Ok(()),
     }
+}
+
+/// Names that mean another machine, or another thing, to whoever resolves them: of one
+/// label, or below a domain that is nobody's in the public DNS (RFC 6761, RFC 6762,
+/// RFC 8375, and `internal`, which ICANN reserved for private use).
+fn is_local_name(name: &str) -> bool {
+    let name = name.trim_end_matches('.').to_ascii_lowercase();
+    let Some((_, last)) = name.rsplit_once('.') else { return true };
+    matches!(last, "localhost" | "local" | "internal") || name.ends_with(".home.arpa")
 }
 
 /// Whether an address is globally routable, after the IANA special-purpose
@@ -128,8 +154,19 @@ impl Resolve for PublicResolver {
 mod tests {
     use super::*;
 
-    fn checked(url: &str, loopback_allowed: bool) -> Result<(), Refused> {
-        check(&Url::parse(url).unwrap(), loopback_allowed)
+    fn checked(url: &str, loopback: bool) -> Result<(), Refused> {
+        check(&Url::parse(url).unwrap(), Terms { loopback, proxied: false })
+    }
+
+    #[test]
+    fn through_a_proxy_names_and_ports_are_checked_as_they_are_written() {
+        let checked = |url: &str| check(&Url::parse(url).unwrap(), Terms { proxied: true, ..Terms::default() });
+        for name in ["localhost", "db", "x.localhost", "metadata.google.internal", "printer.local", "LOCALHOST."] {
+            assert_eq!(checked(&format!("https://{name}/x")), Err(Refused::Name), "{name}");
+        }
+        assert_eq!(checked("https://media.twiliocdn.com:5432/x"), Err(Refused::Port(5432)));
+        assert_eq!(checked("https://media.twiliocdn.com:443/x"), Ok(()));
+        assert_eq!(checked("https://2130706433/x"), Err(Refused::Address("127.0.0.1".parse().unwrap())));
     }
 
     #[test]

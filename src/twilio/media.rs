@@ -173,7 +173,7 @@ impl Twilio {
                 return Ok(response);
             }
             url = location(&response).ok_or(MediaError::RefusedRedirect(Refused::Location))?;
-            egress::check(&url, self.hosts().origin_is_simulator()).map_err(MediaError::RefusedRedirect)?;
+            egress::check(&url, self.egress).map_err(MediaError::RefusedRedirect)?;
         }
         Err(MediaError::RefusedRedirect(Refused::TooMany(REDIRECTS_MAX)))
     }

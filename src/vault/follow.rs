@@ -10,13 +10,14 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Vault;
+use super::readers::Readers;
 use crate::catalog::{Catalog, CatalogError, Cursor, News, NewsPage};
-use crate::telemetry::{self, Running};
+use crate::telemetry;
 
 /// How late a node may learn of what it was not woken for.
 pub const POLL_EVERY: Duration = Duration::from_millis(500);
@@ -31,8 +32,6 @@ const LOOKS_APART: Duration = Duration::from_millis(20);
 const READ_AT_ONCE: i64 = 1000;
 /// Events that are kept; one takes some 250 bytes. A minute of a very busy service.
 const RING_MAX: usize = 16_384;
-/// Readers of the feed at once on a node. Each holds a connection and some kilobytes.
-const READERS_MAX: usize = 2048;
 
 /// The events behind a cursor are not known here any more: whoever followed has
 /// to look at the catalog itself.
@@ -51,19 +50,14 @@ pub enum Found {
     NotKnown,
 }
 
-/// Someone who reads the feed, for as long as this lives.
-pub struct ReaderPlace {
-    _permit: OwnedSemaphorePermit,
-    _counted: Running,
-}
-
 /// The newest events, and where the feed ends as far as this node knows.
 pub struct Follower {
     catalog: Arc<dyn Catalog>,
     poll_every: Duration,
     ring: Mutex<Ring>,
     reached: watch::Sender<Option<Cursor>>,
-    readers: Arc<Semaphore>,
+    /// Who reads the feed here.
+    pub readers: Arc<Readers>,
     ended: CancellationToken,
 }
 
@@ -108,7 +102,7 @@ impl Follower {
             poll_every,
             ring: Mutex::default(),
             reached: watch::Sender::new(None),
-            readers: Arc::new(Semaphore::new(READERS_MAX)),
+            readers: Arc::default(),
             ended: CancellationToken::new(),
         }
     }
@@ -207,12 +201,6 @@ impl Follower {
         let mut watch = self.watch();
         let reached = *watch.borrow_and_update();
         Subscriber { follower: self, watch, reached }
-    }
-
-    /// A place among the readers; None where there are too many.
-    pub fn join(&self) -> Option<ReaderPlace> {
-        let permit = self.readers.clone().try_acquire_owned().ok()?;
-        Some(ReaderPlace { _permit: permit, _counted: Running::feed_reader() })
     }
 
     /// Readers are to end: the service does.

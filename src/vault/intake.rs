@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::fetch::AttemptError;
 use super::tape::Tape;
 use crate::domain::digest::Hasher;
-use crate::domain::media::{Format, SNIFF_LEN, sniff};
+use crate::domain::media::{Format, SNIFF_LEN, settled_by, sniff};
 use crate::twilio::decrypt::Decryptor;
 use crate::twilio::media::Media;
 
@@ -48,7 +48,12 @@ impl Intake {
 
     /// Reads until the format can be told.
     pub(super) async fn begin(&mut self, media: &mut Media) -> Result<Format, AttemptError> {
-        while self.tape.waiting_bytes() < SNIFF_LEN as u64 && self.read(media).await? {}
+        while self.tape.waiting_bytes() < SNIFF_LEN as u64 && self.read(media).await? {
+            // Whoever listens hears it as soon as it is known to be audio.
+            if let Some(format) = settled_by(&self.tape.first(SNIFF_LEN)) {
+                return Ok(format);
+            }
+        }
         let first = self.tape.first(SNIFF_LEN);
         if let Some(format) = sniff(&first) {
             return Ok(format);

@@ -39,6 +39,7 @@ mod look_ups;
 mod memory;
 mod mend;
 mod pace;
+pub mod readers;
 pub mod recheck;
 pub mod reconcile;
 pub mod reindex;

@@ -241,6 +241,12 @@ def what_is_over_is_told_honestly(browser):
     page.get_by_text("Nothing, unless someone asks for another try.").wait_for()
     assert page.locator("audio").count() == 0 and page.get_by_role("button", name="Download").count() == 0
     no_serious_finding(page, "a failed recording")
+    # Who may, has it tried again.
+    page.goto(f"{URL}#/recordings/{world['to_try_again']['recording']}")
+    page.get_by_text("It was given up").wait_for()
+    page.get_by_role("button", name="Try again").click()
+    page.get_by_text("Someone asked for another try.").wait_for()
+    page.get_by_role("button", name="Play").wait_for()
     page.goto(f"{URL}#/recordings/{world['absent']['recording']}")
     page.get_by_text("There is nothing to hear").wait_for()
     # Erased while someone looks at it.

@@ -212,9 +212,10 @@ def check_application(names, user, expected):
         with urllib.request.urlopen(answer.headers["Location"]) as played:
             assert sha256(played.read()) == expected
         assert page.get(f"/api/calls/{call(404)}/download").status_code == 404
-    with unittest.mock.patch("flask_view.play_url", side_effect=callvault_client.RecordingPending("not yet", 7)):
-        answer = other.test_client().get(f"/api/calls/{call(3)}/download")
-    assert (answer.status_code, answer.headers["Retry-After"]) == (404, "7")
+    for raised, status in [(callvault_client.RecordingPending, 404), (callvault_client.ServiceUnavailable, 503)]:
+        with unittest.mock.patch("flask_view.play_url", side_effect=raised("not now", 7)):
+            answer = other.test_client().get(f"/api/calls/{call(3)}/download")
+        assert (answer.status_code, answer.headers["Retry-After"]) == (status, "7")
     # A new call, and one that Twilio has no audio of.
     assert names["transcribe"].apply(args=[call(4)]).get() == expected
     assert names["transcribe"].apply(args=[call(5)]).get() == "no recording"

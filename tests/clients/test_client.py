@@ -149,11 +149,34 @@ class Asking(Staged):
         self.assertTrue(all(3 <= wait <= 5 for wait in waits), waits)
 
     def test_never_is_none(self):
-        for status, code in [(404, "not_found"), (404, "recording_absent"), (424, "recording_failed"), (410, "erased")]:
+        for status, code in [(404, "recording_absent"), (424, "recording_failed"), (410, "erased")]:
             self.service.answers[CALL_LINK] = [problem(status, code)]
             self.assertIsNone(self.get(), code)
+            self.assertEqual(len(self.service.asked(CALL_LINK)), 1)
+            self.service.seen.clear()
         self.service.answers[f"/v1/calls/{CALL}/recording"] = [problem(410, "erased")]
         self.assertIsNone(self.get({"call_sid": CALL, "recording_url": URL}))
+
+    def test_a_call_that_nobody_knows_yet_is_asked_for_again_before_it_is_never(self):
+        unknown = problem(404, "not_found")
+        self.service.answers[CALL_LINK] = [unknown, unknown, self.service.link(self.bucket)]
+        self.assert_is_audio(self.get(timeout=20))
+        self.service.answers[CALL_LINK] = [unknown]
+        with unittest.mock.patch("callvault_client._UNKNOWN_SECONDS", 3):
+            self.assertIsNone(self.get(timeout=20))
+        # An event named it: it was known, and is not any more.
+        self.service.seen.clear()
+        self.assertIsNone(Client(self.service.url, KEY, self.folder).get_recording_file(RECORDING))
+        self.assertEqual(len(self.service.seen), 1)
+
+    def test_naming_a_recording_takes_no_longer_than_it_may(self):
+        over = threading.Event()
+        self.addCleanup(over.set)
+        self.service.answers[f"/v1/calls/{CALL}/recording"] = [lambda: over.wait(60)]
+        began = time.monotonic()
+        with self.assertRaises(ServiceUnavailable):
+            Client(self.service.url, KEY, self.folder).put_recording({"call_sid": CALL, "recording_url": URL}, timeout=2)
+        self.assertLess(time.monotonic() - began, 4)
 
     def test_what_is_wrong_with_the_set_up_is_never_taken_for_never(self):
         for status, code in [(401, "unauthorized"), (403, "forbidden")]:

@@ -124,6 +124,26 @@ on_every_catalog! {
         assert_eq!((answer(1).await, answer(77).await), (Some(recording_id(1)), Some(recording_id(1))));
         catalog.accept(&put(2, 1)).await.unwrap();
         assert_eq!((answer(1).await, answer(77).await), (Some(recording_id(2)), Some(recording_id(2))));
+        // And a list of the other name's shows what a question for it does.
+        let listed = async |calls: &[u32]| {
+            let calls = calls.iter().copied().map(call_sid).collect();
+            let (found, _) = catalog.list(&ListFilter { calls, ..ListFilter::default() }, None, 100).await.unwrap();
+            found.iter().map(|recording| recording.id).collect::<Vec<_>>()
+        };
+        assert_eq!(listed(&[77]).await, listed(&[1]).await);
+        assert_eq!(listed(&[1, 77]).await.len(), 2, "each of them once");
+    }
+
+    async fn a_recording_that_twilio_confirmed_stands_before_one_that_only_claims_its_name(database: Database) {
+        let catalog = database.node().await;
+        catalog.accept(&of_other_account(put(1, 1))).await.unwrap();
+        catalog.accept(&callback(1, "completed")).await.unwrap();
+        let found = async |accounts: Option<&[AccountSid]>| {
+            let found = catalog.recording_named(recording_id(1).recording, accounts).await.unwrap();
+            found.map(|recording| recording.id.account)
+        };
+        assert_eq!(found(None).await, Some(account()));
+        assert_eq!(found(Some(&[other_account()])).await, Some(other_account()));
     }
 
     async fn many_readers_and_writers_get_along(database: Database) {
@@ -200,9 +220,12 @@ async fn look_ups_are_by_index_on_sqlite() {
         ),
         ("SELECT * FROM recordings WHERE recording_sid = 'RE1'", "recordings_by_recording (recording_sid=?)"),
         (
-            "SELECT * FROM recordings WHERE account_sid || '' IN ('AC1') AND call_sid IN ('CA1', 'CA2') AND state <> 'erased' \
-             ORDER BY ordered_at DESC, recording_sid DESC, account_sid DESC LIMIT 51",
-            "recordings_by_call (call_sid=?)",
+            "SELECT r.* FROM (SELECT account_sid, recording_sid FROM recordings WHERE call_sid IN ('CA1', 'CA2') \
+             UNION SELECT account_sid, recording_sid FROM choices WHERE call_sid IN ('CA1', 'CA2')) AS found \
+             CROSS JOIN recordings r WHERE r.account_sid = found.account_sid AND r.recording_sid = found.recording_sid \
+             AND r.account_sid IN ('AC1') AND r.state <> 'erased' \
+             ORDER BY r.ordered_at DESC, r.recording_sid DESC, r.account_sid DESC LIMIT 51",
+            "recordings_by_call (call_sid=?",
         ),
         (
             "SELECT * FROM recordings WHERE account_sid IN ('AC1') AND state IN ('failed') \

@@ -71,6 +71,43 @@ fn every_metric_that_an_alert_or_a_panel_names_is_there() {
     }
 }
 
+/// What people ask of a service that has run for years, and what answers it.
+const QUESTIONS: &[(&str, &[&str])] = &[
+    ("how long the oldest recording waits", &["callvault_oldest_pending_seconds"]),
+    ("how fetches end", &["callvault_fetches_total", "callvault_fetch_seconds"]),
+    ("how many bytes are stored and given", &["callvault_stored_bytes_total", "callvault_streamed_bytes_total"]),
+    ("how often leases are lost", &["callvault_leases_lost_total", "callvault_leases_expired_total"]),
+    ("which accounts Twilio slows down", &["callvault_twilio_rate_limited_total"]),
+    ("what is answered from memory", &["callvault_memory_hits_total"]),
+    ("how long the catalog takes", &["callvault_catalog_statement_seconds"]),
+    ("how long the store takes", &["callvault_store_request_seconds", "callvault_store_failures_total"]),
+    ("how far the feed is behind", &["callvault_feed_lag_seconds"]),
+    ("how far receivers are behind", &["callvault_webhook_lag_seconds", "callvault_webhooks_pending"]),
+    ("what callbacks did not tell", &["callvault_reconcile_found_total", "callvault_reconcile_lag_seconds"]),
+    ("how far the scrub is", &["callvault_scrub_progress_ratio", "callvault_scrub_found_total"]),
+];
+
+#[test]
+fn the_dashboard_answers_what_people_ask() {
+    let queries = dashboard_queries();
+    let shown: BTreeSet<&str> = queries.iter().flat_map(|query| named(query)).collect();
+    let is_shown = |name: &&str| shown.iter().any(|query| query.trim_end_matches("_bucket") == *name);
+    for (question, metrics) in QUESTIONS {
+        let missing: Vec<&&str> = metrics.iter().filter(|name| !is_shown(name)).collect();
+        assert_eq!(missing, Vec::<&&str>::new(), "nothing shows {question}");
+    }
+}
+
+/// Nothing is measured that nobody is shown.
+#[test]
+fn every_metric_is_on_the_dashboard() {
+    let queries = dashboard_queries();
+    let shown: BTreeSet<&str> = queries.iter().flat_map(|query| named(query)).collect();
+    let hidden: Vec<&str> =
+        metric_names().filter(|name| !shown.iter().any(|query| query.trim_end_matches("_bucket") == *name)).collect();
+    assert_eq!(hidden, Vec::<&str>::new());
+}
+
 #[test]
 fn every_alert_names_its_section_of_the_runbook_and_every_section_is_an_alerts() {
     let runbook = deploy("RUNBOOK.md");

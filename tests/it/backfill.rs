@@ -48,6 +48,7 @@ async fn ended(child: Child) -> Output {
 async fn backfill(world: &World, args: &[&str]) -> (Option<i32>, Value) {
     let output = ended(command(world, &[args, &["--json"]].concat()).spawn().unwrap()).await;
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    world.forbidden().is_not_in(&told);
     let json = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {told}"));
     (output.status.code(), json)
 }

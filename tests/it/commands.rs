@@ -8,12 +8,16 @@ use callvault::twilio::simulator::{Fault, speech_mp3};
 use serde_json::Value;
 
 use crate::support::python::PYTHON;
+use crate::support::secrets::Forbidden;
 use crate::support::world::{ADMIN_KEY, Parts, Service, World, call_sid, debug_binary};
 
 fn run(folder: &std::path::Path, args: &[&str], env: &[(&str, &str)]) -> Output {
     let mut command = Command::new(debug_binary());
     command.args(args).current_dir(folder).env_clear().envs(env.iter().copied());
-    command.output().expect("the binary starts")
+    let output = command.output().expect("the binary starts");
+    let settings = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    Forbidden::of(&settings, folder).is_not_in(&stderr(&output));
+    output
 }
 
 fn get(service: &Service, folder: &std::path::Path, args: &[&str]) -> Output {
@@ -63,6 +67,24 @@ on_all_parts! {
         assert_eq!(got.status.code(), Some(0), "{}", stderr(&got));
     }
 
+    async fn get_goes_on_when_the_service_restarts(world: World) {
+        let service = world.start().await;
+        let id = world.record(1);
+        world.simulator.always(id.recording, Some(Fault::NotReady));
+        service.send(&world.callback(id.recording)).await;
+        let folder = tempfile::tempdir().unwrap();
+        let mut get = tokio::process::Command::new(debug_binary());
+        get.args(["get", call_sid(1).as_str()]).current_dir(folder.path()).env_clear();
+        get.env("CALLVAULT_URL", &service.url).env("CALLVAULT_API_KEY", ADMIN_KEY);
+        let got = tokio::spawn(async move { get.output().await.expect("the binary starts") });
+        // Whether it asked before or asks meanwhile, it ends well.
+        service.kill();
+        world.simulator.always(id.recording, None);
+        let _again = world.start_on(service.port, debug_binary()).await;
+        let got = got.await.unwrap();
+        assert_eq!(got.status.code(), Some(0), "{}", stderr(&got));
+    }
+
     async fn get_says_what_is_wrong_and_leaves_nothing(world: World) {
         let service = world.start().await;
         let id = world.record(1);
@@ -97,6 +119,30 @@ on_all_parts! {
             assert_eq!(ended.status.code(), Some(2), "{args:?}: {}", stderr(&ended));
         }
     }
+}
+
+/// The embedded store is reached through the node that holds it, by its address,
+/// whatever the name is under which the world knows the service.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commands_beside_a_node_reach_its_store_whatever_its_public_name() {
+    let mut world = World::new(Parts::Embedded).await;
+    world.set("CALLVAULT_PUBLIC_URL", "https://recordings.example.com");
+    let service = world.start().await;
+    let id = world.record(1);
+    let url = format!("/2010-04-01/Accounts/{}/Recordings/{}", id.account, id.recording);
+    service.put(call_sid(1), &url).await;
+    service.recording_in(id.recording, "stored").await;
+    let settings: Vec<(&str, &str)> =
+        world.settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    // It lists, and reads back.
+    let verified = run(&world.folder(), &["verify"], &settings);
+    assert_eq!(verified.status.code(), Some(0), "{}", stderr(&verified));
+    // It deletes, and asks what the bucket is like. The public name leads nowhere here.
+    let seen = run(&world.folder(), &["doctor", "--json"], &settings);
+    let report: Value = serde_json::from_slice(&seen.stdout).unwrap();
+    let checks = report["checks"].as_array().unwrap();
+    let not_well = checks.iter().filter(|check| check["status"] != "ok").map(|check| &check["check"]);
+    assert_eq!(not_well.collect::<Vec<_>>(), ["public_url"], "{report}");
 }
 
 #[test]

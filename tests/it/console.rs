@@ -6,6 +6,8 @@ use serde_json::{Value, json};
 
 use crate::browser;
 use crate::player::{record_long, with_short_links};
+use crate::recheck::count;
+use crate::support::eventually;
 use crate::support::world::{ADMIN_KEY, Parts, Service, World, call_sid, recording_id, started_at};
 
 const SCREENSHOTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/console-screenshots");
@@ -16,7 +18,7 @@ fn named(number: u32) -> Value {
 
 /// Recordings in many states, of calls around the day; gives their numbers by name.
 async fn furnish(world: &World, service: &Service) {
-    for number in (1..=3).chain(10..=18) {
+    for number in (1..=3).chain(10..=19) {
         let began = started_at() - jiff::SignedDuration::from_mins(i64::from(number) * 97);
         world.simulator.add(SimulatedRecording::speech(recording_id(number), call_sid(number), began));
     }
@@ -30,7 +32,7 @@ async fn furnish(world: &World, service: &Service) {
     for number in [1, 4, 5].into_iter().chain(10..=16) {
         service.send(&world.callback(recording_id(number).recording)).await;
     }
-    for (number, status) in [(2, "failed"), (3, "absent")] {
+    for (number, status) in [(2, "failed"), (3, "absent"), (19, "failed")] {
         service.send(&world.simulator.callback(recording_id(number).recording, status).unwrap()).await;
         service.recording_in(recording_id(number).recording, status).await;
     }
@@ -89,11 +91,33 @@ on_all_parts! {
         stored["size"] = json!(speech_mp3().len());
         let argument = json!({"service": service.url, "key": ADMIN_KEY, "screenshots": SCREENSHOTS,
             "media": if own { "'self'".to_owned() } else { media },
-            "stored": stored, "failed": named(2), "absent": named(3), "long": named(4), "dual": named(5),
+            "stored": stored, "failed": named(2), "to_try_again": named(19), "absent": named(3), "long": named(4), "dual": named(5),
             "at_twilio": named(6), "alias": call_sid(40), "to_erase": named(15)});
         let mut made = 0;
         browser::run("console.py", argument, async |request| outside(&world, &service, &request, &mut made).await).await;
         assert!(!service.log().contains(ADMIN_KEY));
+    }
+
+    async fn what_left_the_bucket_is_told_and_fetched_again_in_the_console(world: World) {
+        world.set("CALLVAULT_LINK_TTL", "1s");
+        world.set("CALLVAULT_LINK_WINDOW", "1s");
+        world.set("CALLVAULT_EVICT_AFTER", "3s");
+        let before = world.start().await;
+        let id = recording_id(1);
+        world.record(1);
+        assert_eq!(before.send(&world.callback(id.recording)).await.status(), StatusCode::NO_CONTENT);
+        before.recording_in(id.recording, "evicted").await;
+        // A node that ends in the midst of it would have the next one wait for its lease.
+        eventually("its object is gone", async || (count(&world, &id, "duty_until IS NULL").await == 1).then_some(())).await;
+        before.signal("TERM");
+        assert!(before.end().await.success());
+        // What is fetched again stays, however slow the browser is.
+        world.set("CALLVAULT_EVICT_AFTER", "1h");
+        let service = world.start().await;
+        let argument = json!({"service": service.url, "key": ADMIN_KEY, "evicted": named(1)});
+        browser::run("evicted.py", argument, async |request| panic!("nobody can do that: {request}")).await;
+        service.recording_in(id.recording, "stored").await;
+        assert_eq!(world.simulator.counts(id.recording).fetches, 2);
     }
 
     async fn the_console_is_kept_by_browsers_until_it_is_another(world: World) {

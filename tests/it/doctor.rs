@@ -28,7 +28,11 @@ async fn doctor(world: &World, own: Own<'_>) -> Output {
     settings.extend(own.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
     let mut command = tokio::process::Command::new(debug_binary());
     command.args(["doctor", "--json"]).current_dir(world.folder()).env_clear().envs(settings);
-    command.output().await.expect("the binary starts")
+    let output = command.output().await.expect("the binary starts");
+    for told in [&output.stdout, &output.stderr] {
+        world.forbidden().is_not_in(&String::from_utf8_lossy(told));
+    }
+    output
 }
 
 /// What it finds that is not well: the check, and its status.

@@ -14,13 +14,13 @@ use crate::support::servers::free_port;
 use crate::support::world::{ACCOUNT, AUTH_TOKEN, Parts, World, call_sid, debug_binary, recording_id, started_at};
 
 /// A pair of keys, the private one in a file.
-struct Pair {
+pub struct Pair {
     sid: String,
     public_key: Vec<u8>,
-    path: String,
+    pub path: String,
 }
 
-fn pair(world: &World, letter: &str, size: KeySize) -> Pair {
+pub fn pair(world: &World, letter: &str, size: KeySize) -> Pair {
     let key = PrivateDecryptingKey::generate(size).unwrap();
     let der = AsDer::as_der(&key).unwrap();
     let pem = format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", BASE64.encode(der.as_ref()));
@@ -46,14 +46,14 @@ fn configure(world: &mut World, pairs: &[&Pair]) {
     world.settings.remove("CALLVAULT_TWILIO_AUTH_TOKEN");
 }
 
-fn encryption(pair: &Pair, number: u32) -> SimulatedEncryption {
+pub fn encryption(pair: &Pair, number: u32) -> SimulatedEncryption {
     let key = Digest::of(&number.to_be_bytes());
     // Twilio does not say how long an IV is.
     let iv = if number.is_multiple_of(2) { &key.as_bytes()[..12] } else { &key.as_bytes()[..16] };
     SimulatedEncryption::new(&pair.sid, &pair.public_key, *key.as_bytes(), iv).unwrap()
 }
 
-fn record(world: &World, number: u32, audio: Audio, encryption: Option<SimulatedEncryption>) -> RecordingId {
+pub fn record(world: &World, number: u32, audio: Audio, encryption: Option<SimulatedEncryption>) -> RecordingId {
     let id = recording_id(number);
     world.simulator.add(SimulatedRecording {
         audio,

@@ -18,7 +18,9 @@ pub const HOLDS_WITHIN: Duration = Duration::from_millis(2000);
 pub fn keys(world: &World, args: &[&str]) -> Output {
     let mut command = Command::new(debug_binary());
     command.arg("keys").args(args).current_dir(world.folder()).env_clear().envs(&world.settings);
-    command.output().expect("the binary starts")
+    let output = command.output().expect("the binary starts");
+    world.forbidden().is_not_in(&String::from_utf8_lossy(&output.stderr));
+    output
 }
 
 /// The same, where it must go well; gives what it wrote to stdout.

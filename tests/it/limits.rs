@@ -8,7 +8,9 @@ use callvault::twilio::simulator::Fault;
 use reqwest::StatusCode;
 use serde_json::Value;
 
+use crate::keys::create;
 use crate::support::world::{ADMIN_KEY, AUTH_TOKEN, Parts, Service, World, call_sid};
+use crate::support::{PATIENCE, eventually};
 
 fn connect(service: &Service) -> TcpStream {
     let socket = TcpStream::connect(("127.0.0.1", service.port)).expect("a connection");
@@ -121,6 +123,46 @@ fn resident_bytes(service: &Service) -> u64 {
 
 fn peak_bytes(service: &Service) -> u64 {
     memory(service, "VmHWM:")
+}
+
+/// Whoever reads too often at once is told so; others read on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_key_cannot_take_all_readers_places() {
+    let world = World::new(Parts::Embedded).await;
+    let service = world.start().await;
+    let (greedy, _) = create(&world, &["--scope", "read"]);
+    let (other, _) = create(&world, &["--scope", "read"]);
+    let read = |key: &str, wait: u32| {
+        let url = format!("{}/v1/events?after=latest&wait={wait}", service.url);
+        world.http.get(url).bearer_auth(key).timeout(PATIENCE).send()
+    };
+    eventually("the keys are known", async || {
+        let (first, second) = (read(&greedy, 0).await.unwrap(), read(&other, 0).await.unwrap());
+        (first.status() == StatusCode::OK && second.status() == StatusCode::OK).then_some(())
+    })
+    .await;
+    // A stream is a reader from its first answer on, until it is closed.
+    let open = || {
+        let url = format!("{}/v1/events?after=latest", service.url);
+        world.http.get(url).bearer_auth(&greedy).header("accept", "text/event-stream").timeout(PATIENCE).send()
+    };
+    let mut streams = Vec::new();
+    let refused = loop {
+        match open().await.unwrap() {
+            stream if stream.status() == StatusCode::OK => streams.push(stream),
+            refused => break refused,
+        }
+        assert!(streams.len() <= 1024, "nothing ends it");
+    };
+    assert!(streams.len() >= 1000, "{} at once are not too many", streams.len());
+    assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert!(refused.headers().contains_key("retry-after"));
+    assert_eq!(refused.json::<Value>().await.unwrap()["code"], "too_many_requests");
+    assert_eq!(read(&greedy, 30).await.unwrap().status(), StatusCode::TOO_MANY_REQUESTS, "nor by a page");
+    assert_eq!(read(&other, 0).await.unwrap().status(), StatusCode::OK);
+    drop(streams);
+    eventually("it reads again", async || (read(&greedy, 0).await.unwrap().status() == StatusCode::OK).then_some(()))
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,43 +2,38 @@
 //! kind are planted, journeys are made that use or refuse them, and the logs are
 //! searched.
 
-use std::process::Command;
-
-use axum::Router;
-use callvault::twilio::simulator::Fault;
+use aws_lc_rs::rsa::KeySize;
+use callvault::domain::digest::Digest;
+use callvault::twilio::simulator::{Audio, Fault};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
 
+use crate::encrypted::{Pair, encryption, pair, record};
+use crate::support::bucket::command;
+use crate::support::compose::root;
 use crate::support::eventually;
+use crate::support::secrets::Forbidden;
 use crate::support::servers::free_port;
-use crate::support::world::{ADMIN_KEY, AUTH_TOKEN, Parts, Service, World, account, call_sid, debug_binary};
+use crate::support::world::{
+    ADMIN_KEY, AUTH_TOKEN, Parts, Service, World, account, call_sid, debug_binary, recording_id,
+};
+use crate::traces;
+use crate::webhooks::{Application, Reply};
 
-/// What must not be found, and what it is.
-#[derive(Default)]
-struct Planted(Vec<(&'static str, String)>);
+/// What is planted, apart from what every log is searched for.
+struct Planted(Forbidden);
 
 impl Planted {
-    fn plant(&mut self, what: &'static str, secret: impl Into<String>) -> String {
+    fn plant(&mut self, what: &str, secret: impl Into<String>) -> String {
         let secret = secret.into();
-        assert!(secret.len() >= 10, "{what} is too short to be searched for");
-        self.0.push((what, secret.clone()));
+        self.0.add(what, &secret);
         secret
-    }
-
-    /// Each as it is, and as a URL would have it.
-    fn found_in(&self, log: &str) -> Vec<&'static str> {
-        let spellings = |secret: &str| {
-            let encoded: String = url::form_urlencoded::byte_serialize(secret.as_bytes()).collect();
-            [secret.to_owned(), encoded, secret.replace('+', "%2B")]
-        };
-        let is_in = |secret: &str| spellings(secret).iter().any(|spelling| log.contains(spelling.as_str()));
-        self.0.iter().filter(|(_, secret)| is_in(secret)).map(|(what, _)| *what).collect()
     }
 }
 
-/// The settings of a service that knows a secret of every kind.
-fn plant_settings(world: &mut World, planted: &mut Planted, receiver: &str) {
+/// The settings of a service that knows a secret of every kind. Of two receivers one
+/// takes what it is posted, and the other does not.
+fn plant_settings(world: &mut World, planted: &mut Planted, receivers: [&str; 2], pair: &Pair) {
     planted.plant("the auth token", AUTH_TOKEN);
     planted.plant("the admin key", ADMIN_KEY);
     planted.plant("the S3 secret", world.settings["AWS_SECRET_ACCESS_KEY"].clone());
@@ -53,53 +48,52 @@ fn plant_settings(world: &mut World, planted: &mut Planted, receiver: &str) {
     world.set("CALLVAULT_TWILIO_PROXY", proxy);
     let secret = planted.plant("the webhook secret", "whsec_UGxhbnRlZC13ZWJob29rLXNlY3JldC0wMDE=");
     world.set("CALLVAULT_EVENTS_SECRET", secret);
-    world.set("CALLVAULT_EVENTS_URL", format!("{receiver}/hook"));
-    let link = planted.plant("the secret of links", "link-secret-access-key-55aa");
-    world.set("CALLVAULT_LINK_ACCESS_KEY_ID", "link-key-id");
+    let token = planted.plant("a token in a receiver's URL", "token=receiver-token-20ac");
+    world.set("CALLVAULT_EVENTS_URL", format!("{}?{token}", receivers[0]));
+    // The store must know the pair, for shares to play.
+    let link = planted.plant("the secret of links", world.settings["AWS_SECRET_ACCESS_KEY"].clone());
+    world.set("CALLVAULT_LINK_ACCESS_KEY_ID", world.settings["AWS_ACCESS_KEY_ID"].clone());
     world.set("CALLVAULT_LINK_SECRET_ACCESS_KEY", link);
     let file = world.folder().join("secrets.toml");
-    let key = world.folder().join("private.pem");
-    let made = Command::new("openssl").args(["genpkey", "-algorithm", "RSA", "-out"]).arg(&key).output();
-    assert!(made.expect("openssl runs").status.success());
-    let pem = std::fs::read_to_string(&key).unwrap();
-    planted.plant("the private key", pem.lines().nth(3).unwrap());
-    world.set("CALLVAULT_TWILIO_PRIVATE_KEY_FILE", key.to_str().unwrap());
+    let pem = std::fs::read_to_string(&pair.path).unwrap();
+    planted.plant("the private key", &pem.lines().nth(1).unwrap()[100..160]);
+    world.set("CALLVAULT_TWILIO_PRIVATE_KEY_FILE", pair.path.as_str());
     let text = format!(
         "[[accounts]]\nsid = \"AC{}\"\nauth_token = \"{}\"\nsecondary_auth_token = \"{}\"\napi_key = \"{}\"\n\
-         api_secret = \"{}\"\n",
+         api_secret = \"{}\"\n\n[[webhooks]]\nurl = \"{}\"\nsecret = \"{}\"\n",
         "c".repeat(32),
         planted.plant("another account's auth token", "other-auth-token-3d1e"),
         planted.plant("the secondary auth token", "secondary-auth-token-8c2f"),
         planted.plant("the API key", "SK0123456789abcdef0123456789abcdef"),
         planted.plant("the API secret", "api-secret-of-the-key-aa11"),
+        receivers[1],
+        planted.plant("another webhook secret", "whsec_UGxhbnRlZC13ZWJob29rLXNlY3JldC0wMDI="),
     );
     std::fs::write(&file, text).unwrap();
     world.set("CALLVAULT_CONFIG", file.to_str().unwrap());
-    world.set("CALLVAULT_LOG", "trace");
+    world.set("CALLVAULT_LOG", all_that_can_be_said());
+}
+
+/// Every crate that the binary is made of, by its name: a bare `trace` is meant for this one alone.
+fn all_that_can_be_said() -> String {
+    let lock = std::fs::read_to_string(root().join("Cargo.lock")).unwrap();
+    let names = lock.lines().filter_map(|line| line.strip_prefix("name = \"")?.strip_suffix('"'));
+    let all: Vec<String> = names.map(|name| format!("{}=trace", name.replace('-', "_"))).collect();
+    assert!(all.len() > 200, "{all:?}");
+    all.join(",")
 }
 
 /// A key that `callvault keys create` shows.
 fn created_key(world: &World) -> String {
-    let mut command = Command::new(debug_binary());
-    command.args(["keys", "create", "--scope", "read"]).current_dir(world.folder()).env_clear().envs(&world.settings);
-    let made = command.output().expect("the binary starts");
+    let made = command(world, &["keys", "create", "--scope", "read"]).output().expect("the binary starts");
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     String::from_utf8(made.stdout).unwrap().trim().to_owned()
 }
 
 /// Callbacks that name people, signed well and badly, by POST and by GET.
 async fn call_back(world: &World, service: &Service, planted: &mut Planted) {
-    let numbers =
-        [("From", "+15005550101"), ("To", "+15005550102"), ("Caller", "+15005550103"), ("Called", "+15005550104")];
-    let told = |mut callback: callvault::twilio::simulator::OutgoingCallback, planted: &mut Planted| {
-        for (name, number) in numbers {
-            callback = callback.with(name, number);
-            planted.plant("a phone number", number.trim_start_matches('+'));
-        }
-        callback
-    };
     for number in 1..=3 {
-        let callback = told(world.callback(world.record(number).recording), planted);
+        let callback = world.callback(world.record(number).recording);
         let url = format!("{}/webhooks/twilio/recording", service.url);
         planted.plant("a callback's signature", callback.signature(&url));
         assert_eq!(service.send(&callback).await.status(), StatusCode::NO_CONTENT);
@@ -107,7 +101,24 @@ async fn call_back(world: &World, service: &Service, planted: &mut Planted) {
         let refused =
             world.http.get(format!("{url}?{query}")).header("x-twilio-signature", "bm8=").send().await.unwrap();
         assert_eq!(refused.status(), StatusCode::FORBIDDEN);
+        service.recording_in(recording_id(number).recording, "stored").await;
     }
+}
+
+/// One that Twilio has encrypted, one of which nobody told, and one that is erased.
+async fn fetch_and_erase(world: &World, service: &Service, planted: &mut Planted, pair: &Pair) {
+    let number = 30;
+    let id = record(world, number, Audio::speech(), Some(encryption(pair, number)));
+    planted.plant("the key of an encrypted recording", Digest::of(&number.to_be_bytes()).to_string());
+    service.send(&world.callback(id.recording)).await;
+    service.recording_in(id.recording, "stored").await;
+
+    world.record(31);
+    world.simulator.add_child_call(call_sid(32), call_sid(31));
+    service.play(&format!("/v1/calls/{}/audio?wait=30", call_sid(32))).await;
+
+    let erased = service.request(Method::DELETE, &format!("/v1/calls/{}", call_sid(2))).send().await.unwrap();
+    assert!(erased.status().is_success());
 }
 
 /// What goes wrong at Twilio, with secrets in what it says.
@@ -152,9 +163,24 @@ async fn listen(world: &World, service: &Service, planted: &mut Planted) {
     let token = shared["url"].as_str().unwrap().rsplit('/').next().unwrap();
     let token = planted.plant("a share's token", token);
     let open = |token: String| world.http.get(format!("{}/s/{token}", service.url)).send();
-    assert_eq!(open(token.clone()).await.unwrap().status(), StatusCode::TEMPORARY_REDIRECT);
+    let opened = open(token.clone()).await.unwrap();
+    assert_eq!(opened.status(), StatusCode::TEMPORARY_REDIRECT);
+    let link = opened.headers()["location"].to_str().unwrap();
+    assert_eq!(world.http.get(link).send().await.unwrap().status(), StatusCode::OK, "the share plays");
     let forged = planted.plant("a forged share's token", format!("{}AAAA", &token[..token.len() - 4]));
     assert!(open(forged).await.unwrap().status().is_client_error());
+}
+
+/// What commands say beside the service, of which one finds much to say.
+fn run_commands(world: &World) -> String {
+    let commands: [&[&str]; 4] = [&["doctor"], &["backfill"], &["verify", "--repair"], &["keys", "list"]];
+    let said = commands.map(|args| {
+        let ran = command(world, args).output().expect("the binary starts");
+        let said = [ran.stdout, ran.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+        assert!(ran.status.code().is_some_and(|code| code < 2), "{args:?}: {said}");
+        said
+    });
+    said.concat()
 }
 
 /// A node that the store refuses, its credentials being those of a session.
@@ -174,42 +200,73 @@ async fn be_refused(world: &mut World, planted: &mut Planted) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_secret_is_logged_at_trace() {
+async fn no_secret_is_logged_at_trace_or_traced() {
     let mut world = World::new(Parts::Servers).await;
-    let mut planted = Planted::default();
-    // A receiver that never takes anything.
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let receiver = format!("http://{}", listener.local_addr().unwrap());
-    let refuse = Router::new().fallback(|| async { StatusCode::INTERNAL_SERVER_ERROR });
-    let received = tokio::spawn(callvault::http::serve(listener, refuse, tokio_util::sync::CancellationToken::new()));
-    plant_settings(&mut world, &mut planted, &receiver);
+    let mut planted = Planted(Forbidden::of(&world.settings, &world.folder()));
+    let before = planted.0.count();
+    let refusing = Application::start(|_, _| Reply::Status(500)).await;
+    let taking = Application::start(|_, _| Reply::Status(204)).await;
+    let collector = traces::Receiver::start().await;
+    let pair = pair(&world, "a", KeySize::Rsa2048);
+    plant_settings(&mut world, &mut planted, [&refusing.url, &taking.url], &pair);
+    world.set("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url.clone());
     let service = world.start().await;
 
     call_back(&world, &service, &mut planted).await;
-    for number in 1..=3 {
-        let id = crate::support::world::recording_id(number);
-        service.recording_in(id.recording, "stored").await;
-    }
     fail(&world, &service, &mut planted).await;
+    fetch_and_erase(&world, &service, &mut planted, &pair).await;
     listen(&world, &service, &mut planted).await;
-    let erased = service.request(Method::DELETE, &format!("/v1/calls/{}", call_sid(2))).send().await.unwrap();
-    assert!(erased.status().is_success());
+    taking.has(10).await;
+    refusing.has(3).await;
+    let commands = run_commands(&world);
     let refused = be_refused(&mut world, &mut planted).await;
     service.signal("TERM");
     service.end().await;
-    received.abort();
 
     let log = service.log() + &refused;
-    assert!(planted.0.len() >= 20, "{} were planted", planted.0.len());
-    assert_eq!(planted.found_in(&log), Vec::<&str>::new());
-    for forbidden in ["X-Amz-Signature", "x-amz-signature", "Authorization"] {
-        assert!(!log.contains(forbidden), "{forbidden} is in the log");
-    }
+    assert!(planted.0.count() >= before + 20, "{} were planted", planted.0.count() - before);
+    planted.0.is_not_in(&log);
+    planted.0.is_not_in(&commands);
+    let traced = collector.told();
+    planted.0.is_not_in(&traced);
     // The search would find what is there; and what people search for is there.
-    let (recording, call) = (crate::support::world::recording_id(1).recording, call_sid(1));
+    let (recording, call) = (recording_id(1).recording, call_sid(1));
+    assert!(traced.contains(recording.as_str()), "the spans have the recording");
     let lines: Vec<Value> = log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     let tells =
         |line: &&Value| line.to_string().contains(recording.as_str()) && line.to_string().contains(call.as_str());
     assert!(lines.iter().any(|line| tells(&line)), "no line has both SIDs");
-    assert!(lines.iter().any(|line| line["level"] == "DEBUG" || line["level"] == "TRACE"), "the log is talkative");
+    for target in ["callvault", "hyper_util", "reqwest", "sqlx"] {
+        let is_of = |line: &&Value| line["target"].as_str().is_some_and(|name| name.split("::").next() == Some(target));
+        assert!(lines.iter().filter(is_of).count() > 20, "{target} is not talkative");
+    }
+}
+
+/// A list that finds nothing proves nothing.
+#[test]
+fn what_is_forbidden_is_found_however_it_is_written() {
+    let settings = [("CALLVAULT_ADMIN_KEY", ADMIN_KEY), ("CALLVAULT_DATABASE_URL", "postgres://me:pass+word-12@db/x")];
+    let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    let forbidden = Forbidden::of(&settings, std::path::Path::new("."));
+    for said in [
+        "X-Amz-Signature=0",
+        "x-amz-credential",
+        "authorization: x",
+        "Bearer abc",
+        "cvk_0",
+        "whsec_0",
+        "GET /s/AQ",
+        "-----BEGIN PRIVATE KEY-----",
+        ADMIN_KEY,
+        "pass+word-12",
+        "pass%2Bword-12",
+        "+15005550101",
+        "%2B15005550104",
+    ] {
+        let text = format!("all is well\nthis: {said}.\nand this");
+        let [found] = &forbidden.found_in(&text)[..] else { panic!("{said}: {:?}", forbidden.found_in(&text)) };
+        assert!(found.ends_with(&format!("this: {said}.")), "{found}");
+    }
+    let innocent = "route=/s/{token} recording=RE0 From Authenticated basically \"Authorization: Bearer <key>\"";
+    assert_eq!(forbidden.found_in(innocent), Vec::<String>::new());
 }

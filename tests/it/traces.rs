@@ -19,27 +19,47 @@ use crate::support::eventually;
 use crate::support::world::{Parts, World};
 
 /// A receiver of traces, and what it got.
-struct Receiver {
-    url: String,
+pub struct Receiver {
+    pub url: String,
     spans: Arc<Mutex<Vec<Span>>>,
+    /// Of each span by its id: the node that sent it.
+    nodes: Arc<Mutex<BTreeMap<Vec<u8>, String>>>,
     _running: AbortOnDropHandle<()>,
 }
 
 impl Receiver {
-    async fn start() -> Self {
+    pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let spans: Arc<Mutex<Vec<Span>>> = Arc::default();
-        let kept = spans.clone();
+        let nodes: Arc<Mutex<BTreeMap<Vec<u8>, String>>> = Arc::default();
+        let (kept, told_by) = (spans.clone(), nodes.clone());
         let take = move |body: Bytes| async move {
             let Ok(sent) = ExportTraceServiceRequest::decode(body) else { return StatusCode::BAD_REQUEST };
-            let scopes = sent.resource_spans.into_iter().flat_map(|of_resource| of_resource.scope_spans);
-            kept.lock().unwrap().extend(scopes.flat_map(|of_scope| of_scope.spans));
+            for of_resource in sent.resource_spans {
+                let attributes = of_resource.resource.unwrap_or_default().attributes;
+                let node = attributes.iter().find(|attribute| attribute.key == "service.instance.id").unwrap();
+                let node = format!("{:?}", node.value);
+                for span in of_resource.scope_spans.into_iter().flat_map(|of_scope| of_scope.spans) {
+                    told_by.lock().unwrap().insert(span.span_id.clone(), node.clone());
+                    kept.lock().unwrap().push(span);
+                }
+            }
             StatusCode::OK
         };
         let routes = Router::new().route("/v1/traces", post(take));
         let serving = callvault::http::serve(listener, routes, tokio_util::sync::CancellationToken::new());
-        Self { url, spans, _running: AbortOnDropHandle::new(tokio::spawn(serving)) }
+        Self { url, spans, nodes, _running: AbortOnDropHandle::new(tokio::spawn(serving)) }
+    }
+
+    /// All that was sent so far, as text.
+    pub fn told(&self) -> String {
+        format!("{:?}", self.spans.lock().unwrap())
+    }
+
+    /// The node that sent that span.
+    fn node_of(&self, span: &Span) -> String {
+        self.nodes.lock().unwrap()[&span.span_id].clone()
     }
 
     /// The spans so far, by trace.
@@ -90,6 +110,8 @@ async fn one_trace_leads_from_callback_to_stored_over_two_nodes() {
     let fetches: Vec<&Span> = spans.iter().filter(|span| span.name == "fetch").collect();
     assert!(fetches.len() >= 2 && fetches.iter().all(|fetch| fetch.parent_span_id == one("accept").span_id));
     assert!(fetches.iter().any(|fetch| fetch.span_id == one("store").parent_span_id));
+    let [called_back, stored] = ["callback", "store"].map(|name| receiver.node_of(one(name)));
+    assert_ne!(called_back, stored, "the one took the callback, the other one stored it");
     let text = format!("{spans:?}");
     assert!(text.contains(id.recording.as_str()), "spans name the recording: {text}");
 }

@@ -27,7 +27,7 @@ const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
 /// What a receiver got.
 #[derive(Debug, Clone)]
-struct Got {
+pub struct Got {
     id: String,
     timestamp: i64,
     signature: String,
@@ -56,21 +56,21 @@ impl Got {
 /// How a receiver answers, by what it got and how often it got that before.
 type Answer = Box<dyn Fn(&Got, usize) -> Reply + Send + Sync>;
 
-enum Reply {
+pub enum Reply {
     Status(u16),
     Redirect(String),
     Never,
 }
 
 /// An application that is posted events.
-struct Application {
-    url: String,
+pub struct Application {
+    pub url: String,
     got: Arc<Mutex<Vec<Got>>>,
     _running: DropGuard,
 }
 
 impl Application {
-    async fn start(answer: impl Fn(&Got, usize) -> Reply + Send + Sync + 'static) -> Self {
+    pub async fn start(answer: impl Fn(&Got, usize) -> Reply + Send + Sync + 'static) -> Self {
         Self::start_on(free_port(), answer).await
     }
 
@@ -93,7 +93,7 @@ impl Application {
     }
 
     /// What it got once it is so much.
-    async fn has(&self, count: usize) -> Vec<Got> {
+    pub async fn has(&self, count: usize) -> Vec<Got> {
         eventually("the receiver got it", async || Some(self.got()).filter(|got| got.len() >= count)).await
     }
 }
@@ -127,14 +127,14 @@ fn takes(_: &Got, _: usize) -> Reply {
 }
 
 /// Has services post to that URL.
-fn post_to(world: &mut World, url: &str, types: &str) {
+pub fn post_to(world: &mut World, url: &str, types: &str) {
     world.set("CALLVAULT_EVENTS_URL", url);
     world.set("CALLVAULT_EVENTS_SECRET", SECRET);
     world.set("CALLVAULT_EVENTS_TYPES", types);
 }
 
 /// The same for a second receiver.
-fn post_to_another(world: &mut World, url: &str) {
+pub fn post_to_another(world: &mut World, url: &str) {
     let path = world.folder().join("webhooks.toml");
     std::fs::write(&path, format!("[[webhooks]]\nurl = \"{url}\"\nsecret = \"{SECRET}\"\n")).unwrap();
     world.set("CALLVAULT_CONFIG", path.to_str().unwrap());

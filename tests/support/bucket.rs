@@ -71,7 +71,6 @@ pub async fn remove(store: &Store, key: &str) {
 pub fn command(world: &World, args: &[&str]) -> Command {
     let mut command = Command::new(debug_binary());
     command.args(args).current_dir(world.folder()).env_clear().envs(&world.settings);
-    command.env("CALLVAULT_LOG", "warn");
     command
 }
 
@@ -79,7 +78,9 @@ pub fn command(world: &World, args: &[&str]) -> Command {
 pub async fn run(world: &World, args: &[&str]) -> Output {
     let mut command = command(world, args);
     let ran = tokio::task::spawn_blocking(move || command.output());
-    ran.await.expect("the command is run").expect("the binary starts")
+    let output = ran.await.expect("the command is run").expect("the binary starts");
+    world.forbidden().is_not_in(&String::from_utf8_lossy(&output.stderr));
+    output
 }
 
 /// What a command wrote to stdout, as JSON; fails unless it ended with that status.

@@ -6,9 +6,12 @@ pub mod audit;
 pub mod bucket;
 pub mod cluster;
 pub mod compose;
+pub mod pages;
 pub mod python;
 pub mod relay;
+pub mod secrets;
 pub mod servers;
+pub mod service;
 pub mod world;
 
 use std::time::Duration;

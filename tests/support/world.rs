@@ -2,23 +2,22 @@
 //! scripted Twilio.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::process::Command;
 
 use callvault::domain::recording::RecordingId;
 use callvault::domain::sid::{AccountSid, CallSid, RecordingSid};
 use callvault::twilio::simulator::{OutgoingCallback, SimulatedAccount, SimulatedRecording, Simulator};
 use object_store::aws::{AmazonS3, AmazonS3Builder};
 use object_store::{Attributes, ObjectStore as _, ObjectStoreExt as _};
-use reqwest::{Client, RequestBuilder, Response, StatusCode};
+use reqwest::{Client, StatusCode};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::eventually;
+use super::secrets::{Forbidden, PEOPLE};
 use super::servers::{ObjectStore, Postgres, free_port};
-use super::{PATIENCE, eventually};
+pub use super::service::Service;
 
 /// The key of every service under test.
 pub const ADMIN_KEY: &str = "admin-key-of-the-tests-0123456789";
@@ -69,7 +68,8 @@ impl World {
             ("CALLVAULT_RECONCILE_EVERY", "off".to_owned()),
             // Nor is what a test plants in the bucket to be found by the by.
             ("CALLVAULT_SCRUB_EVERY", "off".to_owned()),
-            ("CALLVAULT_LOG", "info,callvault=debug".to_owned()),
+            // All that can be said: nothing of it may be secret, see `secrets.rs`.
+            ("CALLVAULT_LOG", "trace".to_owned()),
             ("CALLVAULT_LOG_FORMAT", "json".to_owned()),
         ]
         .into_iter()
@@ -120,6 +120,11 @@ impl World {
         self.folder.path().to_owned()
     }
 
+    /// What nothing that runs on these settings may say.
+    pub fn forbidden(&self) -> Forbidden {
+        Forbidden::of(&self.settings, self.folder.path())
+    }
+
     /// The bucket's name.
     pub fn bucket(&self) -> &str {
         &self.bucket
@@ -168,9 +173,10 @@ impl World {
         id
     }
 
-    /// What Twilio says when that recording is complete.
+    /// What Twilio says when that recording is complete; it names who spoke, as people have it told.
     pub fn callback(&self, recording: RecordingSid) -> OutgoingCallback {
-        self.simulator.callback(recording, "completed").expect("the simulator has the recording")
+        let told = self.simulator.callback(recording, "completed").expect("the simulator has the recording");
+        PEOPLE.iter().fold(told, |told, (name, number)| told.with(name, number))
     }
 
     /// The bucket as others see it.
@@ -247,163 +253,6 @@ pub fn release_binary() -> PathBuf {
         assert!(built.status().expect("cargo runs").success(), "the release binary is not built");
     });
     folder.join("target/release/callvault")
-}
-
-/// A running service. It is killed when it is dropped.
-pub struct Service {
-    /// Where it answers.
-    pub url: String,
-    /// Its port.
-    pub port: u16,
-    child: Mutex<Child>,
-    log: Arc<Mutex<String>>,
-    http: Client,
-}
-
-impl Service {
-    fn spawn(
-        binary: PathBuf,
-        port: u16,
-        folder: &std::path::Path,
-        settings: &BTreeMap<String, String>,
-        http: Client,
-    ) -> Self {
-        let mut child = Command::new(binary)
-            .arg("serve")
-            .current_dir(folder)
-            .env_clear()
-            .env("CALLVAULT_LISTEN", format!("127.0.0.1:{port}"))
-            .envs(settings)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the binary starts");
-        let log = Arc::new(Mutex::new(String::new()));
-        let stderr = BufReader::new(child.stderr.take().expect("stderr is a pipe"));
-        let kept = log.clone();
-        std::thread::spawn(move || {
-            for line in stderr.lines().map_while(Result::ok) {
-                let mut log = kept.lock().expect("a log");
-                log.push_str(&line);
-                log.push('\n');
-            }
-        });
-        Self { url: format!("http://127.0.0.1:{port}"), port, child: Mutex::new(child), log, http }
-    }
-
-    /// What it logged.
-    pub fn log(&self) -> String {
-        self.log.lock().expect("a log").clone()
-    }
-
-    /// Its process id.
-    pub fn pid(&self) -> u32 {
-        self.child.lock().expect("a child").id()
-    }
-
-    /// Its end, if it has ended.
-    pub fn exited(&self) -> Option<ExitStatus> {
-        self.child.lock().expect("a child").try_wait().expect("the child can be asked")
-    }
-
-    /// Ends it at once, as a power cut does.
-    pub fn kill(&self) {
-        let mut child = self.child.lock().expect("a child");
-        child.kill().expect("SIGKILL");
-        child.wait().expect("the child is reaped");
-    }
-
-    /// Sends it a signal by name, such as TERM.
-    pub fn signal(&self, name: &str) {
-        let sent = Command::new("kill").arg(format!("-{name}")).arg(self.pid().to_string()).status();
-        assert!(sent.expect("kill runs").success());
-    }
-
-    /// Waits for its end.
-    pub async fn end(&self) -> ExitStatus {
-        eventually("the service ends", async || self.exited()).await
-    }
-
-    /// A request with the admin key.
-    pub fn request(&self, method: reqwest::Method, path: &str) -> RequestBuilder {
-        self.http.request(method, format!("{}{path}", self.url)).bearer_auth(ADMIN_KEY).timeout(PATIENCE)
-    }
-
-    /// A GET with the admin key.
-    pub async fn get(&self, path: &str) -> Response {
-        self.request(reqwest::Method::GET, path).send().await.expect("the service answers")
-    }
-
-    /// Whether it says that it is degraded, for that reason.
-    pub async fn trouble(&self, code: &str) -> Option<()> {
-        let answer = self.get("/readyz").await;
-        assert_eq!(answer.status(), StatusCode::OK);
-        let body: Value = answer.json().await.expect("JSON");
-        let told = body["problems"].as_array()?.iter().any(|problem| problem["code"] == code);
-        (told && body["status"] == "degraded").then_some(())
-    }
-
-    /// The JSON of a GET, whatever its status.
-    pub async fn json(&self, path: &str) -> (StatusCode, Value) {
-        let answer = self.get(path).await;
-        let status = answer.status();
-        (status, answer.json().await.expect("JSON"))
-    }
-
-    /// Sends a callback, signed for this service.
-    pub async fn send(&self, callback: &OutgoingCallback) -> Response {
-        let url = format!("{}/webhooks/twilio/recording", self.url);
-        callback.send(&self.http, &url).await.expect("the service answers")
-    }
-
-    /// PUTs a recording URL for a call.
-    pub async fn put(&self, call: CallSid, recording_url: &str) -> Response {
-        let body = serde_json::json!({"recording_url": recording_url});
-        let request = self.request(reqwest::Method::PUT, &format!("/v1/calls/{call}/recording")).json(&body);
-        request.send().await.expect("the service answers")
-    }
-
-    /// A recording as the service shows it, once it is in that state.
-    pub async fn recording_in(&self, recording: RecordingSid, state: &str) -> Value {
-        let path = format!("/v1/recordings/{recording}");
-        let mut last = Value::Null;
-        let what = format!("{recording} is {state}");
-        let found = tokio::time::timeout(PATIENCE, async {
-            loop {
-                let (_, shown) = self.json(&path).await;
-                if shown["state"] == state {
-                    return shown;
-                }
-                last = shown;
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        });
-        let found = found.await;
-        found.unwrap_or_else(|_| panic!("waited in vain until {what}: {last}\n{}", self.log()))
-    }
-
-    /// The bytes behind `/audio`, as a browser gets them.
-    pub async fn play(&self, path: &str) -> (bytes::Bytes, reqwest::header::HeaderMap) {
-        let answer = self.get(path).await;
-        assert_eq!(answer.status(), StatusCode::TEMPORARY_REDIRECT, "{path}: {:?}", answer.text().await);
-        let link = answer.headers()["location"].to_str().expect("a URL").to_owned();
-        let audio = self.http.get(link).send().await.expect("the store answers");
-        assert_eq!(audio.status(), StatusCode::OK);
-        let headers = audio.headers().clone();
-        (audio.bytes().await.expect("a whole body"), headers)
-    }
-}
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("--- log of the service at {} ---\n{}", self.url, self.log());
-        }
-        let mut child = self.child.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let _ = child.kill();
-        let _ = child.wait();
-    }
 }
 
 /// The bucket, seen by someone with its keys.

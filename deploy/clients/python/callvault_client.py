@@ -88,6 +88,9 @@ _REDIRECTS_MAX = 5
 _PART_IS_STALE_SECONDS = 3600
 _WEBHOOK_TOLERANCE_SECONDS = 300
 
+# Twilio's list has a call's recording some seconds after the call: so long is one
+# asked for again that nobody knows.
+_UNKNOWN_SECONDS = 15
 # The codes of problems that no waiting changes.
 _NEVER = frozenset({"not_found", "recording_absent", "recording_failed", "erased"})
 _TRANSIENT = (OSError, http.client.HTTPException)
@@ -142,7 +145,7 @@ class _Call(NamedTuple):
         """The SID and the URL that a call log has, under the names that applications use."""
         if isinstance(call_log, str):
             call_log = {"call_sid": call_log}
-        sid = _first(call_log, _CALL_NAMES, r"CA[0-9a-f]{32}")
+        sid = _first(call_log, _CALL_NAMES, r"CA[0-9a-fA-F]{32}")
         if sid is None:
             raise ValueError(
                 f"no call SID (CA and 32 hex digits) in any of {', '.join(_CALL_NAMES)}"
@@ -173,8 +176,12 @@ class _Deadline:
         return max(0.0, self._end - time.monotonic())
 
     def wait(self) -> int:
-        """What to give as ?wait=."""
-        return int(min(_WAIT_MAX_SECONDS, self.left()))
+        """What to give as ?wait=: the answer is to be here before the end."""
+        return int(min(_WAIT_MAX_SECONDS, max(0.0, self.left() - 1)))
+
+    def answer(self) -> float:
+        """How long an answer is waited for."""
+        return min(self.wait() + _ANSWER_SECONDS, max(1.0, self.left()))
 
     def sleep(self, seconds: float) -> None:
         time.sleep(min(seconds, self.left()))
@@ -279,7 +286,8 @@ class Client:
         `twilio_recording_url`, `RecordingUrl`); or just the SID.
 
         None: never (absent, failed, erased, or neither callvault nor Twilio knows of
-        any). Not yet after `timeout` seconds: `RecordingPending`. A download that has
+        any: that is asked again for 15 seconds, because Twilio tells of a recording some
+        seconds after its call). Not yet after `timeout` seconds: `RecordingPending`. A download that has
         begun by then is brought to its end.
 
         The file is yours to read, not to change. It stays at least until the same
@@ -290,7 +298,7 @@ class Client:
 
     def get_recording_file(self, recording_sid: str, timeout: float = 60) -> str | None:
         """The same for a recording that is known by its own SID, as events name it."""
-        if not re.fullmatch(r"RE[0-9a-f]{32}", recording_sid):
+        if not re.fullmatch(r"RE[0-9a-fA-F]{32}", recording_sid):
             raise ValueError("a recording SID is RE and 32 hex digits")
         _let_go()
         path = f"/v1/recordings/{recording_sid}"
@@ -322,7 +330,9 @@ class Client:
         if path is None:
             return None
         body = {} if expires_in is None else {"expires_in": expires_in}
-        answer = self._ask("POST", f"{path}/share", deadline, body)
+        answer = self._ask(
+            "POST", f"{path}/share?wait={deadline.wait()}", deadline, body
+        )
         if answer.status == 201:
             return answer.body["url"]
         if answer.is_pending:
@@ -381,7 +391,7 @@ class Client:
         if answer.status in (200, 202):
             return answer.body
         if answer.code == "erased":
-            for sid in re.findall(r"RE[0-9a-f]{32}", call.recording_url or ""):
+            for sid in re.findall(r"RE[0-9a-fA-F]{32}", call.recording_url or ""):
                 self.forget(sid)
             return None
         # Not None for a 404: it says that the key is bound to other accounts.
@@ -415,10 +425,16 @@ class Client:
 
     def _link(self, path: str, deadline: _Deadline) -> dict[str, Any] | None:
         """Where the audio is, once it is stored."""
+        known_by = _Deadline(_UNKNOWN_SECONDS)
         while True:
             answer = self._ask("GET", f"{path}/link?wait={deadline.wait()}", deadline)
             if answer.status == 200:
                 return answer.body
+            if answer.code == "not_found" and path.startswith("/v1/calls/"):
+                pause = _backoff(4)
+                if min(known_by.left(), deadline.left()) > pause:
+                    deadline.sleep(pause)
+                    continue
             if answer.code in _NEVER:
                 self._forget_erased(path, answer)
                 return None
@@ -486,7 +502,7 @@ class Client:
             pause: float = _backoff(attempt)
             try:
                 request = self._request(method, path, body)
-                answer = self._ask_once(request, deadline.wait() + _ANSWER_SECONDS)
+                answer = self._ask_once(request, deadline.answer())
                 if answer.status != 429 and answer.status < 500:
                     return answer
                 problem = f"{answer.status} {answer.code}"
@@ -697,7 +713,7 @@ class _Cache:
     def _entries(self) -> list[os.DirEntry[str]]:
         """What is ours in the folder; other files there are left alone."""
         ours = re.compile(
-            r"RE[0-9a-f]{32}\.[0-9a-f]{64}\.(mp3|wav)(\.[0-9a-f]{32})?(\.part)?"
+            r"RE[0-9a-fA-F]{32}\.[0-9a-f]{64}\.(mp3|wav)(\.[0-9a-f]{32})?(\.part)?"
         )
         with os.scandir(self._ready()) as entries:
             return [entry for entry in entries if ours.fullmatch(entry.name)]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from callvault_client import RecordingPending, play_url
+from callvault_client import RecordingPending, ServiceUnavailable, play_url
 from flask import Flask, Response, abort, redirect
 
 
@@ -30,4 +30,6 @@ def add_download(
     @app.errorhandler(RecordingPending)
     def not_ready(pending: RecordingPending) -> Response:
         headers = {"Retry-After": str(pending.retry_after), "Cache-Control": "no-store"}
+        if isinstance(pending, ServiceUnavailable):
+            return Response("Recordings cannot be had just now.", 503, headers)
         return Response("The recording is not here yet.", 404, headers)

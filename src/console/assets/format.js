@@ -42,5 +42,5 @@ export function size(bytes) {
 
 /** The kind of a whole SID: CA, CF, RE or AC; null is none. */
 export function kindOfSid(text) {
-  return /^(CA|CF|RE|AC)[0-9a-f]{32}$/.exec(text)?.[1] ?? null;
+  return /^(CA|CF|RE|AC)[0-9a-fA-F]{32}$/.exec(text)?.[1] ?? null;
 }

@@ -17,14 +17,14 @@ let following = null;
 /** What the address names: `#/?q=…` or `#/recordings/RE…`. */
 function place() {
   const [path, query = ""] = location.hash.replace(/^#\/?/, "").split("?");
-  const sid = /^recordings\/(RE[0-9a-f]{32})$/.exec(path)?.[1];
+  const sid = /^recordings\/(RE[0-9a-fA-F]{32})$/.exec(path)?.[1];
   return { sid, path, query: new URLSearchParams(query) };
 }
 
 function viewOf({ sid, path, query }, why) {
   if (!session.key) return signInView(begin, why);
   if (sid) return recordingView(sid);
-  const call = /^calls\/(CA[0-9a-f]{32})$/.exec(path)?.[1];
+  const call = /^calls\/(CA[0-9a-fA-F]{32})$/.exec(path)?.[1];
   return listView(call ? new URLSearchParams({ q: call }) : query);
 }
 

@@ -17,7 +17,7 @@ pub const ACCOUNT: &str = "AC00000000000000000000000000000001";
 pub const CALL: &str = "CA00000000000000000000000000000001";
 pub const RECORDING: &str = "RE00000000000000000000000000000001";
 pub const EVENT: &str = "1795429807000-000000000000002";
-pub const RECEIVER: &str = "crm";
+pub const RECEIVER: &str = "wh_0123456789abcdef";
 pub const SHA256: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 const BUCKET: &str = "recordings";
 const SIZE_BYTES: i64 = 48_000;
@@ -41,6 +41,20 @@ fn key() -> String {
 
 fn value(example: impl Serialize) -> Value {
     serde_json::to_value(example).expect("these shapes have text keys only")
+}
+
+/// As Twilio calls back; its own signature is of its own token.
+pub fn callback() -> Value {
+    json!({
+        "AccountSid": ACCOUNT,
+        "CallSid": CALL,
+        "RecordingSid": RECORDING,
+        "RecordingUrl": format!("https://api.twilio.com/2010-04-01/Accounts/{ACCOUNT}/Recordings/{RECORDING}"),
+        "RecordingStatus": "completed",
+        "RecordingDuration": "6",
+        "RecordingChannels": "1",
+        "RecordingSource": "DialVerb",
+    })
 }
 
 fn a_recording() -> RecordingView {

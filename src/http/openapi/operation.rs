@@ -79,11 +79,12 @@ impl Operation {
         self
     }
 
-    /// Takes a form.
-    pub fn form(mut self, schema: Value) -> Self {
+    /// Takes a form, or JSON with the same names.
+    pub fn form(mut self, schema: Value, example: Value) -> Self {
+        let content = json!({"schema": schema, "example": example});
         self.value["requestBody"] = json!({"required": true, "content": {
-            "application/x-www-form-urlencoded": {"schema": schema},
-            "application/json": {"schema": schema},
+            "application/x-www-form-urlencoded": content,
+            "application/json": content,
         }});
         self
     }

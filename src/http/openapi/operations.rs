@@ -100,7 +100,7 @@ fn callbacks() -> Vec<Operation> {
     let in_query = ["AccountSid", "RecordingSid", "RecordingUrl", "RecordingStatus", "CallSid"]
         .map(|name| query(name, json!({"type": "string"}), "As Twilio sends it."));
     vec![
-        callback("post", "post_callback").form(fields).problems(&["unsupported_media_type"]),
+        callback("post", "post_callback").form(fields, examples::callback()).problems(&["unsupported_media_type"]),
         callback("get", "get_callback").takes(in_query),
     ]
 }

@@ -32,7 +32,11 @@ impl Exchange {
             known.id.account == account && known.call_sid.is_some() && legs.contains(&known.call_sid)
         };
         match state.calls.contains(&(account, call)) || state.recordings.values().any(recorded) {
-            true => answer_json(json!({"sid": call, "account_sid": account, "parent_call_sid": parent})),
+            // Who spoke is told, whoever asks.
+            true => answer_json(json!({
+                "sid": call, "account_sid": account, "parent_call_sid": parent,
+                "from": "+15005550101", "to": "+15005550102",
+            })),
             false => not_found(),
         }
     }
