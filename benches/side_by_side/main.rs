@@ -5,7 +5,13 @@
 //! is named. A measure that misses its goal says so and fails nothing: machines
 //! are noisy, and people judge.
 
-#![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a benchmark prints, and may fail")]
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "a benchmark prints, may fail, and measures"
+)]
 
 mod callbacks;
 mod cold;
