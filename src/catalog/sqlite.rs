@@ -12,6 +12,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::migrations::{Step, migrator, missing};
 use super::{ACQUIRE_TIMEOUT, Birth, Catalog, CatalogError, Clock, Result, STATEMENT_TIMEOUT, Session, sql};
@@ -125,6 +126,10 @@ impl Catalog for SqliteCatalog {
 
     fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
+    }
+
+    fn numbered_until(&self) -> Option<Instant> {
+        Some(Instant::now())
     }
 
     fn clock(&self) -> &Clock {

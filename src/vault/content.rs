@@ -16,7 +16,7 @@ use futures::stream::{self, BoxStream, StreamExt};
 use tokio::time::Instant;
 
 use super::Vault;
-use super::deliver::{Arrival, Delivery, DeliveryError, Wanted, download_name};
+use super::deliver::{Arrival, Delivery, DeliveryError, SaidBy, Wanted, download_name};
 use super::live::Listener;
 use super::streams::OpenStream;
 use super::tape::Heard;
@@ -144,8 +144,8 @@ impl Vault {
         let seen = self.follower.reached();
         let arrived = self.arrival(wanted, request.visible, request.patience, hear).await?;
         match arrived.ready() {
-            Ok(Arrival::Stored { recording, object, is_fresh, now }) => {
-                if is_fresh {
+            Ok(Arrival::Stored { recording, object, said_by, now }) => {
+                if said_by == SaidBy::Catalog {
                     self.remember(wanted, request.visible, &recording, now + self.link_ttl, seen);
                 }
                 Ok(Delivery::Ready(Content::Stored(Box::new(Stored { recording, object, key: request.key, seen }))))

@@ -97,6 +97,7 @@ impl Vault {
             Erased::Done(ids) => ids,
         };
         for id in &ids {
+            self.hits.forget_recording(id);
             tracing::info!(recording = %id, at_twilio, "erased on request");
         }
         let until = Instant::now() + WAIT_MAX;

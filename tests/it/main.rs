@@ -60,6 +60,7 @@ mod large;
 mod limits;
 mod links;
 mod live;
+mod memory;
 mod openapi;
 mod outages;
 mod pace;
