@@ -2,8 +2,9 @@
 //!
 //! Shutdown, in this order: `/readyz` fails and nothing new is claimed, while
 //! serving goes on for `CALLVAULT_DRAIN`; then no connection is accepted and
-//! what is under way may end; what has not ended by `CALLVAULT_SHUTDOWN_TIMEOUT`
-//! is handed back or cut off.
+//! what is under way may end. Shortly before `CALLVAULT_SHUTDOWN_TIMEOUT` whoever
+//! still waits is answered, and fetches are handed back; what has not ended by
+//! then is cut off.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -27,6 +28,9 @@ use crate::vault::backfill::Backfill;
 use crate::vault::webhooks::Poster;
 use crate::worker::{self, ClaimLoop, DutyKind, ReconcileLoop, WebhookLoop};
 
+/// What answering those who still wait may take at the end.
+const TOLD_WITHIN: Duration = Duration::from_secs(1);
+
 /// A running service.
 pub struct App {
     /// Where it listens: the port is the real one, where the settings said 0.
@@ -43,8 +47,10 @@ pub struct App {
     /// A loop ended that never should.
     broken: CancellationToken,
     claims: Arc<ClaimLoop>,
-    /// The loops that begin work, each until nothing more is to be begun.
+    /// What claims fetches, until nothing more is to be begun.
     claiming: Vec<JoinHandle<()>>,
+    /// The other loops that begin work, until then.
+    duties: Vec<JoinHandle<()>>,
     servers: Vec<JoinHandle<()>>,
     loops: Vec<JoinHandle<()>>,
 }
@@ -87,6 +93,7 @@ impl App {
             broken: CancellationToken::new(),
             claims,
             claiming: Vec::new(),
+            duties: Vec::new(),
             servers: Vec::new(),
             loops: Vec::new(),
         };
@@ -107,9 +114,9 @@ impl App {
         self.claiming.push(self.supervise(async move { claims.run(&no_more_claims).await }));
         for kind in DutyKind::ALL {
             let (vault, no_more_claims) = (self.vault.clone(), self.no_more_claims.clone());
-            self.claiming.push(self.supervise(worker::duties(vault, kind, no_more_claims)));
+            self.duties.push(self.supervise(worker::duties(vault, kind, no_more_claims)));
         }
-        self.claiming.push(self.supervise(worker::let_go(self.vault.clone(), self.no_more_claims.clone())));
+        self.duties.push(self.supervise(worker::let_go(self.vault.clone(), self.no_more_claims.clone())));
         let (vault, keys) = (self.vault.clone(), self.vault.clone());
         self.loops = vec![
             self.supervise(worker::watch_parts(vault.clone(), self.stopped.clone())),
@@ -126,19 +133,19 @@ impl App {
 
     fn begin_reconciling(&mut self, reconcile: ReconcileLoop) {
         let no_more_claims = self.no_more_claims.clone();
-        self.claiming.push(self.supervise(async move { reconcile.run(&no_more_claims).await }));
+        self.duties.push(self.supervise(async move { reconcile.run(&no_more_claims).await }));
     }
 
     fn begin_scrubbing(&mut self, config: &Config, node: String) {
         let (vault, no_more_claims) = (self.vault.clone(), self.no_more_claims.clone());
-        self.claiming.push(self.supervise(worker::read_bucket(vault, node.clone(), no_more_claims)));
+        self.duties.push(self.supervise(worker::read_bucket(vault, node.clone(), no_more_claims)));
         let (vault, no_more_claims) = (self.vault.clone(), self.no_more_claims.clone());
-        self.claiming.push(self.supervise(worker::scrub(vault, node, config.scrub_every, no_more_claims)));
+        self.duties.push(self.supervise(worker::scrub(vault, node, config.scrub_every, no_more_claims)));
     }
 
     fn begin_posting(&mut self, webhooks: WebhookLoop) {
         let no_more_claims = self.no_more_claims.clone();
-        self.claiming.push(self.supervise(async move { webhooks.run(&no_more_claims).await }));
+        self.duties.push(self.supervise(async move { webhooks.run(&no_more_claims).await }));
     }
 
     /// Runs a loop that ends with the service and not before.
@@ -165,35 +172,40 @@ impl App {
         tracing::info!("stopping: not ready any more");
         self.vault.health.is_stopping();
         self.no_more_claims.cancel();
-        // A claim that is under way is still started: its lease would be lost otherwise.
-        let claiming_ended = async {
-            for claiming in self.claiming {
-                let _ = claiming.await;
-            }
-        };
-        let _ = tokio::join!(tokio::time::sleep(self.drain), tokio::time::timeout_at(deadline, claiming_ended));
+        // Whatever ends meanwhile, or hangs, serving goes on for so long.
+        tokio::time::sleep(self.drain).await;
         self.no_more_connections.cancel();
         self.vault.follower.end_readers();
-        let left = (deadline - worker::HAND_BACK_WITHIN).saturating_duration_since(Instant::now());
-        let served = async {
-            for server in self.servers {
-                let _ = server.await;
-            }
+        let hand_back_at = deadline - worker::HAND_BACK_WITHIN;
+        let finished = async {
+            // A claim that is under way is still started: its lease would be lost otherwise.
+            let _ = tokio::time::timeout_at(hand_back_at, ended(self.claiming)).await;
+            self.claims.finish(hand_back_at.saturating_duration_since(Instant::now())).await;
         };
-        let mut served = std::pin::pin!(served);
+        let mut served = std::pin::pin!(ended(self.servers));
         let answered = async {
-            // Until then somebody may wait for what Twilio is asked.
-            let in_time = tokio::time::timeout(left, &mut served).await.is_ok();
+            // Until then somebody may wait for a recording, or for what Twilio is asked.
+            let in_time = tokio::time::timeout_at(hand_back_at, &mut served).await.is_ok();
+            self.vault.end_waits();
+            // They are to be told that it is not ready, not that Twilio cannot be asked.
+            let in_time = in_time || tokio::time::timeout(TOLD_WITHIN, &mut served).await.is_ok();
             self.vault.end_questions().await;
             in_time || tokio::time::timeout_at(deadline, &mut served).await.is_ok()
         };
-        let (_, answered) = tokio::join!(self.claims.finish(left), answered);
+        let duties_ended = tokio::time::timeout_at(deadline, ended(self.duties));
+        let ((), answered, _) = tokio::join!(finished, answered, duties_ended);
         if !answered {
             tracing::warn!("some requests were cut off");
         }
         self.stopped.cancel();
         self.loops.iter().for_each(JoinHandle::abort);
         tracing::info!("stopped");
+    }
+}
+
+async fn ended(tasks: Vec<JoinHandle<()>>) {
+    for task in tasks {
+        let _ = task.await;
     }
 }
 

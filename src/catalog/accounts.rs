@@ -67,7 +67,27 @@ macro_rules! sent {
 }
 pub(super) use sent;
 
-/// What leaves no room for a fetch: what was sent, and one place for the urgent requests that wait.
+/// Whether the next place is a fetch's: a request has just given one back, and none
+/// is being fetched.
+macro_rules! is_fetches_turn {
+    ($account:literal) => {
+        concat!(
+            "(EXISTS (SELECT 1 FROM turns y WHERE y.account_sid = ",
+            $account,
+            " AND y.is_granted = 2 AND y.until_at > ",
+            now!(),
+            ") AND NOT EXISTS (SELECT 1 FROM recordings u WHERE u.account_sid = ",
+            $account,
+            " AND u.state = 'fetching' AND u.due_at > ",
+            now!(),
+            "))"
+        )
+    };
+}
+pub(super) use is_fetches_turn;
+
+/// What leaves no room for a fetch: what was sent, and one place for the urgent requests
+/// that wait, unless it is a fetch's turn.
 macro_rules! under_way {
     ($account:literal) => {
         concat!(
@@ -76,6 +96,8 @@ macro_rules! under_way {
             $account,
             " AND w.is_granted = 0 AND w.is_urgent = 1 AND w.until_at > ",
             now!(),
+            " AND NOT ",
+            $crate::catalog::accounts::is_fetches_turn!($account),
             " LIMIT 1) AS waiting)"
         )
     };
@@ -83,8 +105,22 @@ macro_rules! under_way {
 pub(super) use under_way;
 
 const UNDER_WAY: &str = concat!("SELECT ", under_way!("$1"), " AS under_way");
-/// Those who wait do not keep each other waiting.
 const SENT: &str = concat!("SELECT ", sent!("$1"), " AS under_way");
+/// What leaves no room for another request: those who wait do not keep each other
+/// waiting, but one place is kept for a fetch that is due when it is a fetch's turn.
+const BEFORE_REQUEST: &str = concat!(
+    "SELECT ",
+    sent!("$1"),
+    " + (SELECT count(*) FROM (SELECT d.recording_sid FROM recordings d WHERE d.account_sid = $1 \
+     AND d.state = 'pending' AND d.due_at <= ",
+    now!(),
+    " AND (d.duty_until IS NULL OR d.duty_until <= ",
+    now!(),
+    ") AND ",
+    is_fetches_turn!("$1"),
+    " LIMIT 1) AS due) AS under_way"
+);
+const FETCHES_HAD_THEIR_TURN: &str = "DELETE FROM turns WHERE account_sid = $1 AND is_granted = 2";
 const LIMITED: &str = "SELECT account_sid FROM accounts WHERE account_sid = $1 AND fetch_limit IS NOT NULL";
 const SET_PACE: &str =
     concat!("UPDATE accounts SET fetch_limit = $2, too_many = $3, limit_set_at = ", now!(), " WHERE account_sid = $1");
@@ -158,8 +194,8 @@ impl dyn Catalog + '_ {
         Ok(slowed)
     }
 
-    /// A fetch of an account went well: one more may run at once, if the last
-    /// change of its pace is long enough ago. `base` is the length of a step.
+    /// Twilio answered something of an account calmly: one more may run at once, if the
+    /// last change of its pace is long enough ago. `base` is the length of a step.
     pub async fn speed_up(&self, account: AccountSid, base: Duration) -> Result<()> {
         let mut session = self.begin().await?;
         let raised = match lock(&mut session, account, "").await? {
@@ -250,7 +286,10 @@ pub(super) async fn room(session: &mut Session, account: AccountSid) -> Result<O
     }
     let Some(limit) = pace(&row)?.limit else { return Ok(Some(Room { at_most: usize::MAX, limited: false })) };
     let left = limit - count(session, UNDER_WAY, account).await?;
-    Ok(usize::try_from(left).ok().filter(|left| *left > 0).map(|at_most| Room { at_most, limited: true }))
+    let Some(at_most) = usize::try_from(left).ok().filter(|left| *left > 0) else { return Ok(None) };
+    // Where nothing is claimed, this is rolled back.
+    session.execute(FETCHES_HAD_THEIR_TURN, args![account]).await?;
+    Ok(Some(Room { at_most, limited: true }))
 }
 
 async fn lock(session: &mut Session, account: AccountSid, how: &str) -> Result<Option<Row>> {
@@ -263,7 +302,7 @@ async fn lock(session: &mut Session, account: AccountSid, how: &str) -> Result<O
 pub(super) async fn room_for_request(session: &mut Session, account: AccountSid) -> Result<Option<i64>> {
     let Some(row) = lock(session, account, "").await? else { return Ok(None) };
     let Some(limit) = pace(&row)?.limit else { return Ok(None) };
-    Ok(Some((limit - count(session, SENT, account).await?).max(0)))
+    Ok(Some((limit - count(session, BEFORE_REQUEST, account).await?).max(0)))
 }
 
 async fn count(session: &mut Session, what: &'static str, account: AccountSid) -> Result<i64> {

@@ -30,6 +30,9 @@ pub struct Walker {
     pub lease: Duration,
     /// How far back a walk looks that begins now.
     pub window: Duration,
+    /// How far back it looks at most for what no walk has looked at: after an outage
+    /// of days the window alone would leave a gap.
+    pub reach: Duration,
 }
 
 /// The right to walk over the list of one account.
@@ -101,15 +104,28 @@ const AHEAD_OF: &str = concat!(
 );
 
 const DUE_OF: &str = concat!("SELECT account_sid FROM reconciles c WHERE ", may_be_asked!(), " AND due_at <= ", now!());
-/// A walk that begins looks afresh; one that was begun goes on.
+/// So much of what a walk has looked at is looked at again where there is a gap: Twilio
+/// may list a recording late.
+const OVERLAP: Duration = Duration::from_secs(3600);
+
+/// A walk that begins looks afresh; one that was begun goes on. It looks back over
+/// `$4`, and where the last complete one began before that, as far as there, less
+/// `$5`; but no further than `$6`.
 const GRANT: &str = concat!(
     "UPDATE reconciles SET epoch = epoch + 1, lease_node = $2, due_at = ",
     now!(),
     " + $3, pages = CASE WHEN begun_at IS NULL THEN 0 ELSE pages END, \
      found = CASE WHEN begun_at IS NULL THEN 0 ELSE found END, \
-     wanted = CASE WHEN begun_at IS NULL THEN 0 ELSE wanted END, window_from = coalesce(window_from, ",
+     wanted = CASE WHEN begun_at IS NULL THEN 0 ELSE wanted END, window_from = coalesce(window_from, \
+     CASE WHEN coalesce(covered_until, enrolled_at) >= ",
     now!(),
-    " - $4), begun_at = coalesce(begun_at, ",
+    " - $4 THEN ",
+    now!(),
+    " - $4 WHEN coalesce(covered_until, enrolled_at) - $5 <= ",
+    now!(),
+    " - $6 THEN ",
+    now!(),
+    " - $6 ELSE coalesce(covered_until, enrolled_at) - $5 END), begun_at = coalesce(begun_at, ",
     now!(),
     ") WHERE account_sid = $1"
 );
@@ -131,12 +147,13 @@ const SAVE_PAGE: &str = concat!(
 );
 const HAND_BACK: &str = concat!("UPDATE reconciles SET lease_node = NULL, due_at = ", now!(), held!());
 /// The next walk comes `$4` after this one was begun: at once where that is
-/// over, or where another one was wanted meanwhile.
+/// over, or where another one was wanted meanwhile. `$5` is 1 where it was complete.
 const FINISH: &str = concat!(
     "UPDATE reconciles SET lease_node = NULL, found = found + $3, failed_rounds = 0, not_before = NULL, \
-     covered_until = begun_at, begun_at = NULL, window_from = NULL, next_page = NULL, completed_at = ",
+     covered_until = CASE WHEN $5 = 1 THEN begun_at ELSE covered_until END, begun_at = NULL, window_from = NULL, \
+     next_page = NULL, completed_at = CASE WHEN $5 = 1 THEN ",
     now!(),
-    ", due_at = CASE WHEN wanted = 1 OR begun_at + $4 < ",
+    " ELSE completed_at END, due_at = CASE WHEN wanted = 1 OR begun_at + $4 < ",
     now!(),
     " THEN ",
     now!(),
@@ -211,7 +228,9 @@ impl dyn Catalog + '_ {
             return Ok(None);
         };
         let account: AccountSid = due.parse("account_sid")?;
-        session.execute(GRANT, args![account, walker.node.as_str(), walker.lease, walker.window]).await?;
+        let Walker { window, reach, .. } = *walker;
+        let (overlap, reach) = (window.min(OVERLAP), window.max(reach));
+        session.execute(GRANT, args![account, walker.node.as_str(), walker.lease, window, overlap, reach]).await?;
         let granted = session.row(ONE, args![account]).await?;
         let walk = granted.as_ref().map(walk).transpose()?;
         session.commit().await?;
@@ -232,7 +251,13 @@ impl dyn Catalog + '_ {
     /// The last page is done, with so many finds on it. The next walk comes
     /// `every` after this one was begun.
     pub async fn finish_walk(&self, lease: &WalkLease, found: i64, every: Duration) -> Result<Settled> {
-        self.settle_walk(FINISH, lease.args_and(args![found, every])).await
+        self.settle_walk(FINISH, lease.args_and(args![found, every, 1])).await
+    }
+
+    /// The walk is over, and did not come to the list's end: what it was to look at
+    /// counts as not looked at.
+    pub async fn abandon_walk(&self, lease: &WalkLease, found: i64, every: Duration) -> Result<Settled> {
+        self.settle_walk(FINISH, lease.args_and(args![found, every, 0])).await
     }
 
     /// The walk goes on after that time, and not before the other one, whoever

@@ -5,6 +5,9 @@
 //! fewer is begun then, however many wait, so that a backlog keeps no person
 //! waiting for long; what nobody waits for takes what is left over. A turn that
 //! is not given back, because its node died, runs out.
+//!
+//! Requests that never cease do not keep an account's fetches at nothing: where none
+//! is being fetched, the place that a request gives back is a fetch's for a moment.
 
 use std::time::Duration;
 
@@ -37,7 +40,10 @@ const TAKE: &str = "INSERT INTO turns (account_sid, is_granted, until_at, is_urg
                     SELECT $1, $2, now_ms + $3, $4 FROM clock WHERE 1 = 1 RETURNING turn_id";
 const MOVE_UP: &str =
     concat!("UPDATE turns SET is_granted = $2, until_at = ", now!(), " + $3 WHERE turn_id = $1 RETURNING turn_id");
-const GIVE_BACK: &str = "DELETE FROM turns WHERE turn_id = $1";
+/// What is left of a turn that was had (`is_granted` = 2) says that it is a fetch's turn now.
+const GIVE_BACK: &str =
+    concat!("UPDATE turns SET is_granted = 2, until_at = ", now!(), " + $2 WHERE turn_id = $1 AND is_granted = 1");
+const LEAVE: &str = "DELETE FROM turns WHERE turn_id = $1 AND is_granted = 0";
 const FORGET: &str = concat!("DELETE FROM turns WHERE account_sid = $1 AND until_at <= ", now!());
 
 impl dyn Catalog + '_ {
@@ -79,10 +85,13 @@ impl dyn Catalog + '_ {
         Ok(if is_granted == 1 { Turn::Granted(turn) } else { Turn::Waiting(turn) })
     }
 
-    /// Gives a turn back, or leaves the queue.
-    pub async fn give_back_turn(&self, turn: i64) -> Result<()> {
+    /// Gives a turn back, or leaves the queue. What was had is kept for a fetch for
+    /// `kept`, where one is due and none under way.
+    pub async fn give_back_turn(&self, turn: i64, kept: Duration) -> Result<()> {
         let mut session = self.begin().await?;
-        session.execute(GIVE_BACK, args![turn]).await?;
+        if session.execute(GIVE_BACK, args![turn, kept]).await? == 0 {
+            session.execute(LEAVE, args![turn]).await?;
+        }
         session.commit().await?;
         self.announce_change();
         Ok(())

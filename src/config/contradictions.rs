@@ -32,6 +32,13 @@ pub(super) fn refuse(reader: &mut Reader, config: &Config) {
     if config.drain >= config.shutdown_timeout {
         reader.problem("CALLVAULT_DRAIN", "is not shorter than CALLVAULT_SHUTDOWN_TIMEOUT, of which it is a part");
     }
+    if config.reconcile_every.is_some_and(|every| every > config.reconcile_window) {
+        reader.problem(
+            "CALLVAULT_RECONCILE_EVERY",
+            "is longer than CALLVAULT_RECONCILE_WINDOW, the time over which a walk looks back; expected it no longer, \
+             or off",
+        );
+    }
     refuse_letting_go_in_vain(reader, config);
 }
 

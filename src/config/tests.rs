@@ -66,6 +66,7 @@ fn every_wrong_value_names_itself_and_what_is_right() {
         ("CALLVAULT_EVENTS_TYPES", "recording.played", "recording.stored"),
         ("CALLVAULT_DELETE_AT_TWILIO_AFTER", "1d", "embedded store"),
         ("CALLVAULT_EVICT_AFTER", "1h", "longer than a link lives"),
+        ("CALLVAULT_RECONCILE_EVERY", "49h", "longer than CALLVAULT_RECONCILE_WINDOW"),
         ("CALLVAULT_DRAIN", "25s", "shorter than CALLVAULT_SHUTDOWN_TIMEOUT"),
         ("CALLVAULT_LOG", "callvault=loud", "trace, debug, info"),
         ("CALLVAULT_LOG_FORMAT", "xml", "text or json"),

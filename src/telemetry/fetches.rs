@@ -40,8 +40,8 @@ pub const REMOVED_KINDS: &[&str] = &["object", "staged", "upload", "version"];
 const WALK_OUTCOMES: &[&str] = &["completed", "handed_back", "failed", "lost"];
 
 /// What Twilio was asked for and callbacks had not told: a recording, or what
-/// became of an announced one.
-const FINDS: &[&str] = &["new", "announced"];
+/// became of an announced one; or an entry of its list that cannot be read.
+const FINDS: &[&str] = &["new", "announced", "unreadable"];
 
 /// Those whose labels are known only once the settings are.
 pub(super) const OPEN: &[&str] = &[FETCHES, RATE_LIMITED];
@@ -88,7 +88,8 @@ pub(super) const METRICS: &[Metric] = &[
     Metric {
         name: RECONCILE_FOUND,
         kind: Kind::Counter,
-        help: "Recordings of which Twilio told only when it was asked: new ones, and announced ones that moved on",
+        help: "Recordings of which Twilio told only when it was asked: new ones, announced ones that moved on, and \
+               entries of its list that cannot be read",
         label: Some(("what", FINDS)),
     },
     Metric {
@@ -194,6 +195,11 @@ pub fn walk_ended(outcome: &'static str) {
 /// Twilio told something that no callback had; `what` is one of [`FINDS`].
 pub fn reconcile_found(what: &'static str) {
     counter!(RECONCILE_FOUND, "what" => what).increment(1);
+}
+
+/// So many entries of Twilio's list cannot be read.
+pub fn unreadable_in_list(entries: usize) {
+    counter!(RECONCILE_FOUND, "what" => "unreadable").increment(entries as u64);
 }
 
 /// The last complete walk of the account that waits longest began so long ago.

@@ -202,7 +202,7 @@ impl Vault {
         H: Future<Output = L>,
     {
         let until = Instant::now() + patience;
-        let mut waiter = Waiter::new(self.catalog.changes(), until);
+        let mut waiter = self.flights.waiter(self.catalog.changes(), until);
         let mut inquiry = Inquiry::default();
         let mut is_noted = false;
         loop {
@@ -283,6 +283,7 @@ impl Vault {
             Inquired::Busy => Ok(if waiter.wait().await { None } else { Some(asking) }),
             Inquired::Open => {
                 let goes_on = tokio::select! {
+                    biased;
                     goes_on = waiter.wait() => goes_on,
                     () = inquiry.ended() => true,
                 };

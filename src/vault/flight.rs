@@ -14,6 +14,7 @@ use futures::StreamExt;
 use jiff::Timestamp;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::Vault;
 use crate::domain::recording::{Recording, RecordingId};
@@ -35,13 +36,10 @@ const HURRIED_AT_ONCE: usize = 2;
 pub(super) struct Waiter {
     changes: watch::Receiver<u64>,
     until: Instant,
+    over: CancellationToken,
 }
 
 impl Waiter {
-    pub(super) fn new(changes: watch::Receiver<u64>, until: Instant) -> Self {
-        Self { changes, until }
-    }
-
     /// To be called before looking: what changes from now on will wake.
     pub(super) fn look(&mut self) {
         self.changes.mark_unchanged();
@@ -50,14 +48,19 @@ impl Waiter {
     /// Waits for a reason to look again; false where the patience is over.
     pub(super) async fn wait(&mut self) -> bool {
         let now = Instant::now();
-        if now >= self.until {
+        if now >= self.until || self.over.is_cancelled() {
             return false;
         }
         let again = self.until.min(now + LOOK_AGAIN_AFTER);
-        // A catalog that is gone wakes nobody: the time does.
-        let _ = tokio::time::timeout_at(again, self.changes.changed()).await;
-        tokio::time::sleep_until(again.min(now + QUESTIONS_APART)).await;
-        true
+        let reason = async {
+            // A catalog that is gone wakes nobody: the time does.
+            let _ = tokio::time::timeout_at(again, self.changes.changed()).await;
+            tokio::time::sleep_until(again.min(now + QUESTIONS_APART)).await;
+        };
+        tokio::select! {
+            () = reason => true,
+            () = self.over.cancelled() => false,
+        }
     }
 }
 
@@ -66,14 +69,22 @@ impl Waiter {
 pub(super) struct Flights {
     waited_for: Mutex<HashMap<RecordingId, watch::Sender<Recording>>>,
     someone_came: Notify,
+    /// The node stops: whoever waits still is answered now, or not at all.
+    over: CancellationToken,
 }
 
 /// A place among those who wait for a recording.
 pub(super) struct Waiting {
     news: watch::Receiver<Recording>,
+    over: CancellationToken,
 }
 
 impl Flights {
+    /// Someone who waits for a question until then, and for what these changes tell.
+    pub(super) fn waiter(&self, changes: watch::Receiver<u64>, until: Instant) -> Waiter {
+        Waiter { changes, until, over: self.over.clone() }
+    }
+
     /// Joins those who wait for a recording, which was just seen to be like this.
     pub(super) fn join(&self, seen: &Recording) -> Waiting {
         let mut waited_for = self.waited_for();
@@ -88,7 +99,7 @@ impl Flights {
         let news = flight.subscribe();
         drop(waited_for);
         self.someone_came.notify_one();
-        Waiting { news }
+        Waiting { news, over: self.over.clone() }
     }
 
     /// What is waited for. Flights that everybody has left are over.
@@ -119,16 +130,18 @@ impl Waiting {
     /// false where that is over already.
     pub(super) async fn wait(&mut self, until: Instant) -> bool {
         let now = Instant::now();
-        if now >= until {
+        if now >= until || self.over.is_cancelled() {
             return false;
         }
         let again = until.min(now + ASK_AGAIN_AFTER);
-        let over = async {
+        let arrived = async {
             // Other news, such as the begin of an attempt, is nobody's answer.
             let _ = self.news.wait_for(|known| !known.state.is_on_its_way()).await;
         };
-        let _ = tokio::time::timeout_at(again, over).await;
-        true
+        tokio::select! {
+            _ = tokio::time::timeout_at(again, arrived) => true,
+            () = self.over.cancelled() => false,
+        }
     }
 }
 
@@ -187,6 +200,12 @@ impl Vault {
         }
     }
 
+    /// Ends everybody's patience: to be called when the node stops, while their
+    /// connections are still there to be answered on.
+    pub fn end_waits(&self) {
+        self.flights.over.cancel();
+    }
+
     async fn pass_on(&self, recordings: &[Recording]) {
         recordings.iter().for_each(|recording| self.flights.tell(recording));
         let Ok(now) = self.now() else { return };
@@ -215,7 +234,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_change_between_looking_and_waiting_is_not_lost() {
         let (sender, receiver) = watch::channel(0);
-        let mut waiter = Waiter::new(receiver, Instant::now() + Duration::from_secs(30));
+        let mut waiter = Flights::default().waiter(receiver, Instant::now() + Duration::from_secs(30));
         waiter.look();
         sender.send_modify(|count| *count += 1);
         let before = Instant::now();
@@ -228,13 +247,30 @@ mod tests {
         let (_sender, receiver) = watch::channel(0);
         let before = Instant::now();
         let until = before + Duration::from_millis(2500);
-        let mut waiter = Waiter::new(receiver, until);
+        let mut waiter = Flights::default().waiter(receiver, until);
         while waiter.wait().await {
             waiter.look();
         }
         let mut waiting = Flights::default().join(&recording(1, State::Fetching, 1));
         assert!(!waiting.wait(until).await);
         assert_eq!(before.elapsed(), Duration::from_millis(2500));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_of_the_node_ends_everybodys_patience() {
+        let (_sender, receiver) = watch::channel(0);
+        let (flights, before) = (Flights::default(), Instant::now());
+        let until = before + Duration::from_secs(30);
+        let (mut waiter, mut late) = (flights.waiter(receiver.clone(), until), flights.waiter(receiver, until));
+        let mut waiting = flights.join(&recording(1, State::Fetching, 1));
+        let stops = async {
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            flights.over.cancel();
+        };
+        let asks = async { while waiter.wait().await {} };
+        let (goes_on, (), ()) = tokio::join!(waiting.wait(until), asks, stops);
+        assert!(!goes_on && !waiting.wait(until).await && !late.wait().await);
+        assert_eq!(before.elapsed(), Duration::from_millis(700));
     }
 
     #[tokio::test(start_paused = true)]

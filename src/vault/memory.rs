@@ -13,6 +13,8 @@ const UNIT_BYTES: u64 = 1024;
 /// What may be reserved.
 pub(super) struct MemoryBudget {
     units: Arc<Semaphore>,
+    /// All there are.
+    total: usize,
     freed: Arc<Notify>,
 }
 
@@ -27,7 +29,12 @@ pub struct Reservation {
 impl MemoryBudget {
     pub(super) fn new(bytes: u64) -> Self {
         let units = usize::try_from(bytes / UNIT_BYTES).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
-        Self { units: Arc::new(Semaphore::new(units)), freed: Arc::default() }
+        Self { units: Arc::new(Semaphore::new(units)), total: units, freed: Arc::default() }
+    }
+
+    /// How often so much memory is in it.
+    pub(super) fn fits(&self, bytes: u64) -> usize {
+        self.total / usize::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(usize::MAX).max(1)
     }
 
     /// So much memory, if there is as much.
@@ -76,6 +83,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_given_back_can_be_reserved_again() {
         let budget = MemoryBudget::new(10 << 10);
+        assert_eq!([1 << 10, 4 << 10, 10 << 10, 11 << 10].map(|bytes| budget.fits(bytes)), [10, 2, 1, 0]);
         let mut first = budget.reserve(8 << 10).expect("there is enough");
         first.begin();
         assert!(budget.reserve(8 << 10).is_none());

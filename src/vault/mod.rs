@@ -226,6 +226,11 @@ impl Vault {
         self.memory.reserve(UPLOAD_RESERVE_BYTES)
     }
 
+    /// For how many fetches at once there is memory.
+    pub fn fetches_that_fit(&self) -> usize {
+        self.memory.fits(UPLOAD_RESERVE_BYTES)
+    }
+
     /// Returns when memory was given back since it was last awaited.
     pub async fn memory_freed(&self) {
         self.memory.freed().await;

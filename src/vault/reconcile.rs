@@ -27,6 +27,8 @@ use crate::twilio::media::MediaError;
 
 /// After this time a walk lets those of other accounts go first.
 const ROUND_MAX: Duration = Duration::from_secs(30);
+/// How far back a walk looks at most, where the window is not longer.
+const REACH: Duration = Duration::from_secs(30 * 86_400);
 /// The pages of a walk: ten million recordings. A list that has more does not end.
 const PAGES_MAX: i64 = 10_000;
 /// What handing a walk back may take at the end of a node.
@@ -128,6 +130,12 @@ impl Window {
     fn has_day_of(&self, listed: &Listed) -> bool {
         made_at(listed).is_some_and(|at| (self.first..=self.last).contains(&day(at)))
     }
+
+    /// Whether all on a page is older. Lists begin with the newest: so is all behind it then.
+    fn is_behind(&self, page: &ListPage) -> bool {
+        let mut days = page.recordings.iter().filter_map(made_at).map(day).peekable();
+        days.peek().is_some() && days.all(|day| day < self.first)
+    }
 }
 
 pub(super) fn made_at(listed: &Listed) -> Option<Timestamp> {
@@ -141,8 +149,8 @@ pub(super) fn day(at: Timestamp) -> Date {
 impl Vault {
     /// The terms on which a node of that name walks; None where walks are switched off.
     pub fn walker(&self, node: String) -> Option<Walker> {
-        let window = self.reconcile.window;
-        self.reconcile.every.map(|_| Walker { node, accounts: self.accounts.clone(), lease: self.lease, window })
+        let (accounts, window) = (self.accounts.clone(), self.reconcile.window);
+        self.reconcile.every.map(|_| Walker { node, accounts, lease: self.lease, window, reach: REACH })
     }
 
     /// Wants a walk over every account if callbacks may have been lost since
@@ -192,9 +200,18 @@ impl Vault {
             let page = self.list_page(account, listing, next.as_deref()).await?;
             let found = self.take_page(account, &window, &page).await?;
             pages += 1;
-            let Some(onward) = onward(page, &window, &mut seen, pages) else {
-                held(self.catalog.finish_walk(&walk.lease, found, self.reconcile.between_walks()).await?)?;
-                return Ok(WalkOutcome::Completed);
+            let every = self.reconcile.between_walks();
+            let onward = match onward(page, &window, &mut seen, pages) {
+                Ok(Some(onward)) => onward,
+                Ok(None) => {
+                    held(self.catalog.finish_walk(&walk.lease, found, every).await?)?;
+                    return Ok(WalkOutcome::Completed);
+                }
+                Err(why) => {
+                    tracing::warn!(%account, why, pages, "Twilio's list has no end: the walk ends here, and does not count");
+                    held(self.catalog.abandon_walk(&walk.lease, found, every).await?)?;
+                    return Ok(WalkOutcome::Failed);
+                }
             };
             held(self.catalog.save_page(&walk.lease, &onward, found, self.lease).await?)?;
             if Instant::now() >= until {
@@ -216,6 +233,10 @@ impl Vault {
 
     /// Accepts what a page has and the catalog has not. Says how many were new.
     async fn take_page(&self, account: AccountSid, window: &Window, page: &ListPage) -> Result<i64, WalkError> {
+        if page.unreadable > 0 {
+            tracing::warn!(%account, entries = page.unreadable, "Twilio's list has entries that cannot be read");
+            telemetry::unreadable_in_list(page.unreadable);
+        }
         let inside: Vec<&Listed> = page.recordings.iter().filter(|listed| window.has(listed)).collect();
         let known = self.catalog.states_of(account, inside.iter().map(|listed| listed.id.recording)).await?;
         let mut found = 0;
@@ -308,12 +329,21 @@ impl Manners {
 }
 
 /// The query of the page after this one; None where the walk is over.
-fn onward(page: ListPage, window: &Window, seen: &mut HashSet<String>, pages: i64) -> Option<String> {
-    let has_its_days = page.recordings.iter().any(|listed| window.has_day_of(listed));
-    next_page(page.next, has_its_days, seen, pages).unwrap_or_else(|why| {
-        tracing::warn!(why, pages, "Twilio's list does not end as it should: the walk ends here");
-        None
-    })
+fn onward(
+    page: ListPage,
+    window: &Window,
+    seen: &mut HashSet<String>,
+    pages: i64,
+) -> Result<Option<String>, &'static str> {
+    if page.next.is_some() && window.is_behind(&page) {
+        tracing::warn!(
+            pages,
+            "Twilio's list does not end as it should: what is left of it is older than was asked for"
+        );
+        return Ok(None);
+    }
+    // A page of which nothing can be read says nothing of what is behind it.
+    next_page(page.next, true, seen, pages)
 }
 
 /// What a page calls its next one, after `pages` of them; or why that cannot be right.
@@ -339,5 +369,48 @@ fn held(settled: Settled) -> Result<(), WalkError> {
     match settled {
         Settled::Done => Ok(()),
         Settled::Stale => Err(WalkError::Lost),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn made_on(day: &str) -> Listed {
+        let id = crate::domain::recording::tests::recording(1, State::Pending, 1).id;
+        let described = Described {
+            details: Default::default(),
+            status: "completed".to_owned(),
+            error_code: None,
+            encryption: None,
+        };
+        Listed { id, created_at: format!("{day}T12:00:00Z").parse().ok(), described }
+    }
+
+    #[test]
+    fn a_walk_goes_on_until_all_that_comes_is_older_and_never_in_a_circle() {
+        let on = |day: &str| day.parse::<Date>().expect("a day");
+        let window = Window { from: Timestamp::UNIX_EPOCH, first: on("2026-11-20"), last: on("2026-11-22") };
+        let unreadable: &[&str] = &[];
+        for (days, next, pages, goes_on) in [
+            (&["2026-11-22", "2026-11-20"][..], Some("PageToken=2"), 1, Ok(true)),
+            (&["2026-11-20", "2026-11-19"], Some("PageToken=2"), 1, Ok(true)),
+            (&["2026-11-20"], None, 1, Ok(false)),
+            (&["2026-11-19", "2025-01-01"], Some("PageToken=2"), 1, Ok(false)),
+            // Of none of these is known where in the list they stand.
+            (unreadable, Some("PageToken=2"), 1, Ok(true)),
+            (&["no day"], Some("PageToken=2"), 1, Ok(true)),
+            (&["2026-11-24"], Some("PageToken=2"), 1, Ok(true)),
+            (unreadable, None, 1, Ok(false)),
+            (&["2026-11-20"], Some("PageToken=1"), 1, Err(())),
+            (unreadable, Some("PageToken=1"), 1, Err(())),
+            (&["2026-11-20"], Some("PageToken=2"), PAGES_MAX, Err(())),
+        ] {
+            let recordings = days.iter().map(|day| made_on(day)).collect();
+            let page = ListPage { recordings, unreadable: 0, next: next.map(str::to_owned) };
+            let mut seen = HashSet::from(["PageToken=1".to_owned()]);
+            let onward = onward(page, &window, &mut seen, pages);
+            assert_eq!(onward.map(|next| next.is_some()).map_err(|_| ()), goes_on, "{days:?}, {next:?}, {pages}");
+        }
     }
 }

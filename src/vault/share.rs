@@ -13,7 +13,6 @@ use tokio::time::Instant;
 
 use super::Vault;
 use super::deliver::{Delivery, DeliveryError, Wanted};
-use super::flight::Waiter;
 use super::inquiry::Inquiry;
 use crate::catalog::CatalogError;
 use crate::domain::key::KeyId;
@@ -111,7 +110,7 @@ impl Vault {
 
     /// The recording that is wanted, once it is known.
     async fn choose(self: &Arc<Self>, wanted: Wanted, terms: &Terms<'_>) -> Result<Recording, NotShared> {
-        let mut waiter = Waiter::new(self.catalog.changes(), Instant::now() + terms.patience);
+        let mut waiter = self.flights.waiter(self.catalog.changes(), Instant::now() + terms.patience);
         let mut inquiry = Inquiry::default();
         loop {
             waiter.look();

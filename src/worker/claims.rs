@@ -2,7 +2,8 @@
 //!
 //! No account takes all of a node: the less room is left, the less each may
 //! take of it, so that one whose fetches all hang leaves some for the others.
-//! A backfill leaves a part of the node to what comes meanwhile.
+//! Who can use no place leaves it to the others. A backfill leaves a part of the
+//! node to what comes meanwhile.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -31,8 +32,8 @@ pub struct ClaimLoop {
     /// Free places that a backfill does not take.
     kept_free: usize,
     running: TaskTracker,
-    /// How many of them are of each account.
-    running_of: Arc<Mutex<HashMap<AccountSid, usize>>>,
+    /// What of them is each account's.
+    loads: Loads,
     /// An attempt ended: there is room, and perhaps another one to plan.
     ended: Arc<Notify>,
     /// Hands back what is running.
@@ -44,11 +45,11 @@ impl ClaimLoop {
     pub fn new(vault: Arc<Vault>, node: String, concurrency: usize) -> Self {
         Self {
             claimant: vault.claimant(node),
+            kept_free: concurrency.min(vault.fetches_that_fit()) / 4,
             vault,
             free: Arc::new(Semaphore::new(concurrency)),
-            kept_free: concurrency / 4,
             running: TaskTracker::new(),
-            running_of: Arc::default(),
+            loads: Arc::default(),
             ended: Arc::new(Notify::new()),
             cut_short: CancellationToken::new(),
         }
@@ -99,23 +100,38 @@ impl ClaimLoop {
             if self.vault.check_clock().is_err() || !self.vault.catalog.is_read().await? {
                 return Ok(POLL_EVERY);
             }
+            let later = standings.iter().map(|standing| standing.due_in).filter(|wait| !wait.is_zero()).min();
             let mut places: Vec<Place> = self.place(permit).into_iter().collect();
             while let Some(more) = self.free.clone().try_acquire_owned().ok().and_then(|permit| self.place(permit)) {
                 places.push(more);
             }
+            if !self.fill(places, standings).await? {
+                return Ok(later.map_or(POLL_EVERY, |wait| wait.min(POLL_EVERY)));
+            }
+        }
+    }
+
+    /// Claims for these places and starts what is granted, for as long as there is
+    /// something for one of them. Says whether anything was.
+    async fn fill(&self, mut places: Vec<Place>, mut standings: Vec<Standing>) -> Result<bool, CatalogError> {
+        let mut any = false;
+        loop {
             let wishes = self.wishes(&standings, places.len());
             if wishes.is_empty() {
-                let later = standings.iter().map(|standing| standing.due_in).filter(|wait| !wait.is_zero()).min();
-                return Ok(later.map_or(POLL_EVERY, |wait| wait.min(POLL_EVERY)));
+                return Ok(any);
             }
             // From here on nothing may be cancelled: what is granted must be started.
             let granted = Instant::now();
             let claims = self.vault.catalog.claim(&self.claimant, &wishes).await?;
-            if claims.is_empty() {
-                // Other nodes were quicker, or leases ran out and are due later.
-                return Ok(POLL_EVERY);
-            }
-            for (claim, place) in claims.into_iter().zip(places) {
+            any |= !claims.is_empty();
+            // Of some there was less than they could have: other nodes were quicker, leases
+            // ran out, or a duty is at it. The others have what they leave.
+            let got = |of: AccountSid| claims.iter().filter(|claim| claim.lease.id.account == of).count();
+            let left: Vec<AccountSid> =
+                wishes.iter().filter(|wish| got(wish.account) < wish.at_most).map(|wish| wish.account).collect();
+            standings.retain(|standing| !left.contains(&standing.account));
+            let begun = places.split_off(places.len().saturating_sub(claims.len()));
+            for (claim, place) in claims.into_iter().zip(begun) {
                 self.start(claim, granted, place);
             }
         }
@@ -128,26 +144,18 @@ impl ClaimLoop {
 
     /// How much to claim of each account that has something due.
     fn wishes(&self, standings: &[Standing], free: usize) -> Vec<Wish> {
-        let running = self.running_of.lock().expect("nothing panics while it counts");
+        let loads = self.loads.lock().expect("nothing panics while it counts");
         let may_be_claimed = |standing: &&Standing| standing.due_in.is_zero() && !standing.is_full;
-        let accounts: Vec<AccountSid> = standings.iter().filter(may_be_claimed).map(|found| found.account).collect();
-        let running: Vec<usize> =
-            accounts.iter().map(|account| running.get(account).copied().unwrap_or_default()).collect();
+        let load_of = |found: &Standing| (found.account, loads.get(&found.account).copied().unwrap_or_default());
+        let accounts = standings.iter().filter(may_be_claimed).map(load_of).collect();
         let is_alone = self.vault.accounts().len() == 1;
-        let shares = shares(free, &running, is_alone);
-        let mut for_backfill = free.saturating_sub(self.kept_free);
-        let wishes = accounts.into_iter().zip(shares).map(|(account, at_most)| {
-            let of_backfill = at_most.min(for_backfill);
-            for_backfill -= of_backfill;
-            Wish { account, at_most, of_backfill }
-        });
-        wishes.filter(|wish| wish.at_most > 0).collect()
+        wishes(accounts, free, free.saturating_sub(self.kept_free), is_alone)
     }
 
     fn start(&self, claim: Claim, granted: Instant, mut place: Place) {
         place.memory.begin();
         let (vault, cut_short, ended) = (self.vault.clone(), self.cut_short.clone(), self.ended.clone());
-        let counted = Counted::begin(self.running_of.clone(), claim.lease.id.account);
+        let counted = Counted::begin(self.loads.clone(), claim.lease.id.account);
         self.running.spawn(async move {
             let _running = Running::fetch();
             let outcome = vault.fetch(&claim, granted, place.memory, &cut_short).await;
@@ -164,29 +172,53 @@ struct Place {
     memory: Reservation,
 }
 
+/// What an account has of a node.
+#[derive(Debug, Clone, Copy, Default)]
+struct Load {
+    running: usize,
+    /// When the last of its attempts was begun.
+    served_at: Option<Instant>,
+}
+
+/// Of every account that ever had a place: those of the settings, no more.
+type Loads = Arc<Mutex<HashMap<AccountSid, Load>>>;
+
 /// An attempt that is counted to its account while this lives.
 struct Counted {
-    running_of: Arc<Mutex<HashMap<AccountSid, usize>>>,
+    loads: Loads,
     account: AccountSid,
 }
 
 impl Counted {
-    fn begin(running_of: Arc<Mutex<HashMap<AccountSid, usize>>>, account: AccountSid) -> Self {
-        *running_of.lock().expect("nothing panics while it counts").entry(account).or_default() += 1;
-        Self { running_of, account }
+    fn begin(loads: Loads, account: AccountSid) -> Self {
+        let mut all = loads.lock().expect("nothing panics while it counts");
+        let load = all.entry(account).or_default();
+        *load = Load { running: load.running + 1, served_at: Some(Instant::now()) };
+        drop(all);
+        Self { loads, account }
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        let mut running = self.running_of.lock().expect("nothing panics while it counts");
-        if let Some(count) = running.get_mut(&self.account) {
-            *count -= 1;
-            if *count == 0 {
-                running.remove(&self.account);
-            }
-        }
+        let mut loads = self.loads.lock().expect("nothing panics while it counts");
+        loads.entry(self.account).and_modify(|load| load.running -= 1);
     }
+}
+
+/// How much to claim of each of these accounts. `for_backfill` of the free places may
+/// be a backfill's.
+fn wishes(mut accounts: Vec<(AccountSid, Load)>, free: usize, mut for_backfill: usize, is_alone: bool) -> Vec<Wish> {
+    // Of those that have as few, whoever was served longest ago comes first.
+    accounts.sort_by_key(|(_, load)| load.served_at);
+    let running: Vec<usize> = accounts.iter().map(|(_, load)| load.running).collect();
+    let shares = shares(free, &running, is_alone);
+    let wishes = accounts.into_iter().zip(shares).map(|((account, _), at_most)| {
+        let of_backfill = at_most.min(for_backfill);
+        for_backfill -= of_backfill;
+        Wish { account, at_most, of_backfill }
+    });
+    wishes.filter(|wish| wish.at_most > 0).collect()
 }
 
 /// How many of the free places each account may take, given how many it has.
@@ -219,5 +251,25 @@ mod tests {
         assert_eq!(shares(1, &[0, 0, 0], false), [1, 0, 0]);
         assert_eq!(shares(0, &[3], true), [0]);
         assert_eq!(shares(3, &[], true), Vec::<usize>::new());
+    }
+
+    #[test]
+    fn the_only_place_goes_to_whoever_was_served_longest_ago() {
+        let accounts: Vec<AccountSid> =
+            (0..3).map(|number| format!("AC{number:032x}").parse().expect("an account SID")).collect();
+        let now = Instant::now();
+        let ago = |seconds| Load { running: 0, served_at: now.checked_sub(Duration::from_secs(seconds)) };
+        let never = Load::default();
+        let busy = Load { running: 1, ..ago(9) };
+        for (loads, expected) in [
+            ([ago(1), ago(2), ago(3)], 2),
+            ([ago(3), ago(2), ago(1)], 0),
+            ([ago(3), never, ago(1)], 1),
+            ([busy, ago(1), ago(2)], 2),
+        ] {
+            let of = accounts.iter().copied().zip(loads).collect();
+            let wished = wishes(of, 1, 1, false);
+            assert_eq!(wished, [Wish { account: accounts[expected], at_most: 1, of_backfill: 1 }], "{loads:?}");
+        }
     }
 }

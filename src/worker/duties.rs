@@ -100,21 +100,25 @@ async fn begin(
 
 /// Erases by age, and brings markers of holds in line, until `stopping`.
 pub async fn let_go(vault: Arc<Vault>, stopping: CancellationToken) {
-    let mut counted: Option<Instant> = None;
-    while !stopping.is_cancelled() {
-        let mut more = Ok(false);
-        if vault.health.is_ready() {
-            more = look(&vault).await;
-            vault.health.note("letting_go_failing", more.as_ref().map(|_| ()));
-            if counted.is_none_or(|at| at.elapsed() >= COUNT_EVERY) && vault.note_what_is_owed().await.is_ok() {
-                counted = Some(Instant::now());
+    let letting_go = async {
+        let mut counted: Option<Instant> = None;
+        loop {
+            let mut more = Ok(false);
+            if vault.health.is_ready() {
+                more = look(&vault).await;
+                vault.health.note("letting_go_failing", more.as_ref().map(|_| ()));
+                if counted.is_none_or(|at| at.elapsed() >= COUNT_EVERY) && vault.note_what_is_owed().await.is_ok() {
+                    counted = Some(Instant::now());
+                }
             }
+            let pause = if matches!(more, Ok(true)) { Duration::ZERO } else { LOOK_EVERY };
+            tokio::time::sleep(pause).await;
         }
-        let pause = if matches!(more, Ok(true)) { Duration::ZERO } else { LOOK_EVERY };
-        tokio::select! {
-            () = stopping.cancelled() => {}
-            () = tokio::time::sleep(pause) => {}
-        }
+    };
+    // A store that says nothing keeps no node from stopping: what is cut short here is still owed.
+    tokio::select! {
+        () = letting_go => {}
+        () = stopping.cancelled() => {}
     }
 }
 

@@ -140,11 +140,77 @@ on_every_catalog! {
         assert_eq!(claim_some(&nodes[0], LONG, 1).await, []);
         assert_eq!(take(1, Some(first)).await, Turn::Granted(first));
         let Turn::Waiting(second) = take(0, None).await else { panic!("there was no place") };
-        nodes[1].give_back_turn(first).await.unwrap();
+        nodes[1].give_back_turn(first, Duration::ZERO).await.unwrap();
         assert_eq!(take(0, Some(second)).await, Turn::Granted(second));
         assert_eq!(claim_some(&nodes[1], LONG, 1).await, []);
-        nodes[0].give_back_turn(second).await.unwrap();
+        nodes[0].give_back_turn(second, Duration::ZERO).await.unwrap();
         assert_eq!(claim_some(&nodes[1], LONG, 2).await.len(), 1);
+    }
+
+    async fn requests_that_never_cease_let_one_fetch_through_at_a_time(database: Database) {
+        let nodes = [database.node().await, database.node().await];
+        accept(&nodes[0], 1..=6).await;
+        assert_eq!(nodes[0].slow_down(account(), too_many(Duration::ZERO)).await.unwrap().unwrap().limit, Some(1));
+        let take = async |waiting| nodes[0].take_turn(account(), Urgency::Urgent, waiting, LONG, LONG).await.unwrap();
+        let store = async |claim: Claim| {
+            let _ = nodes[1].store(&claim.lease, &object(&claim.lease.id, b"audio"), true).await.unwrap();
+        };
+        let Turn::Granted(mut having) = take(None).await else { panic!("nothing is under way") };
+        let Turn::Waiting(mut next) = take(None).await else { panic!("there was no place") };
+        for _ in 0..2 {
+            // It is given back, and kept for a fetch, though someone waits.
+            nodes[0].give_back_turn(having, LONG).await.unwrap();
+            assert_eq!(take(Some(next)).await, Turn::Waiting(next));
+            assert!(!nodes[1].standings(&accounts()).await.unwrap()[0].is_full);
+            store(claim_some(&nodes[1], LONG, 5).await.remove(0)).await;
+            // Then it is their turn again.
+            assert!(nodes[1].standings(&accounts()).await.unwrap()[0].is_full);
+            assert_eq!(claim_some(&nodes[1], LONG, 5).await, []);
+            assert_eq!(take(Some(next)).await, Turn::Granted(next));
+            having = next;
+            let Turn::Waiting(waits) = take(None).await else { panic!("there was no place") };
+            next = waits;
+        }
+
+        eventually("two at once", async || {
+            nodes[0].speed_up(account(), STEP).await.unwrap();
+            (take(Some(next)).await == Turn::Granted(next)).then_some(())
+        })
+        .await;
+        let Turn::Waiting(third) = take(None).await else { panic!("there was no place") };
+        nodes[0].give_back_turn(having, LONG).await.unwrap();
+        assert_eq!(take(Some(third)).await, Turn::Waiting(third));
+        let fetched = claim_some(&nodes[1], LONG, 5).await.remove(0);
+        // One is being fetched: the rest is for those who wait, again and again.
+        nodes[0].give_back_turn(next, LONG).await.unwrap();
+        assert_eq!(claim_some(&nodes[1], LONG, 5).await, []);
+        assert_eq!(take(Some(third)).await, Turn::Granted(third));
+        store(fetched).await;
+    }
+
+    async fn no_place_is_kept_where_no_fetch_is_due(database: Database) {
+        let catalog = database.node().await;
+        catalog.slow_down(account(), too_many(Duration::ZERO)).await.unwrap();
+        let take = async |waiting| catalog.take_turn(account(), Urgency::Urgent, waiting, LONG, LONG).await.unwrap();
+        let Turn::Granted(first) = take(None).await else { panic!("nothing is under way") };
+        let Turn::Waiting(second) = take(None).await else { panic!("there was no place") };
+        catalog.give_back_turn(first, LONG).await.unwrap();
+        assert_eq!(take(Some(second)).await, Turn::Granted(second));
+    }
+
+    async fn a_server_that_fails_slows_down_as_one_that_has_too_much_does(database: Database) {
+        let catalog = database.node().await;
+        accept(&catalog, 1..=9).await;
+        claim_some(&catalog, LONG, 8).await;
+        let failing = SlowDown { too_many: false, ..too_many(Duration::ZERO) };
+        let slowed = catalog.slow_down(account(), failing).await.unwrap();
+        assert_eq!(slowed, Some(Pace { limit: Some(4), too_many: None }), "where it is too many is not known");
+        assert_eq!(claim_some(&catalog, LONG, 8).await, []);
+        eventually("it rises again", async || {
+            catalog.speed_up(account(), STEP).await.unwrap();
+            claim_some(&catalog, LONG, 1).await.pop()
+        })
+        .await;
     }
 
     async fn what_nobody_waits_for_keeps_no_fetch_from_being_begun(database: Database) {

@@ -18,7 +18,7 @@ fn some_accounts(count: usize) -> Vec<AccountSid> {
 }
 
 fn walker(accounts: &[AccountSid], lease: Duration) -> Walker {
-    Walker { node: "node".to_owned(), accounts: accounts.to_vec(), lease, window: LONG }
+    Walker { node: "node".to_owned(), accounts: accounts.to_vec(), lease, window: LONG, reach: LONG }
 }
 
 async fn walk_when_due(catalog: &Arc<dyn Catalog>, lease: Duration) -> Walk {
@@ -75,6 +75,7 @@ on_every_catalog! {
             first.save_page(&stale, "PageToken=9", 1, LONG).await,
             first.renew_walk(&stale, LONG).await,
             first.finish_walk(&stale, 1, LONG).await,
+            first.abandon_walk(&stale, 1, LONG).await,
             first.fail_walk(&stale, ZERO, ZERO, true).await,
             first.hand_back_walk(&stale).await,
         ] {
@@ -194,6 +195,31 @@ on_every_catalog! {
         catalog.enroll(&accounts).await.unwrap();
         let first = catalog.ahead(&accounts[..1], LONG).await.unwrap().unwrap();
         assert!(first.walk_in > Some(LONG / 2), "{first:?}");
+    }
+
+    async fn a_walk_looks_back_to_where_the_last_complete_one_began(database: Database) {
+        let catalog = database.node().await;
+        let accounts = some_accounts(2);
+        catalog.enroll(&accounts).await.unwrap();
+        let walk = async |account: usize, reach: Duration| {
+            let walker = Walker { window: SHORT, reach, ..walker(&accounts[account..=account], LONG) };
+            catalog.grant_walk(&walker).await.unwrap().unwrap()
+        };
+        let first = walk(0, LONG).await;
+        assert!(is_done(catalog.finish_walk(&first.lease, 0, ZERO).await.unwrap()));
+        eventually("more than the window has passed", async || {
+            (catalog.ahead(&accounts[..1], LONG).await.unwrap().unwrap().lag > 4 * SHORT).then_some(())
+        })
+        .await;
+        for _ in 0..2 {
+            let wide = walk(0, LONG).await;
+            assert!(wide.from <= first.begun_at, "{wide:?}");
+            // One that does not come to the list's end leaves the gap as it is.
+            assert!(is_done(catalog.abandon_walk(&wide.lease, 0, ZERO).await.unwrap()));
+        }
+        let bounded = walk(0, 2 * SHORT).await;
+        assert!(bounded.from > first.begun_at, "{bounded:?}");
+        assert!(walk(1, LONG).await.from <= first.begun_at, "of this account no walk was complete yet");
     }
 
     async fn the_known_ones_of_a_page_are_looked_up_at_once(database: Database) {

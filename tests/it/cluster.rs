@@ -268,3 +268,54 @@ async fn a_node_that_wakes_while_another_fetches_leaves_it_alone() {
     is_whole(&world, id, Digest::of(&speech_mp3())).await;
     content(&world).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn waiters_that_go_away_cancel_no_fetch() {
+    let mut world = world().await;
+    world.set("CALLVAULT_LEASE", "30s");
+    let nodes = cluster::start(&world, 2).await;
+    let id = world.record(1);
+    world.simulator.script(id.recording, [Fault::Held(1000)]);
+    assert_eq!(nodes[0].send(&world.callback(id.recording)).await.status(), StatusCode::NO_CONTENT);
+    eventually("the fetch is under way", async || (world.simulator.fetches() == 1).then_some(())).await;
+    // Some wait for a link, and some may hear it already: on the node that fetches, and on another.
+    let impatient = nodes.iter().flat_map(|node| ["audio", "content"].map(|manner| (node, manner)));
+    let leaving = impatient.map(|(node, manner)| {
+        let whole = async move { node.get(&format!("/v1/calls/{}/{manner}?wait=30", call_sid(1))).await.bytes().await };
+        tokio::time::timeout(Duration::from_millis(500), whole)
+    });
+    assert!(join_all(leaving).await.iter().all(Result::is_err), "there was nothing to be had yet");
+    world.simulator.release(id.recording);
+    let shown = nodes[1].recording_in(id.recording, "stored").await;
+    assert_eq!((&shown["attempts"], world.simulator.fetches()), (&1.into(), 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_hears_of_nothing_polls() {
+    let mut world = world().await;
+    world.set("CALLVAULT_LEASE", "30s");
+    world.set("CALLVAULT_FETCH_CONCURRENCY", "1");
+    let nodes = cluster::start(&world, 2).await;
+    let (teller, deaf) = (&nodes[0], &nodes[1]);
+    // From now on it never comes to listen.
+    deaf.catalog.rule(Rule::on("LISTEN \"", Act::Reset).times(usize::MAX));
+    deaf.catalog.refuse();
+    deaf.catalog.heal();
+    deaf.catalog.acts().await;
+    deaf.freeze().await;
+    let (held, other) = (world.record(1), world.record(2));
+    world.simulator.script(held.recording, [Fault::Held(1000)]);
+    assert_eq!(teller.send(&world.callback(held.recording)).await.status(), StatusCode::NO_CONTENT);
+    eventually("the fetch is under way", async || (world.simulator.fetches() == 1).then_some(())).await;
+    deaf.thaw();
+    // The only place of the node that knows of it is taken.
+    assert_eq!(teller.send(&world.callback(other.recording)).await.status(), StatusCode::NO_CONTENT);
+    teller.recording_in(other.recording, "stored").await;
+    let path = format!("/v1/calls/{}/audio?wait=30", call_sid(1));
+    let released = async {
+        assert_eq!(deaf.get(&format!("/v1/calls/{}/audio?wait=0", call_sid(1))).await.status(), StatusCode::NOT_FOUND);
+        world.simulator.release(held.recording);
+    };
+    let (played, ()) = tokio::join!(play(deaf, &path), released);
+    assert_eq!(played, speech_mp3());
+}

@@ -6,13 +6,14 @@ use callvault::domain::recording::RecordingId;
 use callvault::domain::sid::AccountSid;
 use callvault::twilio::simulator::{RestFault, SimulatedRecording, speech_mp3};
 use futures::future::join_all;
-use reqwest::StatusCode;
+use reqwest::{Method, StatusCode};
 use serde_json::Value;
 
+use crate::keys;
 use crate::support::eventually;
 use crate::support::servers::free_port;
 use crate::support::world::{
-    ADMIN_KEY, Parts, Service, World, account, call_sid, debug_binary, recording_id, started_at,
+    ACCOUNT, ADMIN_KEY, Parts, Service, World, account, call_sid, debug_binary, recording_id, started_at,
 };
 
 /// Longer than any question should take.
@@ -275,6 +276,29 @@ on_all_parts! {
         is_not_found(&service, 405).await;
         let shown = service.recording_in(recording_id(1).recording, "stored").await;
         assert_eq!(shown["account_sid"], second.to_string());
+    }
+
+    async fn only_accounts_that_the_key_may_see_are_asked(world: World) {
+        let second: AccountSid = format!("AC{}", "b".repeat(32)).parse().unwrap();
+        world.add_account(second);
+        let service = world.start().await;
+        record_of(&world, second, 1);
+        let bound = |account: &str| keys::create(&world, &["--scope", "read", "--account", account]).0;
+        let status = async |call: u32, key: &str| {
+            let path = format!("/v1/calls/{}/audio?{LONG}", call_sid(call));
+            keys::ask(&world, &service, Method::GET, &path, key).await.status()
+        };
+        let asked_of = |account: &str| {
+            let of = |target: &str| target.contains(&format!("/Accounts/{account}/Calls/"));
+            world.simulator.seen().iter().filter(|seen| of(&seen.target)).count()
+        };
+        let (theirs, ours) = (bound(second.as_str()), bound(ACCOUNT));
+        assert_eq!(status(404, &theirs).await, StatusCode::NOT_FOUND);
+        assert_eq!(status(1, &theirs).await, StatusCode::TEMPORARY_REDIRECT);
+        assert_eq!((asked_of(second.as_str()), asked_of(ACCOUNT)), (3, 0));
+        // Whose key sees only the other account has that one asked, though the call is known.
+        assert_eq!(status(1, &ours).await, StatusCode::NOT_FOUND);
+        assert_eq!((asked_of(second.as_str()), asked_of(ACCOUNT)), (3, 2));
     }
 
     async fn what_twilio_lists_is_taken_as_it_says(world: World) {

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use callvault::domain::recording::{RecordingId, State};
+use callvault::twilio::simulator::{Fault, RestFault};
 use futures::future::join_all;
 use reqwest::StatusCode;
 use serde_json::Value;
@@ -13,7 +14,7 @@ use crate::support::audit::{self, content};
 use crate::support::cluster::{self, Node};
 use crate::support::eventually;
 use crate::support::servers::{Nginx, Postgres, free_port};
-use crate::support::world::{Parts, World, recording_id};
+use crate::support::world::{Parts, World, account, call_sid, recording_id};
 
 /// What Twilio allows, less what the way there takes.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(5);
@@ -213,4 +214,72 @@ async fn whoever_is_connected_when_a_node_stops_is_still_answered() {
         assert_eq!(&answer, b"HTTP/1.1 200 OK");
     }
     assert_eq!(node.end().await.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_waits_when_a_node_stops_is_answered_in_time() {
+    let mut world = World::new(Parts::Embedded).await;
+    // Whoever comes while it drains is let in, and waits on.
+    world.set("CALLVAULT_DRAIN", "2s");
+    world.set("CALLVAULT_SHUTDOWN_TIMEOUT", "6s");
+    let service = world.start().await;
+    let id = world.record(1);
+    world.simulator.always(id.recording, Some(Fault::NotReady));
+    assert_eq!(service.send(&world.callback(id.recording)).await.status(), StatusCode::NO_CONTENT);
+    world.simulator.rest_fault(account(), Some(RestFault::Silent));
+    let waits = [(1, "audio", 404), (1, "content", 404), (1, "link", 202), (404, "audio", 404), (404, "link", 404)];
+    let waiting = join_all(waits.map(async |(call, manner, status)| {
+        let answer = service.get(&format!("/v1/calls/{}/{manner}?wait=30", call_sid(call))).await;
+        assert_eq!(answer.status().as_u16(), status, "{manner} of {call}");
+        assert!(answer.headers().contains_key("retry-after"));
+    }));
+    let stopped = async {
+        service.signal("TERM");
+        assert_eq!(service.end().await.code(), Some(0));
+    };
+    tokio::join!(waiting, stopped);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_stored_while_every_byte_to_the_store_is_swallowed() {
+    let world = World::new(Parts::Servers).await;
+    let node = Node::start(&world).await;
+    let played = world.record(1);
+    assert_eq!(node.send(&world.callback(played.recording)).await.status(), StatusCode::NO_CONTENT);
+    node.recording_in(played.recording, "stored").await;
+    node.store.swallow();
+    let id = world.record(2);
+    assert_eq!(node.send(&world.callback(id.recording)).await.status(), StatusCode::NO_CONTENT);
+    eventually("it is told", async || node.trouble("bucket_unreachable").await).await;
+    assert_eq!(world.simulator.counts(id.recording).fetches, 1, "it was fetched, and the put hangs");
+    node.recording_in(id.recording, "fetching").await;
+    let answer = node.get(&format!("/v1/recordings/{}/audio", played.recording)).await;
+    assert_eq!(answer.status(), StatusCode::TEMPORARY_REDIRECT, "a link needs no store");
+    // What failed over resets the connections that it does not know.
+    node.store.refuse();
+    node.store.heal();
+    node.recording_in(id.recording, "stored").await;
+    is(&world, &node, "ok").await;
+    content(&world).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_says_nothing_keeps_no_node_from_stopping() {
+    let mut world = World::new(Parts::Servers).await;
+    world.set("CALLVAULT_DRAIN", "1s");
+    let node = Node::start(&world).await;
+    let id = world.record(1);
+    assert_eq!(node.send(&world.callback(id.recording)).await.status(), StatusCode::NO_CONTENT);
+    node.recording_in(id.recording, "stored").await;
+    node.store.swallow();
+    let vault = audit::vault(&world).await;
+    vault.catalog.set_hold(&id, true).await.unwrap();
+    eventually("the node is at the marker that is owed", async || {
+        vault.catalog.hold_markers_due(1).await.unwrap().is_empty().then_some(())
+    })
+    .await;
+    let began = Instant::now();
+    node.signal("TERM");
+    assert_eq!(node.end().await.code(), Some(0));
+    assert!(began.elapsed() < Duration::from_secs(12), "it took {:?}", began.elapsed());
 }

@@ -8,8 +8,13 @@ use callvault::twilio::simulator::{Fault, RestFault, SimulatedRecording};
 use futures::StreamExt;
 use reqwest::StatusCode;
 
-use crate::support::eventually;
-use crate::support::world::{Parts, Service, World, account, call_sid, recording_id, started_at};
+use callvault::catalog::{Turn, Urgency};
+use sqlx::Connection;
+
+use crate::support::world::{
+    ACCOUNT, Parts, Service, World, account, call_sid, debug_binary, recording_id, started_at,
+};
+use crate::support::{audit, eventually};
 
 /// Another account, whose recordings have numbers of their own.
 fn other() -> AccountSid {
@@ -43,6 +48,30 @@ async fn metric(world: &World, service: &Service, name: &str) -> f64 {
     let text = request.send().await.unwrap().text().await.unwrap();
     let line = text.lines().find(|line| line.starts_with(&format!("{name} "))).unwrap_or_else(|| panic!("{text}"));
     line.rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+/// Runs a statement past every node; gives how many rows it changed.
+async fn execute(world: &World, statement: &'static str) -> u64 {
+    match world.parts {
+        Parts::Embedded => {
+            let options = sqlx::sqlite::SqliteConnectOptions::new().filename(world.folder().join("callvault.db"));
+            let mut connection = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
+            sqlx::query(statement).execute(&mut connection).await.unwrap().rows_affected()
+        }
+        Parts::Servers => {
+            let url = &world.settings["CALLVAULT_DATABASE_URL"];
+            let mut connection = sqlx::PgConnection::connect(url).await.unwrap();
+            sqlx::query(statement).execute(&mut connection).await.unwrap().rows_affected()
+        }
+    }
+}
+
+/// Brings in what Twilio has, and does not wait for it.
+async fn backfill(world: &World) {
+    let mut command = tokio::process::Command::new(debug_binary());
+    command.args(["backfill", "--account", ACCOUNT, "--since", "2026-11-22", "--until", "2026-11-24", "--no-wait"]);
+    let done = command.current_dir(world.folder()).env_clear().envs(&world.settings).output().await.unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
 }
 
 fn media_requests(world: &World, ids: &[RecordingId]) -> u64 {
@@ -162,6 +191,103 @@ on_all_parts! {
                 Some(()) => None,
             })
             .await;
+        }
+    }
+
+    async fn one_who_is_refused_for_one_recording_is_not_paused_and_403_is_a_refusal_too(world: World) {
+        let service = world.start().await;
+        let ids = [world.record(1), world.record(2)];
+        for (id, status) in ids.iter().zip([401, 403]) {
+            world.simulator.always(id.recording, Some(Fault::Status(status)));
+            service.send(&world.callback(id.recording)).await;
+        }
+        for id in &ids {
+            let shown = eventually("two attempts were refused", async || {
+                let shown = service.recording_in(id.recording, "pending").await;
+                (shown["attempts"].as_i64() >= Some(2) && shown["last_error"].is_object()).then_some(shown)
+            });
+            assert_eq!(shown.await["last_error"]["code"], "unauthorized");
+        }
+        let probed = |seen: &callvault::twilio::simulator::Seen| seen.target.ends_with("/Recordings.json?PageSize=1");
+        assert!(world.simulator.seen().iter().any(probed), "it was to be confirmed");
+        assert_eq!(service.trouble("accounts_paused").await, None);
+
+        world.simulator.rest_fault(account(), Some(RestFault::Status(403)));
+        eventually("the account is paused", async || service.trouble("accounts_paused").await).await;
+        world.simulator.rest_fault(account(), None);
+        for id in &ids {
+            world.simulator.always(id.recording, None);
+            service.recording_in(id.recording, "stored").await;
+        }
+    }
+
+    async fn an_account_of_which_only_calls_are_asked_comes_to_its_pace_again(world: World) {
+        let service = world.start().await;
+        let slowed = async || metric(&world, &service, "callvault_account_slowdowns_total").await;
+        let ask = async |call: u32| service.get(&format!("/v1/calls/{}/audio?wait=5", call_sid(call))).await.status();
+        world.simulator.rest_fault(account(), Some(RestFault::Status(503)));
+        assert_eq!(ask(1000).await, StatusCode::SERVICE_UNAVAILABLE);
+        eventually("it is slowed down", async || (slowed().await == 1.0).then_some(())).await;
+        world.simulator.rest_fault(account(), None);
+        let vault = audit::vault(&world).await;
+        let mut call = 1000;
+        eventually("two may be asked at once", async || {
+            call += 1;
+            ask(call).await;
+            let mut granted = 0;
+            for _ in 0..2 {
+                let wait = Duration::from_secs(5);
+                match vault.catalog.take_turn(account(), Urgency::Idle, None, wait, wait).await.unwrap() {
+                    Turn::Granted(_) => granted += 1,
+                    other => assert!(matches!(other, Turn::Waiting(_)), "it is limited: {other:?}"),
+                }
+            }
+            execute(&world, "DELETE FROM turns").await;
+            (granted == 2).then_some(())
+        })
+        .await;
+
+        // What fails of media slows it down as well; what is not there yet does not.
+        let (failing, missing) = (world.record(1), world.record(2));
+        world.simulator.always(missing.recording, Some(Fault::NotReady));
+        service.send(&world.callback(missing.recording)).await;
+        eventually("it is not there", async || {
+            let shown = service.recording_in(missing.recording, "pending").await;
+            (shown["attempts"].as_i64() >= Some(2)).then_some(())
+        })
+        .await;
+        assert_eq!(slowed().await, 1.0);
+        world.simulator.always(failing.recording, Some(Fault::Status(500)));
+        service.send(&world.callback(failing.recording)).await;
+        eventually("it is slowed down", async || (slowed().await > 1.0).then_some(())).await;
+    }
+
+    async fn the_only_place_goes_round_and_a_backfill_comes_to_it(world: World) {
+        // Memory for one fetch, where settings would have sixteen.
+        world.set("CALLVAULT_MEMORY_BUDGET", "32MiB");
+        world.add_account(other());
+        let service = world.start().await;
+        let stuck = world.record(1);
+        world.simulator.always(stuck.recording, Some(Fault::NotReady));
+        service.send(&world.callback(stuck.recording)).await;
+        // It is due, and cannot be claimed: something else is done for it.
+        eventually("it is under a duty", async || {
+            let hold = "UPDATE recordings SET duty_until = 9000000000000000, due_at = 1 WHERE state = 'pending'";
+            (execute(&world, hold).await == 1).then_some(())
+        })
+        .await;
+        let well = record_for_other(&world, 100);
+        service.send(&world.callback(well.recording)).await;
+        service.recording_in(well.recording, "stored").await;
+
+        for number in 2..=4 {
+            world.record(number);
+        }
+        backfill(&world).await;
+        world.simulator.always(stuck.recording, None);
+        execute(&world, "UPDATE recordings SET duty_until = NULL").await;
+        for number in 1..=4 {
+            service.recording_in(recording_id(number).recording, "stored").await;
         }
     }
 

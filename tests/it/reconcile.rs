@@ -219,6 +219,37 @@ on_all_parts! {
         assert!(!is_known(&service, recording_id(6)).await);
     }
 
+    async fn an_outage_longer_than_the_window_hides_nothing(world: World) {
+        world.set("CALLVAULT_RECONCILE_EVERY", "1s");
+        world.set("CALLVAULT_RECONCILE_WINDOW", "2s");
+        let service = world.start().await;
+        eventually("a walk is over", async || (walks_completed(&service).await >= 1.0).then_some(())).await;
+        service.signal("TERM");
+        assert_eq!(service.end().await.code(), Some(0));
+        let id = made_before(&world, 1, Duration::ZERO);
+        let made = tokio::time::Instant::now();
+        eventually("it is older than the window", async || (made.elapsed() > Duration::from_secs(4)).then_some(())).await;
+        let service = world.start_on(service.port, debug_binary()).await;
+        service.recording_in(id.recording, "stored").await;
+    }
+
+    async fn entries_that_cannot_be_read_hide_nothing_behind_them(world: World) {
+        world.set("CALLVAULT_RECONCILE_EVERY", "1h");
+        world.simulator.page_size_max(2);
+        for number in 1..=4 {
+            let id = made_before(&world, number, Duration::from_secs(60 * u64::from(number)));
+            if number <= 2 {
+                world.simulator.garble(id.recording);
+            }
+        }
+        let service = world.start().await;
+        stored(&service, 2).await;
+        eventually("the walk is over", async || (walks_completed(&service).await >= 1.0).then_some(())).await;
+        assert_eq!(world.simulator.lists(account()), 2);
+        assert_eq!(metric(&service, r#"callvault_reconcile_found_total{what="unreadable"}"#).await, 2.0);
+        assert!(service.log().contains("entries that cannot be read"));
+    }
+
     async fn an_announced_recording_is_asked_for(world: World) {
         // Too old for any walk: only asking for each finds out.
         world.set("CALLVAULT_RECONCILE_EVERY", "1s");

@@ -1,10 +1,10 @@
 //! What the simulator's lists of an account's recordings do on a bad day.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use super::Simulator;
 use super::faults::Fault;
-use crate::domain::sid::AccountSid;
+use crate::domain::sid::{AccountSid, RecordingSid};
 
 /// How lists are answered.
 #[derive(Debug, Default)]
@@ -15,6 +15,8 @@ pub(super) struct Lists {
     pub(super) ignores_days: bool,
     /// Pages are counted off from the newest, so that they shift when one arrives.
     pub(super) shifts: bool,
+    /// Entries that say of no recording which it is.
+    pub(super) garbled: HashSet<RecordingSid>,
     script: HashMap<AccountSid, VecDeque<Option<Fault>>>,
     requests: HashMap<AccountSid, u64>,
 }
@@ -41,6 +43,11 @@ impl Simulator {
     /// Ignores filters by day, as Twilio does with those that it does not know.
     pub fn ignore_days(&self) {
         self.shared.state().lists.ignores_days = true;
+    }
+
+    /// Leaves out of a recording's entry which one it is.
+    pub fn garble(&self, recording: RecordingSid) {
+        self.shared.state().lists.garbled.insert(recording);
     }
 
     /// What the next requests for the list of an account's recordings meet, one

@@ -112,7 +112,12 @@ impl Exchange {
             next.extend_pairs(kept).append_pair("PageToken", &token(last));
             format!("/2010-04-01/Accounts/{account}/Recordings.json?{}", next.finish())
         });
-        let recordings: Vec<Value> = page.iter().map(|known| resource(known)).collect();
+        let mut recordings: Vec<Value> = page.iter().map(|known| resource(known)).collect();
+        for (entry, known) in recordings.iter_mut().zip(page) {
+            if state.lists.garbled.contains(&known.id.recording) {
+                entry["sid"] = Value::Null;
+            }
+        }
         answer_json(json!({"recordings": recordings, "next_page_uri": next, "page_size": page_size}))
     }
 }
