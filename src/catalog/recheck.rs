@@ -200,7 +200,7 @@ async fn adopt(session: &mut Session, known: &Recording, object: &StoredObject, 
         args![id.account, id.recording, object.digest, object.size_bytes, object.format.as_str(), object.key.as_str(),];
     session.execute(ADOPT, args).await?;
     let details = said.clone().updated_by(known.details.clone());
-    write_details(session, id, &details, known.details_confirmed).await?;
+    write_details(session, known, &details, known.details_confirmed).await?;
     let mut detail = json!({"adopted": true});
     if let Some(previous) = known.object.as_ref().filter(|previous| previous.digest != object.digest) {
         detail["previous_sha256"] = json!(previous.digest);

@@ -11,11 +11,12 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::accept::{keep_names, lock, write_details};
+use super::accept::{lock, write_details};
 use super::bucket_walk::{BucketWalk, Position, finish, save};
 use super::columns::columns_of;
 use super::lease::{Lease, Settled};
 use super::markers::HOLD_AS_MARKED;
+use super::names::keep_names;
 use super::sql::{Row, Session, args, now};
 use super::{Catalog, Result, birth, feed, recheck, rows, scrub};
 use crate::domain::recording::{Details, Recording, RecordingId, State, StoredObject};
@@ -211,7 +212,7 @@ async fn tell_row(session: &mut Session, known: &Recording, found: &Row) -> Resu
     if !known.details_confirmed {
         let (call_sid, conference_sid) = (said.call_sid, said.conference_sid);
         let details = Details { call_sid, conference_sid, ..said.updated_by(known.details.clone()) };
-        write_details(session, id, &details, true).await?;
+        write_details(session, known, &details, true).await?;
         keep_names(session, &Recording { details, ..known.clone() }).await?;
     }
     Ok(())

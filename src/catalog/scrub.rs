@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use sqlx::AssertSqlSafe;
 
-use super::accept::{keep_names, lock};
+use super::accept::lock;
 use super::claim::{Claim, Claimant, claim_row};
 use super::columns::columns_of;
 use super::duty::{Duty, at_rest, grant};
 use super::lease::Lease;
+use super::names::keep_names;
 use super::sql::{Row, Session, args, now, one_of};
 use super::{Catalog, Result, recheck, rows};
 use crate::domain::recording::{Details, Recording, RecordingId, State};
