@@ -28,8 +28,11 @@ lint:
 check:
 	cargo test --locked --lib --test architecture
 
+# BENCH names some: BENCH='p1 p6'.
 bench:
-	cargo bench --locked
+	tests/install-tools.sh bench
+	cargo bench --locked --bench micro
+	cargo bench --locked --bench side_by_side -- $(BENCH)
 
 # Part of `make test`: alone, when only deploy/ was changed.
 deploy-check: tools

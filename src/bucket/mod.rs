@@ -11,6 +11,7 @@ mod inspect;
 pub mod link;
 mod list;
 mod markers;
+mod presign;
 mod read;
 mod rewrite;
 mod rules;

@@ -7,9 +7,10 @@ use serde_json::json;
 
 use super::columns::columns_of;
 use super::markers::HOLD_AS_MARKED;
+use super::names::{add_alias, keep_names};
 use super::rows;
 use super::sql::{Session, args, now};
-use super::{Catalog, Result, feed, questions, scrub};
+use super::{Catalog, Result, feed, names, questions, scrub};
 use crate::domain::recording::{Details, ErrorCode, News, Recording, RecordingId, State, react};
 use crate::domain::sid::CallSid;
 use crate::telemetry;
@@ -113,22 +114,6 @@ pub(super) const TO_FAILED: &str = concat!(
 const ANNOUNCE: &str = "UPDATE recordings SET announced_by = $3, is_backfill = 0 WHERE account_sid = $1 AND recording_sid = $2 \
                         AND announced_by NOT IN ('callback', 'put')";
 
-const CHOOSE: &str = concat!(
-    "INSERT INTO choices (account_sid, call_sid, recording_sid, put_at) VALUES ($1, $2, $3, ",
-    now!(),
-    ") ON CONFLICT (account_sid, call_sid) DO UPDATE SET recording_sid = excluded.recording_sid, put_at = excluded.put_at"
-);
-/// Unless something was PUT for the other one since.
-const COPY_CHOICE: &str = "INSERT INTO choices (account_sid, call_sid, recording_sid, put_at) \
-     SELECT account_sid, $3, recording_sid, put_at FROM choices WHERE account_sid = $1 AND call_sid = $2 \
-     ON CONFLICT (account_sid, call_sid) DO UPDATE SET recording_sid = excluded.recording_sid, put_at = excluded.put_at \
-     WHERE choices.put_at <= excluded.put_at";
-const ADD_ALIAS: &str = concat!(
-    "INSERT INTO aliases (account_sid, alias_sid, target_sid, created_at) VALUES ($1, $2, $3, ",
-    now!(),
-    ") ON CONFLICT DO NOTHING"
-);
-
 /// The row, locked until the end of the transaction.
 pub(super) async fn lock(session: &mut Session, id: &RecordingId) -> Result<Option<Recording>> {
     let statement = if session.is_postgres() { LOCK_ON_POSTGRES } else { LOCK };
@@ -161,7 +146,7 @@ impl dyn Catalog + '_ {
 /// What news came to, before it is committed.
 pub(super) struct Taken {
     pub(super) accepted: Accepted,
-    /// Whether the recording is in another state than before.
+    /// Whether the recording is in another state than before, or a call may answer otherwise.
     pub(super) moved: bool,
 }
 
@@ -176,9 +161,9 @@ pub(super) async fn take(session: &mut Session, said: &Announcement) -> Result<T
         // Another node made it between the two statements.
         None => reread(session, &said.id).await?,
     };
-    update(session, &known, said).await?;
+    let is_told = update(session, &known, said).await?;
     let recording = reread(session, &said.id).await?;
-    let moved = recording.state != known.state;
+    let moved = is_told || recording.state != known.state;
     Ok(Taken { accepted: Accepted { recording, created: false }, moved })
 }
 
@@ -255,36 +240,46 @@ async fn create(session: &mut Session, said: &Announcement) -> Result<bool> {
     Ok(true)
 }
 
-async fn update(session: &mut Session, known: &Recording, said: &Announcement) -> Result<()> {
+/// Changes the row as the news wants it; says whether memories were told.
+async fn update(session: &mut Session, known: &Recording, said: &Announcement) -> Result<bool> {
     if known.state == State::Erased {
         // Whoever asks for its call is told so, where only a marker knew of it.
-        return match said.is_confirmed() {
-            true => scrub::tell_call(session, known, said.details.call_sid, said.details.conference_sid).await,
-            false => Ok(()),
-        };
+        if said.is_confirmed() {
+            scrub::tell_call(session, known, said.details.call_sid, said.details.conference_sid).await?;
+        }
+        return Ok(false);
     }
+    let mut answers_otherwise = match &said.by {
+        AnnouncedBy::Put { call } => names::is_other_choice(session, &said.id, *call).await?,
+        _ => false,
+    };
+    let mut is_told = false;
     let first_time = note_what_was_said(session, said).await?;
     if first_time && !matches!(said.by, AnnouncedBy::Found { .. }) {
         session.execute(ANNOUNCE, args![said.id.account, said.id.recording, said.announced_by()]).await?;
     }
     let unused = matches!(known.state, State::Announced | State::Pending | State::Absent | State::Failed);
     if unused {
-        learn(session, known, said).await?;
+        is_told = learn(session, known, said).await?;
     }
     if let AnnouncedBy::Put { call } = &said.by
         && known.details_confirmed
     {
-        add_alias(session, &known.id, &known.details, *call).await?;
+        is_told |= add_alias(session, &known.id, &known.details, *call).await?;
     }
     let error = known.last_error.as_ref().map(|error| error.code);
     match react(Some((known.state, error)), said.news(!first_time)) {
         Some(State::Pending) => {
             session.execute(TO_PENDING, args![said.id.account, said.id.recording]).await?;
+            answers_otherwise = true;
         }
         Some(next) => enter(session, said, next).await?,
         None => {}
     }
-    Ok(())
+    if answers_otherwise {
+        feed::tell_memories(session, &said.id).await?;
+    }
+    Ok(is_told || answers_otherwise)
 }
 
 /// What a state that is not `pending` brings with it.
@@ -321,7 +316,7 @@ async fn note_what_was_said(session: &mut Session, said: &Announcement) -> Resul
             feed::tell_once(session, id, "callback", detail, &format!("callback {status}")).await
         }
         AnnouncedBy::Put { call } => {
-            session.execute(CHOOSE, args![id.account, *call, id.recording]).await?;
+            names::choose(session, id, *call).await?;
             feed::tell_once(session, id, "put", json!({"call_sid": call}), &format!("put {call}")).await
         }
         AnnouncedBy::Found { by: _, status, error_code } => {
@@ -331,7 +326,8 @@ async fn note_what_was_said(session: &mut Session, said: &Announcement) -> Resul
     }
 }
 
-async fn learn(session: &mut Session, known: &Recording, said: &Announcement) -> Result<()> {
+/// Says whether a call may answer otherwise.
+async fn learn(session: &mut Session, known: &Recording, said: &Announcement) -> Result<bool> {
     let mut details = known.details.clone().updated_by(said.details.clone());
     let confirms = said.is_confirmed() && !known.details_confirmed;
     if confirms {
@@ -341,19 +337,22 @@ async fn learn(session: &mut Session, known: &Recording, said: &Announcement) ->
         details.call_sid = known.details.call_sid;
         details.conference_sid = known.details.conference_sid;
     }
-    write_details(session, &said.id, &details, known.details_confirmed || confirms).await?;
+    let is_told = write_details(session, known, &details, known.details_confirmed || confirms).await?;
     if confirms {
         keep_names(session, &Recording { details, ..known.clone() }).await?;
     }
-    Ok(())
+    Ok(is_told)
 }
 
+/// Writes what is known of a recording; says whether memories were told, because a
+/// call may answer otherwise.
 pub(super) async fn write_details(
     session: &mut Session,
-    id: &RecordingId,
+    known: &Recording,
     details: &Details,
     confirmed: bool,
-) -> Result<()> {
+) -> Result<bool> {
+    let id = &known.id;
     let args = args![
         id.account,
         id.recording,
@@ -367,34 +366,11 @@ pub(super) async fn write_details(
         i64::from(confirmed),
     ];
     session.execute(LEARN, args).await?;
-    Ok(())
-}
-
-const CALLS_PUT: &str = "SELECT call_sid FROM choices WHERE account_sid = $1 AND recording_sid = $2";
-
-/// Once Twilio's own call is known: every other SID under which the recording
-/// was PUT becomes another name of that call.
-pub(super) async fn keep_names(session: &mut Session, confirmed: &Recording) -> Result<()> {
-    let id = &confirmed.id;
-    let rows = session.rows(CALLS_PUT, args![id.account, id.recording]).await?;
-    for row in rows {
-        add_alias(session, id, &confirmed.details, row.parse("call_sid")?).await?;
+    // Its calls, its place among their recordings, and whether the SID is Twilio's own.
+    let named = |details: &Details| (details.call_sid, details.conference_sid, details.recorded_at);
+    let is_other = named(details) != named(&known.details) || confirmed != known.details_confirmed;
+    if is_other {
+        feed::tell_memories(session, id).await?;
     }
-    Ok(())
-}
-
-/// Makes `call` another name of the recording's own call, if it is another one.
-/// What was PUT for the one is then what was PUT for the other.
-pub(super) async fn add_alias(session: &mut Session, id: &RecordingId, details: &Details, call: CallSid) -> Result<()> {
-    let target = match (details.call_sid, details.conference_sid) {
-        (Some(own), _) if own == call => return Ok(()),
-        (Some(own), _) => own.to_string(),
-        (None, Some(conference)) => conference.to_string(),
-        (None, None) => return Ok(()),
-    };
-    session.execute(ADD_ALIAS, args![id.account, call, target]).await?;
-    if let Some(own) = details.call_sid {
-        session.execute(COPY_CHOICE, args![id.account, call, own]).await?;
-    }
-    Ok(())
+    Ok(is_other)
 }

@@ -4,6 +4,7 @@
 //! meanwhile move no page.
 
 use super::columns::columns_of;
+use super::feed::shown;
 use super::sql::{Row, args};
 use super::{Catalog, CatalogError, Result, rows};
 use crate::domain::recording::{Recording, RecordingId};
@@ -42,8 +43,11 @@ const PAGE: &str = concat!(
     " FROM recordings WHERE (account_sid, recording_sid) > ($2, $3) \
                     ORDER BY account_sid, recording_sid LIMIT $1"
 );
-const TOLD: &str = "SELECT type, seq FROM events WHERE account_sid = $1 AND recording_sid = $2 AND in_feed = 1 \
-                    ORDER BY row_id LIMIT $3";
+const TOLD: &str = concat!(
+    "SELECT type, seq FROM events WHERE account_sid = $1 AND recording_sid = $2 AND in_feed = 1",
+    shown!("type"),
+    " ORDER BY row_id LIMIT $3"
+);
 /// Numbering takes half a second at most, on whichever node is left.
 const EXTENT: &str = "SELECT count(seq) AS numbered, coalesce(min(seq), 0) AS first, coalesce(max(seq), 0) AS last, \
      (SELECT count(*) FROM events WHERE in_feed = 1 AND seq IS NULL AND at < (SELECT now_ms FROM clock) - 30000) \

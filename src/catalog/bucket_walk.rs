@@ -175,6 +175,11 @@ impl dyn Catalog + '_ {
         Ok(Settled::Done)
     }
 
+    /// Gives a walk back where it was saved last, for another node to go on at once.
+    pub async fn hand_back_bucket_walk(&self, walk: &BucketWalk) -> Result<Settled> {
+        self.settle_bucket_walk(LEAVE, walk.args_and(args![Duration::ZERO])).await
+    }
+
     /// The walk is over. The next one comes `every` after this one was begun.
     pub async fn finish_bucket_walk(&self, walk: &BucketWalk, every: Duration) -> Result<Settled> {
         self.settle_bucket_walk(FINISH, walk.args_and(args![every])).await
@@ -188,8 +193,8 @@ impl dyn Catalog + '_ {
     }
 }
 
-/// Saves how far a walk came, in the transaction of what was done. The walk is
-/// locked from then on.
+/// Saves how far a walk came, as the last of the transaction of what was done: the walk
+/// is locked from then on, and its lease is not renewed.
 pub(super) async fn save(session: &mut Session, walk: &BucketWalk, at: &Position) -> Result<Settled> {
     let args = walk.args_and(args![at.stage, at.after.clone(), at.done]);
     Ok(if session.execute(SAVE, args).await? == 1 { Settled::Done } else { Settled::Stale })

@@ -88,6 +88,8 @@ pub struct Claim {
     pub traceparent: Option<String>,
     /// Whether the account's pace is limited.
     pub is_limited: bool,
+    /// Whether its audio may lie in the bucket already.
+    pub look_first: bool,
 }
 
 const DUE_OF: &str = concat!(
@@ -139,6 +141,8 @@ impl dyn Catalog + '_ {
     /// recording is due again as the claimant's policy says.
     pub async fn claim(&self, claimant: &Claimant, wishes: &[Wish]) -> Result<Vec<Claim>> {
         self.must_be_read().await?;
+        // Asked before: what is indexed later than that is looked for all the same.
+        let is_indexed = self.is_indexed().await?;
         let mut session = self.begin().await?;
         let mut claims = Vec::new();
         let mut changed = false;
@@ -150,7 +154,8 @@ impl dyn Catalog + '_ {
                     due.lease_is_over(&mut session, claimant).await?;
                 } else {
                     let claim = due.grant(&mut session, claimant).await?;
-                    claims.push(Claim { is_limited: room.limited, ..claim });
+                    let look_first = claim.look_first || !is_indexed;
+                    claims.push(Claim { is_limited: room.limited, look_first, ..claim });
                 }
             }
         }
@@ -216,6 +221,7 @@ struct Due {
     failed_before: u32,
     leftover: Option<Leftover>,
     lease_node: Option<String>,
+    look_first: bool,
     traceparent: Option<String>,
 }
 
@@ -230,6 +236,7 @@ impl Due {
             failed_before: u32::try_from(row.get::<i64>("failed_attempts")?).unwrap_or(u32::MAX),
             leftover: Leftover::read(row)?,
             lease_node: row.get("lease_node")?,
+            look_first: row.get::<i64>("look_first")? != 0,
             traceparent: row.get("traceparent")?,
         })
     }
@@ -247,6 +254,7 @@ impl Due {
             leftover: self.leftover,
             traceparent: self.traceparent,
             is_limited: false,
+            look_first: self.look_first,
         })
     }
 

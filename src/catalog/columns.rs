@@ -17,7 +17,7 @@ macro_rules! columns_of {
             last_asked_at, error_code, error_detail, error_at, hold, erase_due_at, erase_marked,
             erase_cleared, erase_twilio, erase_failures, hold_marker_due_at, hold_marker_until,
             hold_marker_epoch, kept_at, twilio_marked_at, twilio_deleted_at, is_backfill, traceparent,
-            doubted_at
+            doubted_at, look_first
         )
     };
     (accounts $(, $prefix:literal)?) => {

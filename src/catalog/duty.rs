@@ -33,6 +33,8 @@ pub struct Duty {
     pub leftover: Option<Leftover>,
     /// Somebody saw other bytes than the row names: they are to be read back.
     pub is_doubted: bool,
+    /// Whether its audio was found in the bucket while it had none.
+    pub look_first: bool,
 }
 
 /// Which recordings a duty is due for.
@@ -82,6 +84,7 @@ impl Duty {
             swept_epoch: row.get("swept_epoch")?,
             leftover: Leftover::read(row)?,
             is_doubted: row.time_opt("doubted_at")?.is_some(),
+            look_first: row.get::<i64>("look_first")? != 0,
         })
     }
 

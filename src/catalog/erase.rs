@@ -125,7 +125,7 @@ const ERASE: &str = concat!(
      not_before = NULL, pending_since = NULL, asked_about_at = NULL, attempts = 0, failed_attempts = 0, \
      duty_until = NULL, recheck_due_at = NULL, doubted_at = NULL, duration_seconds = NULL, channels = NULL, track = NULL, \
      recording_source = NULL, traceparent = NULL, sha256 = NULL, size_bytes = NULL, format = NULL, object_key = NULL, error_code = NULL, \
-     error_detail = NULL, error_at = NULL, kept_at = NULL, erase_marked = 0, erase_cleared = 0, erase_failures = 0, \
+     error_detail = NULL, error_at = NULL, kept_at = NULL, look_first = 0, erase_marked = 0, erase_cleared = 0, erase_failures = 0, \
      erase_twilio = $3, erase_due_at = ",
     now!(),
     " WHERE account_sid = $1 AND recording_sid = $2"
@@ -146,10 +146,18 @@ const ONE: &str = concat!(
     " AS now_ms FROM recordings WHERE account_sid = $1 AND recording_sid = $2 AND erase_due_at IS NOT NULL AND ",
     at_rest!()
 );
-const DUE: Due = Due { since: "erase_due_at", only: "erase_due_at IS NOT NULL", age: Duration::ZERO };
+/// Where its objects lie may be known only once the bucket is indexed; until then there
+/// is nothing more to be done than its marker.
+macro_rules! can_go_on {
+    () => {
+        "erase_due_at IS NOT NULL AND (details_confirmed = 1 OR erase_marked = 0 \
+         OR EXISTS (SELECT 1 FROM catalog WHERE unindexed = 0))"
+    };
+}
+const DUE: Due = Due { since: "erase_due_at", only: can_go_on!(), age: Duration::ZERO };
 /// Of accounts that this node has no credentials for, the bucket's part.
 const DUE_IN_BUCKET: Due =
-    Due { since: "erase_due_at", only: "erase_due_at IS NOT NULL AND erase_cleared = 0", age: Duration::ZERO };
+    Due { since: "erase_due_at", only: concat!(can_go_on!(), " AND erase_cleared = 0"), age: Duration::ZERO };
 const ACCOUNTS_OWING: &str = "SELECT DISTINCT account_sid FROM recordings WHERE erase_due_at IS NOT NULL";
 const MARKED: &str = concat!("UPDATE recordings SET erase_marked = 1", held!());
 /// Whether Twilio's part was asked for meanwhile is seen by the row alone. The upload

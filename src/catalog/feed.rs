@@ -4,6 +4,10 @@
 //! in the feed once that is committed. Readers see events that have a place, in
 //! its order: whoever follows with a cursor misses nothing and sees nothing
 //! twice. An event keeps no copy of the recording; it is read beside it.
+//!
+//! What is remembered of calls follows the feed, too. That another recording may
+//! answer for a call, where no event tells it, has a place in it for their sake,
+//! and is shown to nobody.
 
 use std::fmt;
 use std::str::FromStr;
@@ -113,11 +117,23 @@ pub struct EventFilter {
 impl EventFilter {
     /// Whether such an event is wanted, as far as its essentials tell.
     pub fn passes(&self, news: &News) -> bool {
-        self.accounts.as_ref().is_none_or(|accounts| accounts.contains(&news.account))
+        news.kind != OTHER_ANSWER
+            && self.accounts.as_ref().is_none_or(|accounts| accounts.contains(&news.account))
             && (self.kinds.is_empty() || self.kinds.contains(&news.kind))
             && self.call.is_none_or(|call| news.calls.contains(&call))
     }
 }
+
+/// Not an event: a call of the recording may answer otherwise from now on.
+pub const OTHER_ANSWER: &str = "other_answer";
+
+/// Leaves out what is not shown.
+macro_rules! shown {
+    ($type:literal) => {
+        concat!(" AND ", $type, " <> 'other_answer'")
+    };
+}
+pub(super) use shown;
 
 const APPEND: &str = concat!(
     "INSERT INTO events (seq, in_feed, account_sid, recording_sid, at, type, detail) \
@@ -143,14 +159,23 @@ const REPEAT_ENTRY: &str = concat!("UPDATE events SET at = ", now!(), ", detail 
 const FORGET_OLDEST: &str = "DELETE FROM events WHERE row_id IN (SELECT row_id FROM events \
      WHERE account_sid = $1 AND recording_sid = $2 AND in_feed = 0 AND told_once IS NULL \
      ORDER BY row_id DESC LIMIT 1000 OFFSET $3)";
-const HISTORY: &str =
-    "SELECT at, type, detail FROM events WHERE account_sid = $1 AND recording_sid = $2 ORDER BY row_id";
+const HISTORY: &str = concat!(
+    "SELECT at, type, detail FROM events WHERE account_sid = $1 AND recording_sid = $2",
+    shown!("type"),
+    " ORDER BY row_id"
+);
 const LATEST: &str =
     "SELECT created_at, (SELECT coalesce(max(seq), 0) FROM events) AS last_seq FROM catalog WHERE only_row = 1";
 
 /// Appends an event to the feed, in the transaction of what it tells.
 pub(super) async fn append(session: &mut Session, id: &RecordingId, kind: &str, detail: Json) -> Result<()> {
     insert(session, 1, id, kind, detail).await
+}
+
+/// Has every node forget what it remembers of the recording's calls, in the
+/// transaction that has them answer otherwise.
+pub(super) async fn tell_memories(session: &mut Session, id: &RecordingId) -> Result<()> {
+    insert(session, 1, id, OTHER_ANSWER, Json::Null).await
 }
 
 /// Appends an event that concerns an account as a whole.
@@ -317,7 +342,7 @@ fn statement(after: Cursor, until: Cursor, filter: &EventFilter, limit: i64) -> 
         sql.push_str(OF_CALL);
     }
     sql.push_str(WITH_RECORDINGS);
-    sql.push_str("WHERE e.seq > $1 AND e.seq <= $2");
+    sql.push_str(concat!("WHERE e.seq > $1 AND e.seq <= $2", shown!("e.type")));
     if filter.call.is_some() {
         sql.push_str(" AND e.account_sid = of_call.account_sid AND e.recording_sid = of_call.recording_sid");
     }

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::accept::{TO_PENDING, keep_names, lock, write_details};
+use super::accept::{TO_PENDING, lock, write_details};
+use super::names::keep_names;
 use super::sql::{Session, Value, args, now};
 use super::{Catalog, Result, feed, questions};
 use crate::domain::recording::{Details, ErrorCode, Recording, RecordingId, State, StoredObject};
@@ -54,7 +55,7 @@ const FORGET_UPLOAD: &str = concat!("UPDATE recordings SET upload_epoch = NULL, 
 /// What was staged is forgotten where it is known to be gone (`$8`).
 const STORE: &str = concat!(
     "UPDATE recordings SET state = 'stored', sha256 = $4, size_bytes = $5, format = $6, object_key = $7, \
-     upload_epoch = CASE WHEN $8 = 1 THEN NULL ELSE upload_epoch END, \
+     look_first = 0, upload_epoch = CASE WHEN $8 = 1 THEN NULL ELSE upload_epoch END, \
      upload_id = CASE WHEN $8 = 1 THEN NULL ELSE upload_id END, stored_at = ",
     now!(),
     ", lease_node = NULL, due_at = NULL, not_before = NULL, last_attempt_at = ",
@@ -147,12 +148,15 @@ impl dyn Catalog + '_ {
             session.rollback().await?;
             return Ok(Settled::Stale);
         };
-        write_details(&mut session, &lease.id, details, true).await?;
+        let is_told = write_details(&mut session, &held, details, true).await?;
         keep_names(&mut session, &Recording { details: details.clone(), ..held }).await?;
         if let Some(call) = details.call_sid {
             questions::clear(&mut session, lease.id.account, call).await?;
         }
         session.commit().await?;
+        if is_told {
+            self.announce_change();
+        }
         Ok(Settled::Done)
     }
 
@@ -242,6 +246,7 @@ impl dyn Catalog + '_ {
         if matches!(known.state, State::Failed | State::Absent | State::Evicted) {
             session.execute(TO_PENDING, args![id.account, id.recording]).await?;
             feed::note(&mut session, id, "fetch_requested", json!({})).await?;
+            feed::tell_memories(&mut session, id).await?;
         }
         if known.state == State::Pending {
             session.execute(HURRY, args![id.account, id.recording, Duration::ZERO]).await?;

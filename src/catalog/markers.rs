@@ -27,6 +27,9 @@ pub struct Marked {
     pub call_sid: Option<CallSid>,
     /// The conference it was made of, where the marker says so.
     pub conference_sid: Option<ConferenceSid>,
+    /// As which its row knew the marker of a hold before this one was looked at: one that
+    /// was brought in line since says nothing any more. None: it was about to be.
+    pub hold_marker_epoch: Option<i64>,
 }
 
 /// Its marker is there; whether anything else of it still is, is looked at.
@@ -38,7 +41,7 @@ const CREATE_ERASED: &str = "INSERT INTO recordings (account_sid, recording_sid,
 const RELEASE: &str = "UPDATE recordings SET hold = 0 WHERE account_sid = $1 AND recording_sid = $2";
 /// The marker of a hold that is being released says nothing any more.
 const HOLD: &str = "UPDATE recordings SET hold = 1 WHERE account_sid = $1 AND recording_sid = $2 \
-     AND hold_marker_due_at IS NULL";
+     AND hold_marker_due_at IS NULL AND hold_marker_epoch = $3";
 const KEEP_HOLD: &str = "INSERT INTO marked_holds (account_sid, recording_sid) VALUES ($1, $2) ON CONFLICT DO NOTHING";
 const KNOWS_HOLD: &str = "SELECT 1 AS one FROM marked_holds WHERE account_sid = $1 AND recording_sid = $2";
 
@@ -60,6 +63,9 @@ impl dyn Catalog + '_ {
         after: Duration,
     ) -> Result<Settled> {
         let mut session = self.begin().await?;
+        for marked in marked {
+            apply(&mut session, marker, marked, after).await?;
+        }
         let settled = match next {
             Some(next) => save(&mut session, walk, next).await?,
             None => finish(&mut session, walk).await?,
@@ -67,9 +73,6 @@ impl dyn Catalog + '_ {
         if settled == Settled::Stale {
             session.rollback().await?;
             return Ok(Settled::Stale);
-        }
-        for marked in marked {
-            apply(&mut session, marker, marked, after).await?;
         }
         if next.is_none() {
             birth::all_is_read(&mut session).await?;
@@ -122,16 +125,18 @@ async fn apply(session: &mut Session, marker: Marker, marked: &Marked, after: Du
             Ok(())
         }
         (Marker::Held, Some(known)) if known.hold => Ok(()),
-        (Marker::Held, Some(_)) => match session.execute(HOLD, args![id.account, id.recording]).await? {
-            0 => Ok(()),
-            _ => feed::append(session, id, "recording.held", told_by()).await,
-        },
+        (Marker::Held, Some(_)) => {
+            match session.execute(HOLD, args![id.account, id.recording, marked.hold_marker_epoch]).await? {
+                0 => Ok(()),
+                _ => feed::append(session, id, "recording.held", told_by()).await,
+            }
+        }
     }
 }
 
 /// Makes the row; false where it is there already.
 async fn create_erased(session: &mut Session, marked: &Marked) -> Result<bool> {
-    let Marked { id, call_sid, conference_sid } = marked;
+    let Marked { id, call_sid, conference_sid, hold_marker_epoch: _ } = marked;
     if session.execute(CREATE_ERASED, args![id.account, id.recording, *call_sid, *conference_sid]).await? == 0 {
         return Ok(false);
     }

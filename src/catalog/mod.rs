@@ -30,6 +30,7 @@ mod lease;
 mod lookup;
 mod markers;
 mod migrations;
+mod names;
 mod news;
 mod postgres;
 mod questions;
@@ -49,6 +50,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 pub use accept::{Accepted, AnnouncedBy, Announcement, FoundBy};
 pub use accounts::{Paused, SlowDown};
@@ -61,7 +63,7 @@ pub use claim::{Claim, Claimant, Leftover, Standing, Wish};
 pub use clock::Clock;
 pub use duty::Duty;
 pub use erase::{Erase, Erased, Erasure, Progress};
-pub use feed::{Cursor, Event, EventFilter};
+pub use feed::{Cursor, Event, EventFilter, OTHER_ANSWER};
 pub use hold::HoldMarker;
 pub use keys::{KEYS_MAX, KeptKey, KeyRingRows, NewKey, Rotation, ShareSecret};
 pub use lease::{Lease, Settled};
@@ -150,6 +152,10 @@ pub trait Catalog: Send + Sync + 'static {
 
     /// Changes whenever something may have been committed, on any node.
     fn changes(&self) -> watch::Receiver<u64>;
+
+    /// A time before which everything that was committed then, on any node, has its
+    /// place in the feed; None where that is not known.
+    fn numbered_until(&self) -> Option<Instant>;
 
     /// The catalog's time.
     fn clock(&self) -> &Clock;

@@ -26,7 +26,8 @@ pub struct News {
     pub account: AccountSid,
     /// The recording; None for what concerns the account.
     pub recording: Option<RecordingSid>,
-    /// The calls that the recording is asked for by: its own, aliases, and those that it was PUT for.
+    /// The calls that the recording is asked for by, or may be: its own, those that it
+    /// was PUT for, and other names of these.
     pub calls: Vec<CallSid>,
 }
 
@@ -60,7 +61,10 @@ const NAMES: &str = "SELECT e.seq AS event_seq, c.call_sid AS name FROM events e
      UNION SELECT e.seq AS event_seq, a.alias_sid AS name FROM events e JOIN recordings r \
      ON r.account_sid = e.account_sid AND r.recording_sid = e.recording_sid \
      JOIN aliases a ON a.account_sid = r.account_sid AND a.target_sid IN (r.call_sid, r.conference_sid) \
-     WHERE e.seq > $1 AND e.seq <= $2";
+     WHERE e.seq > $1 AND e.seq <= $2 \
+     UNION SELECT e.seq AS event_seq, a.alias_sid AS name FROM events e JOIN choices c \
+     ON c.account_sid = e.account_sid AND c.recording_sid = e.recording_sid \
+     JOIN aliases a ON a.account_sid = c.account_sid AND a.target_sid = c.call_sid WHERE e.seq > $1 AND e.seq <= $2";
 
 impl dyn Catalog + '_ {
     /// What came behind that cursor, at most so many events. Without one, where

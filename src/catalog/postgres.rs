@@ -15,6 +15,7 @@ use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions};
 use sqlx::{Executor, Postgres};
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::migrations::{Step, migrator, missing};
@@ -61,6 +62,8 @@ struct Shared {
     changes: watch::Sender<u64>,
     /// Something was committed here that is to be numbered and told.
     committed: Notify,
+    /// When the last numbering began that came to its end.
+    numbered_until: watch::Sender<Option<Instant>>,
     prepared: watch::Sender<bool>,
 }
 
@@ -85,6 +88,7 @@ impl PostgresCatalog {
             birth: Birth::default(),
             changes: watch::Sender::new(0),
             committed: Notify::new(),
+            numbered_until: watch::Sender::new(None),
             prepared: watch::Sender::new(false),
         });
         let tasks = [tokio::spawn(number_and_tell(shared.clone())), tokio::spawn(listen(shared.clone()))];
@@ -104,6 +108,7 @@ const MIGRATIONS: &[Step] = &[
     Step(8, "turns", include_str!("migrations/postgres/0008_turns.sql")),
     Step(9, "traces", include_str!("migrations/postgres/0009_traces.sql")),
     Step(14, "awaited_content", include_str!("migrations/postgres/0014_awaited_content.sql")),
+    Step(15, "look_first", include_str!("migrations/postgres/0015_look_first.sql")),
     Step(16, "scrubbing", include_str!("migrations/postgres/0016_scrubbing.sql")),
     Step(17, "failed_content", include_str!("migrations/postgres/0017_failed_content.sql")),
 ];
@@ -146,6 +151,7 @@ impl Shared {
     }
 
     async fn number_events(&self) -> Result<u64> {
+        let began = Instant::now();
         let mut numbered = 0;
         loop {
             let mut session = Session::postgres(self.acquire().await?);
@@ -153,6 +159,7 @@ impl Shared {
             let some: i64 = row.map_or(Ok(0), |row| row.get("numbered"))?;
             numbered += some.unsigned_abs();
             if some < NUMBERED_AT_ONCE {
+                self.numbered_until.send_replace(Some(began));
                 return Ok(numbered);
             }
         }
@@ -265,6 +272,10 @@ impl Catalog for PostgresCatalog {
 
     fn changes(&self) -> watch::Receiver<u64> {
         self.shared.changes.subscribe()
+    }
+
+    fn numbered_until(&self) -> Option<Instant> {
+        *self.shared.numbered_until.borrow()
     }
 
     fn clock(&self) -> &Clock {

@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use sqlx::AssertSqlSafe;
 
-use super::accept::{Announcement, add_alias, take};
+use super::accept::{Announcement, take};
 use super::lease::Settled;
+use super::names::add_alias;
 use super::sql::{Row, Session, Value, args, now, one_of};
 use super::{Catalog, Result};
 use crate::domain::recording::Recording;

@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::accept::{TO_FAILED, lock};
+use super::accept::{TO_FAILED, lock, write_details};
 use super::duty::{Due, Duty, held};
 use super::lease::{Lease, Settled};
 use super::sql::{Session, Value, args, now};
 use super::{Catalog, Result, feed};
-use crate::domain::recording::{ErrorCode, Recording, State, StoredObject};
+use crate::domain::recording::{Details, ErrorCode, Recording, State, StoredObject};
 use crate::domain::sid::AccountSid;
 
 /// What a recheck found. All but `Unfinished` say that nothing is staged any more.
@@ -30,8 +30,8 @@ pub enum Finding {
     Damaged(String),
     /// The same, or it is not there, and Twilio does not have it any more: it is given up.
     Gone(String),
-    /// A whole object of a recording that was given up: it is stored.
-    Adopted(StoredObject),
+    /// A whole object of a recording that has none, and what it tells of that: it is stored.
+    Adopted(StoredObject, Box<Details>),
     /// The bucket could not be looked through.
     Unfinished,
 }
@@ -74,7 +74,8 @@ const LOSE: &str = concat!(
 );
 /// What else lies in its folder is looked at next.
 const ADOPT: &str = concat!(
-    "UPDATE recordings SET state = 'stored', sha256 = $3, size_bytes = $4, format = $5, object_key = $6, stored_at = ",
+    "UPDATE recordings SET state = 'stored', sha256 = $3, size_bytes = $4, format = $5, object_key = $6, \
+     look_first = 0, stored_at = ",
     now!(),
     ", recheck_due_at = coalesce(recheck_due_at, ",
     now!(),
@@ -149,7 +150,7 @@ impl dyn Catalog + '_ {
             (Some(known), Finding::Lost) if held => lose(&mut session, &known, None, again).await?,
             (Some(known), Finding::Damaged(how)) if held => lose(&mut session, &known, Some(how), again).await?,
             (Some(known), Finding::Gone(how)) if held => give_up(&mut session, &known, how, again).await?,
-            (Some(known), Finding::Adopted(object)) if held => adopt(&mut session, &known, object).await?,
+            (Some(known), Finding::Adopted(object, said)) if held => adopt(&mut session, &known, object, said).await?,
             _ if held => Settled::Done,
             _ => Settled::Stale,
         };
@@ -189,7 +190,7 @@ async fn give_up(session: &mut Session, known: &Recording, how: &str, again: Dur
     Ok(Settled::Done)
 }
 
-async fn adopt(session: &mut Session, known: &Recording, object: &StoredObject) -> Result<Settled> {
+async fn adopt(session: &mut Session, known: &Recording, object: &StoredObject, said: &Details) -> Result<Settled> {
     // A first callback may have come in between: that it is pending makes no difference.
     if !matches!(known.state, State::Failed | State::Absent | State::Pending) {
         return Ok(Settled::Stale);
@@ -198,6 +199,8 @@ async fn adopt(session: &mut Session, known: &Recording, object: &StoredObject) 
     let args =
         args![id.account, id.recording, object.digest, object.size_bytes, object.format.as_str(), object.key.as_str(),];
     session.execute(ADOPT, args).await?;
+    let details = said.clone().updated_by(known.details.clone());
+    write_details(session, known, &details, known.details_confirmed).await?;
     let mut detail = json!({"adopted": true});
     if let Some(previous) = known.object.as_ref().filter(|previous| previous.digest != object.digest) {
         detail["previous_sha256"] = json!(previous.digest);

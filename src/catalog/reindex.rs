@@ -2,7 +2,8 @@
 //!
 //! What the walk over the objects finds is gathered first, of each recording the
 //! newest object, and made rows of afterwards in the order in which it was stored.
-//! A row is made only where there is none; whatever else lies there gets a recheck.
+//! A row is made only where there is none; whatever else lies there gets a recheck,
+//! and of a row that has no audio yet it is told that there may be some.
 //! Both parts are saved as they go, so that whoever goes on misses nothing.
 
 use std::time::Duration;
@@ -10,12 +11,13 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::accept::lock;
+use super::accept::{lock, write_details};
 use super::bucket_walk::{BucketWalk, Position, finish, save};
 use super::columns::columns_of;
 use super::lease::{Lease, Settled};
 use super::markers::HOLD_AS_MARKED;
-use super::sql::{Row, Session, args};
+use super::names::keep_names;
+use super::sql::{Row, Session, args, now};
 use super::{Catalog, Result, birth, feed, recheck, rows, scrub};
 use crate::domain::recording::{Details, Recording, RecordingId, State, StoredObject};
 
@@ -58,17 +60,30 @@ const CREATE_STORED: &str = "INSERT INTO recordings (account_sid, recording_sid,
      recorded_at, sha256, size_bytes, format, object_key, stored_at, stored_at, coalesce(recorded_at, stored_at), \
      source_host FROM found_objects WHERE account_sid = $1 AND recording_sid = $2 ON CONFLICT DO NOTHING";
 
+/// A row that has no audio yet: there is no need to wait for Twilio, but what
+/// Twilio said stands.
+const LOOK_FIRST: &str = concat!(
+    "UPDATE recordings SET look_first = 1, due_at = CASE WHEN state <> 'pending' OR due_at <= ",
+    now!(),
+    " THEN due_at WHEN not_before > ",
+    now!(),
+    " THEN not_before ELSE ",
+    now!(),
+    " END WHERE account_sid = $1 AND recording_sid = $2 \
+     AND state IN ('announced', 'pending', 'fetching', 'absent', 'failed')"
+);
+
 impl dyn Catalog + '_ {
     /// Keeps what a part of the bucket's list has, and saves with it how far the
     /// walk came.
     pub async fn gather(&self, walk: &BucketWalk, found: &[FoundObject], next: &Position) -> Result<Settled> {
         let mut session = self.begin().await?;
+        for object in found {
+            gather(&mut session, object).await?;
+        }
         if save(&mut session, walk, next).await? == Settled::Stale {
             session.rollback().await?;
             return Ok(Settled::Stale);
-        }
-        for object in found {
-            gather(&mut session, object).await?;
         }
         session.commit().await?;
         Ok(Settled::Done)
@@ -91,13 +106,13 @@ impl dyn Catalog + '_ {
         after: Duration,
     ) -> Result<Option<usize>> {
         let mut session = self.begin().await?;
-        if save(&mut session, walk, at).await? == Settled::Stale {
-            session.rollback().await?;
-            return Ok(None);
-        }
         let next = session.rows(NEXT, args![at_most]).await?;
         for row in &next {
             index(&mut session, row, after).await?;
+        }
+        if save(&mut session, walk, at).await? == Settled::Stale {
+            session.rollback().await?;
+            return Ok(None);
         }
         session.commit().await?;
         self.announce_change();
@@ -171,9 +186,34 @@ async fn index(session: &mut Session, found: &Row, after: Duration) -> Result<bo
     };
     let known = lock(session, &id).await?;
     if let Some(known) = known.filter(|known| others || !names(known)) {
-        scrub::tell_call(session, &known, found.parse_opt("call_sid")?, found.parse_opt("conference_sid")?).await?;
+        tell_row(session, &known, found).await?;
         recheck::owe(session, &Lease { id, epoch: known.epoch }, after).await?;
     }
     session.execute(FORGET, args![id.account, id.recording]).await?;
     Ok(created)
+}
+
+/// Tells a row of an object that it does not name. The call in whose folder it lies is
+/// Twilio's own: this service writes to no other.
+async fn tell_row(session: &mut Session, known: &Recording, found: &Row) -> Result<()> {
+    let id = &known.id;
+    let said = Details {
+        call_sid: found.parse_opt("call_sid")?,
+        conference_sid: found.parse_opt("conference_sid")?,
+        duration_seconds: found.get("duration_seconds")?,
+        channels: found.get("channels")?,
+        recorded_at: found.time_opt("recorded_at")?,
+        ..Details::default()
+    };
+    if known.state == State::Erased {
+        return scrub::tell_call(session, known, said.call_sid, said.conference_sid).await;
+    }
+    session.execute(LOOK_FIRST, args![id.account, id.recording]).await?;
+    if !known.details_confirmed {
+        let (call_sid, conference_sid) = (said.call_sid, said.conference_sid);
+        let details = Details { call_sid, conference_sid, ..said.updated_by(known.details.clone()) };
+        write_details(session, known, &details, true).await?;
+        keep_names(session, &Recording { details, ..known.clone() }).await?;
+    }
+    Ok(())
 }

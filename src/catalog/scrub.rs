@@ -13,9 +13,10 @@ use super::claim::{Claim, Claimant, claim_row};
 use super::columns::columns_of;
 use super::duty::{Duty, at_rest, grant};
 use super::lease::Lease;
+use super::names::keep_names;
 use super::sql::{Row, Session, args, now, one_of};
 use super::{Catalog, Result, recheck, rows};
-use crate::domain::recording::{Recording, RecordingId, State};
+use crate::domain::recording::{Details, Recording, RecordingId, State};
 use crate::domain::sid::{CallSid, ConferenceSid, RecordingSid};
 
 /// What a row says of what lies in the bucket for it.
@@ -29,12 +30,16 @@ pub struct InHand {
     pub epoch: i64,
     /// The object that it names.
     pub key: Option<String>,
+    /// Whether its call is known by Twilio's own word: only in that folder is it looked for.
+    pub is_confirmed: bool,
     /// Whether the bucket is to be looked at again for it anyhow.
     pub is_owed: bool,
     /// Whether it is held.
     pub hold: bool,
     /// Whether the marker of its hold is still to be brought in line with it.
     pub owes_hold_marker: bool,
+    /// How often that was begun.
+    pub hold_marker_epoch: i64,
 }
 
 const OF: &str = concat!("SELECT ", columns_of!(recordings), " FROM recordings WHERE 1 = 1");
@@ -58,9 +63,14 @@ const DUE: &str = concat!(
     now!(),
     ")"
 );
-const TELL_CALL: &str = "UPDATE recordings SET call_sid = $3, conference_sid = $4, details_confirmed = 1 \
-     WHERE account_sid = $1 AND recording_sid = $2 AND state = 'erased' \
-     AND call_sid IS NULL AND conference_sid IS NULL";
+/// Nothing was looked for there before, and its marker did not name it: whoever is at
+/// it begins anew.
+const TELL_CALL: &str = concat!(
+    "UPDATE recordings SET call_sid = $3, conference_sid = $4, details_confirmed = 1, epoch = epoch + 1, \
+     duty_until = NULL, erase_cleared = 0, erase_due_at = ",
+    now!(),
+    " WHERE account_sid = $1 AND recording_sid = $2 AND state = 'erased' AND details_confirmed = 0"
+);
 
 impl dyn Catalog + '_ {
     /// What the rows of these recordings say, by recording: several accounts may
@@ -122,6 +132,7 @@ impl dyn Catalog + '_ {
 
     /// Claims that recording, if it is due and Twilio likes.
     pub async fn claim_named(&self, claimant: &Claimant, id: &RecordingId) -> Result<Option<Claim>> {
+        let is_indexed = self.is_indexed().await?;
         let mut session = self.begin().await?;
         let row = one_row(&mut session, DUE, id).await?;
         let claim = match &row {
@@ -129,7 +140,7 @@ impl dyn Catalog + '_ {
             None => None,
         };
         session.commit().await?;
-        Ok(claim)
+        Ok(claim.map(|claim| Claim { look_first: claim.look_first || !is_indexed, ..claim }))
     }
 }
 
@@ -144,24 +155,30 @@ fn in_hand(row: &Row) -> Result<InHand> {
         id: recording.id,
         state: recording.state,
         epoch: recording.epoch,
+        is_confirmed: recording.details_confirmed,
         key: recording.object.map(|object| object.key),
         is_owed: ["recheck_due_at", "duty_until", "erase_due_at"].iter().try_fold(false, |owed, column| {
             Ok::<_, super::CatalogError>(owed || row.get::<Option<i64>>(column)?.is_some())
         })?,
         hold: recording.hold,
         owes_hold_marker: row.get::<Option<i64>>("hold_marker_due_at")?.is_some(),
+        hold_marker_epoch: row.get("hold_marker_epoch")?,
     })
 }
 
-/// A row that a marker made knows no call: it learns where its objects lie.
+/// An erased row that a marker made knows no call, and one that was only PUT maybe
+/// another leg: it learns where its objects lie, and is cleared away there.
 pub(super) async fn tell_call(
     session: &mut Session,
     known: &Recording,
     call: Option<CallSid>,
     conference: Option<ConferenceSid>,
 ) -> Result<()> {
-    if known.state == State::Erased {
-        session.execute(TELL_CALL, args![known.id.account, known.id.recording, call, conference]).await?;
+    let is_told = call.is_some() || conference.is_some();
+    if known.state != State::Erased || known.details_confirmed || !is_told {
+        return Ok(());
     }
-    Ok(())
+    session.execute(TELL_CALL, args![known.id.account, known.id.recording, call, conference]).await?;
+    let details = Details { call_sid: call, conference_sid: conference, ..known.details.clone() };
+    keep_names(session, &Recording { details, details_confirmed: true, ..known.clone() }).await
 }

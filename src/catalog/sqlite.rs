@@ -12,6 +12,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::migrations::{Step, migrator, missing};
 use super::{ACQUIRE_TIMEOUT, Birth, Catalog, CatalogError, Clock, Result, STATEMENT_TIMEOUT, Session, sql};
@@ -73,6 +74,7 @@ const MIGRATIONS: &[Step] = &[
     Step(8, "turns", include_str!("migrations/sqlite/0008_turns.sql")),
     Step(9, "traces", include_str!("migrations/sqlite/0009_traces.sql")),
     Step(14, "awaited_content", include_str!("migrations/sqlite/0014_awaited_content.sql")),
+    Step(15, "look_first", include_str!("migrations/sqlite/0015_look_first.sql")),
     Step(16, "scrubbing", include_str!("migrations/sqlite/0016_scrubbing.sql")),
     Step(17, "failed_content", include_str!("migrations/sqlite/0017_failed_content.sql")),
 ];
@@ -124,6 +126,10 @@ impl Catalog for SqliteCatalog {
 
     fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
+    }
+
+    fn numbered_until(&self) -> Option<Instant> {
+        Some(Instant::now())
     }
 
     fn clock(&self) -> &Clock {

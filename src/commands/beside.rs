@@ -29,14 +29,14 @@ pub async fn open() -> anyhow::Result<Beside> {
 }
 
 /// Ctrl-C and SIGTERM, caught.
-pub struct Signals {
+struct Signals {
     interrupt: Signal,
     terminate: Signal,
 }
 
 impl Signals {
     /// Catches them from now on.
-    pub fn catch() -> anyhow::Result<Self> {
+    fn catch() -> anyhow::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt()).context("SIGINT cannot be caught")?,
             terminate: signal(SignalKind::terminate()).context("SIGTERM cannot be caught")?,
@@ -44,7 +44,7 @@ impl Signals {
     }
 
     /// Returns when one has come.
-    pub async fn received(&mut self) {
+    async fn received(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}

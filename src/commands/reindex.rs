@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use indicatif::ProgressBar;
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
 use super::beside::{self, Beside};
 use crate::vault::reindex::ReindexProgress;
@@ -41,14 +42,14 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let Beside { vault, node } = beside::open().await?;
     let progress = ReindexProgress::default();
     let bar = if args.json { ProgressBar::hidden() } else { ProgressBar::new_spinner() };
-    let mut stopped = beside::Signals::catch()?;
+    let stopping = CancellationToken::new();
+    let _signals = beside::stop_on_signal(stopping.clone())?;
     let ended = {
-        let mut reindexing = std::pin::pin!(vault.reindex(&node, &progress));
+        let mut reindexing = std::pin::pin!(vault.reindex(&node, &progress, &stopping));
         let mut draw = tokio::time::interval(DRAW_EVERY);
         loop {
             tokio::select! {
                 ended = &mut reindexing => break ended.context("the catalog is not rebuilt; run it again to go on"),
-                () = stopped.received() => break Err(anyhow::anyhow!("stopped; run it again to go on")),
                 _ = draw.tick() => {
                     bar.set_message(words(&progress));
                     bar.tick();

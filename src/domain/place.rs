@@ -92,19 +92,26 @@ impl Layout {
         let Place::Audio(place) = self.place(key) else { return None };
         let said = |name: &str| metadata.get(name).map(String::as_str);
         let id = RecordingId { account: said("account-sid")?.parse().ok()?, recording: place.recording };
-        let details = Details {
-            call_sid: said("call-sid").and_then(|sid| sid.parse().ok()),
-            conference_sid: said("conference-sid").and_then(|sid| sid.parse().ok()),
-            duration_seconds: said("duration-seconds").and_then(|seconds| seconds.parse().ok()),
-            channels: said("channels").and_then(|channels| channels.parse().ok()),
-            recorded_at: said("recorded-at").and_then(|at| at.parse().ok()),
-            ..Details::default()
-        };
+        let details = said_of_recording(metadata);
         let agrees = said("recording-sid") == Some(place.recording.as_str())
             && said("sha256") == Some(place.digest.to_string().as_str())
             && self.audio(&id, &details, &place.digest, place.format).as_deref() == Some(key);
         let stored_at = said("stored-at")?.parse().ok()?;
         agrees.then_some(Described { id, details, stored_at })
+    }
+}
+
+/// What an object's metadata tells of its recording, as far as it can be read. Whether it
+/// agrees with the key is another question.
+pub fn said_of_recording(metadata: &BTreeMap<String, String>) -> Details {
+    let said = |name: &str| metadata.get(name).map(String::as_str);
+    Details {
+        call_sid: said("call-sid").and_then(|sid| sid.parse().ok()),
+        conference_sid: said("conference-sid").and_then(|sid| sid.parse().ok()),
+        duration_seconds: said("duration-seconds").and_then(|seconds| seconds.parse().ok()),
+        channels: said("channels").and_then(|channels| channels.parse().ok()),
+        recorded_at: said("recorded-at").and_then(|at| at.parse().ok()),
+        ..Details::default()
     }
 }
 

@@ -76,7 +76,7 @@ pub async fn redirect(state: &State, asked: &Asked, is_lasting: bool) -> Result<
     let playable = there(deliver(state, asked).await?)?;
     let seconds = view::seconds_left(&playable);
     let cache = if is_lasting { format!("private, max-age={seconds}") } else { "no-store".to_owned() };
-    let headers = [(header::LOCATION, String::from(playable.link.url)), (header::CACHE_CONTROL, cache)];
+    let headers = [(header::LOCATION, playable.link.url), (header::CACHE_CONTROL, cache)];
     Ok((StatusCode::TEMPORARY_REDIRECT, headers).into_response())
 }
 

@@ -6,17 +6,21 @@
 //! come to its right end breaks its connection.
 
 use axum::body::Body;
-use axum::extract::State as Shared;
+use axum::extract::{FromRequestParts, State as Shared};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 
 use super::State;
 use super::audio::{self, Asked};
+use super::auth::Reader;
 use super::conditions::{self, Facts, Verdict};
 use super::problem::Problem;
+use super::request;
 use crate::domain::digest::Digest;
+use crate::domain::key::KeyId;
 use crate::domain::media::Format;
 use crate::vault::content::{Content, Request, Stored};
 
@@ -25,16 +29,30 @@ const REPR_DIGEST: HeaderName = HeaderName::from_static("repr-digest");
 /// What was once given is asked for again before it is used: it may have been erased.
 const ASK_AGAIN: HeaderValue = HeaderValue::from_static("private, no-cache");
 
+/// What is asked for, and with which key.
+pub struct AskedBy(Asked, KeyId);
+
+impl FromRequestParts<State> for AskedBy {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Problem> {
+        let Reader(caller) = Reader::from_request_parts(parts, state).await?;
+        let wanted = request::wanted(parts).await?;
+        Ok(Self(Asked::of(parts, wanted, caller.visible())?, caller.key_id()))
+    }
+}
+
 /// `GET` or `HEAD …/content`: the bytes.
 pub async fn content(
     Shared(state): Shared<State>,
-    asked: Asked,
+    AskedBy(asked, key): AskedBy,
     method: Method,
     version: Version,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let request = Request {
         visible: asked.visible.as_deref(),
+        key,
         patience: asked.patience,
         // Without chunks (HTTP/1.0) the end of a body looks like one that broke off.
         may_listen: version >= Version::HTTP_11,

@@ -25,7 +25,7 @@ use crate::catalog::{Cursor, EventFilter};
 use crate::config::EVENT_TYPES;
 use crate::vault::Vault;
 use crate::vault::feed::Moved;
-use crate::vault::readers::ReaderPlace;
+use crate::vault::follow::ReaderPlace;
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// Proxies close connections on which nothing comes, many of them after 30 s.
@@ -56,7 +56,7 @@ pub async fn events(
     let (limit, wait) = (query.limit()?, query.wait()?);
     let as_stream = wants_stream(&headers);
     let start = start(&query, as_stream.then_some(&headers))?;
-    let place = state.vault.follower.readers.join(caller.key_id())?;
+    let place = state.vault.follower.join(caller.key_id())?;
     let until = Instant::now() + wait;
     let after = match start {
         Start::Oldest => None,

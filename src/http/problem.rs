@@ -17,11 +17,11 @@ use crate::catalog::CatalogError;
 use crate::domain::recording::{Recording, State};
 use crate::vault::accept::RefusedPut;
 use crate::vault::deliver::DeliveryError;
-use crate::vault::readers::NoPlace;
+use crate::vault::places::NoPlace;
 use crate::vault::share::{NotOpened, NotShared};
 
-/// When one reader of a key has ended that has too many: they wait for seconds, not for minutes.
-const READER_AGAIN_AFTER: Duration = Duration::from_secs(4);
+/// When something of a key that has too much at once may have ended.
+const PLACE_AGAIN_AFTER: Duration = Duration::from_secs(4);
 
 /// An answer that is no success.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,7 +76,7 @@ pub enum Problem {
     PreconditionFailed,
     /// The recording was given up.
     RecordingFailed(String),
-    /// The key asks too often, or reads the feed too often at once.
+    /// The key asks too often, or has too much going on here at once.
     TooManyRequests {
         /// When to ask again.
         retry_after_seconds: u64,
@@ -277,7 +277,7 @@ impl From<DeliveryError> for Problem {
                 Self::Unavailable("The bucket cannot be read.")
             }
             DeliveryError::Missing => Self::ObjectMissing,
-            DeliveryError::Busy => Self::Unavailable("As much audio flows through this node as it has room for."),
+            DeliveryError::NoPlace(no_place) => no_place.into(),
             DeliveryError::Twilio => Self::Unavailable("The call is not known here, and Twilio cannot be asked."),
         }
     }
@@ -286,8 +286,8 @@ impl From<DeliveryError> for Problem {
 impl From<NoPlace> for Problem {
     fn from(no_place: NoPlace) -> Self {
         match no_place {
-            NoPlace::ForThisKey => Self::too_many_requests(READER_AGAIN_AFTER),
-            NoPlace::ForAnyone => Self::Unavailable("Too many read the feed here at once."),
+            NoPlace::ForThisKey => Self::too_many_requests(PLACE_AGAIN_AFTER),
+            NoPlace::ForAnyone => Self::Unavailable("As much goes on here at once as there is room for."),
         }
     }
 }

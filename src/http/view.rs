@@ -234,7 +234,7 @@ impl LinkAnswer {
     pub fn new(vault: &Vault, playable: Playable) -> Self {
         Self {
             expires_in_seconds: seconds_left(&playable),
-            url: playable.link.url.into(),
+            url: playable.link.url,
             expires_at: playable.link.expires_at,
             recording_sid: playable.recording.id.recording,
             call_sid: playable.recording.details.call_sid,

@@ -52,7 +52,7 @@ pub(super) const METRICS: &[Metric] = &[
     Metric {
         name: MEMORY_HITS,
         kind: Kind::Counter,
-        help: "Requests to play a recording that were answered from memory while the catalog was away or too busy",
+        help: "Requests to play a recording that were answered from memory, without asking the catalog",
         label: None,
     },
 ];

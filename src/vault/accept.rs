@@ -9,6 +9,7 @@ use crate::twilio::callback::Callback;
 use crate::twilio::source::{RefusedSource, SourceHost};
 
 use super::Vault;
+use super::deliver::Wanted;
 use tracing::Instrument;
 
 /// What a PUT came to.
@@ -80,6 +81,10 @@ impl Vault {
             by: AnnouncedBy::Put { call },
         };
         let Accepted { recording, created } = self.accept(&announcement).await?;
+        // Whoever has PUT it may ask for it here at once.
+        for call in [Some(call), recording.details.call_sid].into_iter().flatten() {
+            self.hits.forget_all_of(Wanted::Call(call));
+        }
         match (recording.state, created) {
             (State::Erased, _) => Err(RefusedPut::Erased),
             (_, true) => Ok(Put::Accepted(recording)),

@@ -7,31 +7,49 @@ use std::cmp::Reverse;
 
 use super::Vault;
 use super::duty::OBJECTS_AT_ONCE;
-use super::fetch::AttemptError;
+use super::fetch::{AttemptError, held};
 use crate::bucket::{BucketError, ObjectFacts};
 use crate::catalog::Claim;
 use crate::domain::object_key::Layout;
 use crate::domain::recording::{Details, StoredObject};
 use crate::domain::sid::AccountSid;
 
+/// An object that reads back as what its key says.
+pub(super) struct Whole {
+    pub(super) object: StoredObject,
+    /// What it tells of its recording, where that agrees with its key.
+    pub(super) said: Option<Details>,
+}
+
 impl Vault {
-    /// The object of a recording that was claimed, where the catalog is not indexed:
-    /// then it may lie in the bucket already. What else lies there gets a recheck.
-    pub(super) async fn already_there(
+    /// Stores a recording that was claimed, where its audio may lie in the bucket
+    /// already and does, in the folder that these details name. Details that Twilio did
+    /// not confirm are believed where the object says so, too. What else lies there
+    /// gets a recheck.
+    pub(super) async fn adopted(
         &self,
         claim: &Claim,
         details: &Details,
-    ) -> Result<Option<StoredObject>, AttemptError> {
-        if self.catalog.is_indexed().await? {
-            return Ok(None);
-        }
-        let id = claim.lease.id;
-        let Some(folder) = self.bucket.layout().recording_folder(&id, details) else { return Ok(None) };
+        is_confirmed: bool,
+    ) -> Result<bool, AttemptError> {
+        let lease = &claim.lease;
+        let folder = self.bucket.layout().recording_folder(&lease.id, details);
+        let Some(folder) = folder.filter(|_| claim.look_first) else { return Ok(false) };
         let keys = self.bucket.list_folder(&folder, OBJECTS_AT_ONCE).await?;
         if keys.len() > 1 {
-            self.owe_recheck(&claim.lease).await?;
+            self.owe_recheck(lease).await?;
         }
-        Ok(self.newest_whole(id.account, &keys).await?)
+        let Some(Whole { object, said }) = self.newest_whole(lease.id.account, &keys).await? else { return Ok(false) };
+        if said.is_none() && !is_confirmed {
+            return Ok(false);
+        }
+        let told = said.unwrap_or_default().updated_by(details.clone());
+        if !is_confirmed || told != *details {
+            held(self.catalog.confirm(lease, &told).await?)?;
+        }
+        tracing::info!(recording = %lease.id, key = object.key, "it lies in the bucket already");
+        self.settle_stored(lease, &object, true).await?;
+        Ok(true)
     }
 
     /// The newest of these objects that is whole, if one is.
@@ -39,19 +57,21 @@ impl Vault {
         &self,
         account: AccountSid,
         keys: &[String],
-    ) -> Result<Option<StoredObject>, BucketError> {
+    ) -> Result<Option<Whole>, BucketError> {
         let mut candidates = Vec::new();
         for key in keys {
             let Some((digest, format)) = Layout::content_of(key) else { continue };
             if let Some(described) = self.describe_own(account, key).await? {
-                candidates.push((Reverse(described.stored_at()), key, digest, format));
+                let said = self.bucket.layout().described(key, &described.metadata).map(|said| said.details);
+                candidates.push((Reverse(described.stored_at()), key, digest, format, said));
             }
         }
         candidates.sort_by_key(|(stored_at, ..)| *stored_at);
-        for (_, key, digest, format) in candidates {
+        for (_, key, digest, format, said) in candidates {
             match self.bucket.read_back(key).await? {
                 Some((read, size_bytes)) if read == digest => {
-                    return Ok(Some(StoredObject { digest, size_bytes, format, key: key.clone() }));
+                    let object = StoredObject { digest, size_bytes, format, key: key.clone() };
+                    return Ok(Some(Whole { object, said }));
                 }
                 _ => {}
             }

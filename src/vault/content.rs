@@ -16,13 +16,14 @@ use futures::stream::{self, BoxStream, StreamExt};
 use tokio::time::Instant;
 
 use super::Vault;
-use super::deliver::{Arrival, Delivery, DeliveryError, Wanted, download_name};
+use super::deliver::{Arrival, Delivery, DeliveryError, SaidBy, Wanted, download_name};
 use super::live::Listener;
 use super::streams::OpenStream;
 use super::tape::Heard;
 use crate::bucket::{self, BucketError};
 use crate::catalog::{Cursor, Lease};
 use crate::domain::digest::Hasher;
+use crate::domain::key::KeyId;
 use crate::domain::media::Format;
 use crate::domain::recording::{Recording, RecordingId, StoredObject};
 use crate::domain::sid::AccountSid;
@@ -41,6 +42,8 @@ const DOUBTED_MAX: usize = 10_000;
 pub struct Request<'a> {
     /// The accounts that may be seen; None is all.
     pub visible: Option<&'a [AccountSid]>,
+    /// Who asks.
+    pub key: KeyId,
     /// How long to wait for what is on its way.
     pub patience: Duration,
     /// Whether the bytes may come while they are being fetched: to whoever can
@@ -63,6 +66,8 @@ pub struct Stored {
     pub recording: Recording,
     /// Its object.
     pub object: StoredObject,
+    /// Who asked for it.
+    key: KeyId,
     /// How far the feed was followed when it was looked up.
     seen: Option<Cursor>,
 }
@@ -139,14 +144,14 @@ impl Vault {
         let seen = self.follower.reached();
         let arrived = self.arrival(wanted, request.visible, request.patience, hear).await?;
         match arrived.ready() {
-            Ok(Arrival::Stored { recording, object, is_fresh, now }) => {
-                if is_fresh {
+            Ok(Arrival::Stored { recording, object, said_by, now }) => {
+                if said_by == SaidBy::Catalog {
                     self.remember(wanted, request.visible, &recording, now + self.link_ttl, seen);
                 }
-                Ok(Delivery::Ready(Content::Stored(Box::new(Stored { recording, object, seen }))))
+                Ok(Delivery::Ready(Content::Stored(Box::new(Stored { recording, object, key: request.key, seen }))))
             }
             Ok(Arrival::Live(recording, listener)) => {
-                let open = self.open_stream(recording.id, seen).ok_or(DeliveryError::Busy)?;
+                let open = self.open_stream(recording.id, request.key, seen)?;
                 let (format, name) = (listener.format, download_name(&recording, listener.format));
                 let flow = self.flow(recording, Source::Live(listener), Check::of_whole(), open);
                 Ok(Delivery::Ready(Content::Live(Live { format, name, flow })))
@@ -158,7 +163,7 @@ impl Vault {
     /// The bytes of a stored recording, or a part of them.
     pub async fn read(self: &Arc<Self>, stored: &Stored, part: Option<Range<u64>>) -> Result<Flow, DeliveryError> {
         let (recording, object) = (&stored.recording, &stored.object);
-        let open = self.open_stream(recording.id, stored.seen).ok_or(DeliveryError::Busy)?;
+        let open = self.open_stream(recording.id, stored.key, stored.seen)?;
         // As browsers ask for all of it: from the first byte on.
         let part = part.filter(|part| *part != (0..stored.size_bytes()));
         let check = part.as_ref().map_or_else(Check::of_whole, |part| Check::Part { left: part.end - part.start });
@@ -175,11 +180,15 @@ impl Vault {
 
     /// Makes sure that the object of a stored recording is there.
     pub async fn confirm(&self, stored: &Stored) -> Result<(), DeliveryError> {
-        let facts = self.bucket.facts(&stored.object.key).await.map_err(DeliveryError::Read)?;
-        if facts.is_some_and(|facts| facts.size_bytes == stored.size_bytes()) {
+        self.confirm_object(&stored.recording, &stored.object).await
+    }
+
+    async fn confirm_object(&self, recording: &Recording, object: &StoredObject) -> Result<(), DeliveryError> {
+        let facts = self.bucket.facts(&object.key).await.map_err(DeliveryError::Read)?;
+        if facts.is_some_and(|facts| i64::try_from(facts.size_bytes) == Ok(object.size_bytes)) {
             return Ok(());
         }
-        self.doubt(&stored.recording).await;
+        self.doubt(recording).await;
         Err(DeliveryError::Missing)
     }
 
@@ -197,8 +206,7 @@ impl Vault {
             }
             Err(error) if part.is_some() && error.is_refusal() => {
                 // The part may lie behind the end of an object that is too short.
-                let stored = Stored { recording: recording.clone(), object: object.clone(), seen: None };
-                self.confirm(&stored).await?;
+                self.confirm_object(recording, object).await?;
                 Err(DeliveryError::Read(error))
             }
             Err(error) => Err(DeliveryError::Read(error)),

@@ -33,24 +33,22 @@ impl Vault {
     /// Does what cures something that was found.
     pub(super) async fn cure(&self, found: &Found, stopping: &CancellationToken) -> Result<Remedy, AuditError> {
         let remedy = match (&found.cure, &found.id) {
-            (Cure::Mend, Some(id)) => match self.mend(id, stopping).await? {
-                Mended::InOrder => Remedy::Cured("is in order"),
-                Mended::Described => Remedy::Cured("is described anew"),
-                Mended::Adopted => Remedy::Cured("is stored: its object is whole"),
-                Mended::ToFetch => Remedy::ToFetch,
-                Mended::Lost => Remedy::Lost,
-                Mended::NotNow(why) => Remedy::NotNow(why),
-            },
+            (Cure::Mend, Some(id)) => self.mend(id, stopping).await?.into(),
             (Cure::Owe(epoch, audio), Some(id)) => {
                 let home = audio.map_or((None, None), |audio| (audio.call_sid, audio.conference_sid));
                 self.catalog.owe_for_find(id, *epoch, home, self.recheck_after).await?;
                 Remedy::Owed("is looked at again by a recheck, which removes it")
             }
-            (Cure::Register(object), _) => self.register(object).await?,
+            (Cure::Register(object), _) => self.register(object, stopping).await?,
             (Cure::Heed(marker), Some(id)) => {
-                let marked = self.marked(*id, &found.key).await?;
-                self.catalog.take_marker(*marker, &marked, self.recheck_after).await?;
-                Remedy::Cured("is heeded")
+                let known = self.catalog.in_hand([id.recording]).await?;
+                match self.marked(*marker, *id, &found.key, &known).await? {
+                    Some(marked) => {
+                        self.catalog.take_marker(*marker, &marked, self.recheck_after).await?;
+                        Remedy::Cured("is heeded")
+                    }
+                    None => Remedy::Cured("is gone"),
+                }
             }
             (Cure::Sweep, _) => {
                 let now = self.now()?;
@@ -62,19 +60,34 @@ impl Vault {
         Ok(remedy)
     }
 
-    /// Makes a row of an object that is whole.
-    async fn register(&self, object: &FoundObject) -> Result<Remedy, AuditError> {
+    /// Makes a row of an object that is whole; a row that is there is told of it, and mended.
+    async fn register(&self, object: &FoundObject, stopping: &CancellationToken) -> Result<Remedy, AuditError> {
         match self.bucket.read_back(&object.object.key).await? {
             Some((digest, _)) if digest == object.object.digest => {}
             Some(_) => return Ok(Remedy::NotNow("its bytes are not what its key says".to_owned())),
             None => return Ok(Remedy::Cured("is gone")),
         }
-        let registered = self.catalog.register(object, self.recheck_after).await?;
-        Ok(Remedy::Cured(if registered { "has a row now" } else { "had got a row meanwhile" }))
+        if self.catalog.register(object, self.recheck_after).await? {
+            return Ok(Remedy::Cured("has a row now"));
+        }
+        Ok(self.mend(&object.id, stopping).await?.into())
     }
 
     /// Whether the bucket answers at all: what one object does then is that object's own.
     pub(super) async fn bucket_answers(&self) -> Result<(), BucketError> {
         self.bucket.check().await
+    }
+}
+
+impl From<Mended> for Remedy {
+    fn from(mended: Mended) -> Self {
+        match mended {
+            Mended::InOrder => Self::Cured("is in order"),
+            Mended::Described => Self::Cured("is described anew"),
+            Mended::Adopted => Self::Cured("is stored: its object is whole"),
+            Mended::ToFetch => Self::ToFetch,
+            Mended::Lost => Self::Lost,
+            Mended::NotNow(why) => Self::NotNow(why),
+        }
     }
 }

@@ -12,16 +12,16 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::Vault;
 use super::flight::Waiter;
 use super::inquiry::{Inquired, Inquiry};
+use super::places::NoPlace;
+use super::{Noted, Vault};
 use crate::bucket::{BucketError, Disposition, Link, LinkBase, LinkMethod};
 use crate::catalog::{CallView, CatalogError};
 use crate::domain::digest::Digest;
 use crate::domain::media::Format;
 use crate::domain::recording::{Recording, RecordingId, State, StoredObject};
 use crate::domain::sid::{AccountSid, CallSid, RecordingSid};
-use crate::telemetry;
 
 /// What a client is told to wait at most; it may be hurried by then.
 const RETRY_AFTER_MAX_SECONDS: u64 = 60;
@@ -108,11 +108,26 @@ pub enum DeliveryError {
     #[error("the object of a stored recording is missing or wrong")]
     Missing,
     /// As much audio flows through this node as it has room for.
-    #[error("too many streams at once")]
-    Busy,
+    #[error(transparent)]
+    NoPlace(#[from] NoPlace),
     /// It is not known here, and Twilio could not be asked.
     #[error("the call is not known, and Twilio cannot be asked")]
     Twilio,
+}
+
+/// Who says what the answer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum SaidBy {
+    /// The catalog, which was just asked.
+    Catalog,
+    /// This node's memory, which is up to date: the last link that was given ends then.
+    Memory {
+        /// The end of the link.
+        link_ends_at: Timestamp,
+    },
+    /// This node's memory, where the catalog cannot be asked: no link is given for
+    /// longer for that.
+    Past,
 }
 
 /// What somebody waited for.
@@ -123,8 +138,8 @@ pub(super) enum Arrival<L> {
         recording: Recording,
         /// Its object.
         object: StoredObject,
-        /// Whether the catalog has just said so.
-        is_fresh: bool,
+        /// Who says so.
+        said_by: SaidBy,
         /// The catalog's time.
         now: Timestamp,
     },
@@ -158,14 +173,19 @@ impl Vault {
         let deaf = |_| std::future::pending::<Infallible>();
         let seen = self.follower.reached();
         let arrived = self.arrival(wanted, manner.visible, manner.patience, deaf).await?;
-        let (recording, object, is_fresh, now) = match arrived.ready() {
-            Ok(Arrival::Stored { recording, object, is_fresh, now }) => (recording, object, is_fresh, now),
+        let (recording, object, said_by, now) = match arrived.ready() {
+            Ok(Arrival::Stored { recording, object, said_by, now }) => (recording, object, said_by, now),
             Ok(Arrival::Live(_, never)) => match never {},
             Err(other) => return Ok(other),
         };
         let playable = self.playable(recording, object, manner, now).await?;
-        if is_fresh {
-            self.remember(wanted, manner.visible, &playable.recording, playable.link.expires_at, seen);
+        let ends_at = playable.link.expires_at;
+        match said_by {
+            SaidBy::Catalog => self.remember(wanted, manner.visible, &playable.recording, ends_at, seen),
+            SaidBy::Memory { link_ends_at } if link_ends_at < ends_at => {
+                self.hits.note_link(wanted, manner.visible, ends_at)
+            }
+            SaidBy::Memory { .. } | SaidBy::Past => {}
         }
         Ok(Delivery::Ready(playable))
     }
@@ -187,20 +207,30 @@ impl Vault {
         let mut is_noted = false;
         loop {
             waiter.look();
-            let Some((recording, is_fresh)) = self.find_or_recall(wanted, visible).await? else {
+            let Some((mut recording, said_by)) = self.find_or_recall(wanted, visible).await? else {
                 match self.unknown(wanted, visible, &mut inquiry, &mut waiter).await? {
                     Some(delivery) => return Ok(delivery),
                     None => continue,
                 }
             };
             let now = self.now()?;
-            if !std::mem::replace(&mut is_noted, true) && !self.note_asked(&recording, now).await {
-                continue;
+            if !std::mem::replace(&mut is_noted, true) {
+                match self.note_asked(&recording, now).await {
+                    Noted::MovedOn => {
+                        self.hits.forget(wanted, visible);
+                        continue;
+                    }
+                    Noted::Now => {
+                        recording.last_asked_at = Some(now);
+                        self.hits.note_asked(wanted, visible, now);
+                    }
+                    Noted::Before => {}
+                }
             }
             match (recording.state, &recording.object) {
                 (State::Stored, Some(object)) => {
                     let object = object.clone();
-                    return Ok(Delivery::Ready(Arrival::Stored { recording, object, is_fresh, now }));
+                    return Ok(Delivery::Ready(Arrival::Stored { recording, object, said_by, now }));
                 }
                 (State::Stored, None) => {
                     let words = format!("{} is stored but has no object", recording.id);
@@ -227,35 +257,6 @@ impl Vault {
                 let retry_after_seconds = retry_after_seconds(&recording, now);
                 return Ok(Delivery::NotReady { recording: Box::new(recording), retry_after_seconds });
             }
-        }
-    }
-
-    /// The recording that is wanted, and whether the catalog says so: while it is
-    /// away, it is the one that was the answer before.
-    async fn find_or_recall(
-        &self,
-        wanted: Wanted,
-        visible: Option<&[AccountSid]>,
-    ) -> Result<Option<(Recording, bool)>, CatalogError> {
-        let recall = |is_away| {
-            let known = self.hits.known(wanted, visible, self.now().ok()?, is_away)?;
-            telemetry::memory_hit();
-            Some((known, false))
-        };
-        if self.health.is_in_trouble("catalog_unreachable")
-            && let Some(known) = recall(true)
-        {
-            return Ok(Some(known));
-        }
-        match self.look_up(wanted, visible).await {
-            Ok(Some(recording)) if recording.state == State::Stored => Ok(Some((recording, true))),
-            Ok(found) => {
-                self.hits.forget(wanted, visible);
-                Ok(found.map(|recording| (recording, true)))
-            }
-            Err(error @ CatalogError::Unavailable(_)) => recall(true).map(Some).ok_or(error),
-            Err(error @ CatalogError::Busy) => recall(false).map(Some).ok_or(error),
-            Err(error) => Err(error),
         }
     }
 

@@ -126,15 +126,17 @@ impl Vault {
     }
 
     /// Removes all that this service wrote for a recording, with all versions
-    /// where the bucket keeps them. False where there is more than was looked at.
+    /// where the bucket keeps them. False where there is, or may be, more than was looked at.
     pub(super) async fn clear_bucket(&self, held: &Held<'_>) -> Result<bool, BucketError> {
         self.sweep_staging(held).await?;
         let id = &held.duty.lease.id;
         let staged = self.clear_versions(held, &self.bucket.layout().staging_of(id), true).await?;
         let recording = &held.duty.recording;
         let folder = self.bucket.layout().recording_folder(id, &recording.details);
-        // No key is made of a call that Twilio has not named.
-        let Some(folder) = folder.filter(|_| recording.details_confirmed) else { return Ok(staged) };
+        // No key is made of a call that Twilio has not named; a catalog before this one may have known it.
+        let Some(folder) = folder.filter(|_| recording.details_confirmed) else {
+            return Ok(staged && self.catalog.is_indexed().await.unwrap_or(false));
+        };
         let keys = self.bucket.list_folder(&folder, OBJECTS_AT_ONCE).await?;
         let objects = self.remove_ours(held, &keys, None).await?;
         let versions = self.clear_versions(held, &folder, false).await?;

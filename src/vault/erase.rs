@@ -65,6 +65,8 @@ enum EraseError {
     Twilio(#[from] MediaError),
     #[error("there is more of it in the bucket than was looked at")]
     More,
+    #[error("its call is not known, and where it lies is not before the bucket is indexed")]
+    Unindexed,
     #[error("the account is left alone at the moment")]
     LeftAlone,
     #[error("the lease was lost")]
@@ -76,7 +78,7 @@ impl EraseError {
         match self {
             Self::Twilio(error) => error.code(),
             Self::LeftAlone => ErrorCode::RateLimited,
-            Self::Bucket(_) | Self::More => ErrorCode::StoreError,
+            Self::Bucket(_) | Self::More | Self::Unindexed => ErrorCode::StoreError,
             Self::Catalog(_) | Self::Lost => ErrorCode::Interrupted,
         }
     }
@@ -84,14 +86,18 @@ impl EraseError {
 
 impl Vault {
     /// Erases a recording, or all of a call; `at_twilio` at Twilio, too. Goes on
-    /// when it is dropped.
+    /// when it is dropped. Fails for a call while some of it may lie in the bucket unknown.
     pub async fn erase(self: &Arc<Self>, what: Erase, at_twilio: bool) -> Result<Erasing, CatalogError> {
+        if matches!(what, Erase::Call(..)) {
+            self.must_be_indexed().await?;
+        }
         let ids = match self.catalog.erase(what, at_twilio).await? {
             Erased::Unknown => return Ok(Erasing::Unknown),
             Erased::Held => return Ok(Erasing::Held),
             Erased::Done(ids) => ids,
         };
         for id in &ids {
+            self.hits.forget_recording(id);
             tracing::info!(recording = %id, at_twilio, "erased on request");
         }
         let until = Instant::now() + WAIT_MAX;
@@ -133,8 +139,12 @@ impl Vault {
         }
     }
 
-    /// Grants at most so many erasures that are owed and due to this node.
+    /// Grants at most so many erasures that are owed and due to this node. None while
+    /// the markers are read, which make very many of them: callbacks wait for that.
     pub async fn begin_erasing(&self, at_most: usize) -> Result<Vec<Duty>, CatalogError> {
+        if !self.catalog.is_read().await? {
+            return Ok(Vec::new());
+        }
         self.catalog.grant_erasures(&self.accounts, at_most, self.lease).await
     }
 
@@ -167,12 +177,13 @@ impl Vault {
 
     async fn erase_steps(&self, held: &Held<'_>, progress: &mut Progress) -> Result<(), EraseError> {
         let recording = &held.duty.recording;
-        self.bucket.put_marker(Marker::Erased, &recording.id, &recording.details).await?;
+        self.bucket.put_marker(Marker::Erased, recording).await?;
         if self.catalog.note_marked(held.duty).await? == Settled::Stale {
             return Err(EraseError::Lost);
         }
         if !self.clear_bucket(held).await? {
-            return Err(EraseError::More);
+            let is_known = recording.details_confirmed || self.catalog.is_indexed().await?;
+            return Err(if is_known { EraseError::More } else { EraseError::Unindexed });
         }
         progress.cleared = true;
         let erasure = self.catalog.erasures(&[recording.id]).await?.pop();

@@ -15,18 +15,27 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Vault;
-use super::readers::Readers;
+use super::places::{NoPlace, Place, Places};
 use crate::catalog::{Catalog, CatalogError, Cursor, News, NewsPage};
-use crate::telemetry;
+use crate::domain::key::KeyId;
+use crate::telemetry::{self, Running};
 
 /// How late a node may learn of what it was not woken for.
-pub const POLL_EVERY: Duration = Duration::from_secs(1);
+pub const POLL_EVERY: Duration = Duration::from_millis(500);
+/// Who answers from memory has heard from the catalog within this time.
+const HEARD_WITHIN: Duration = Duration::from_secs(1);
+/// And knows of all that was committed until then, at the latest: what is erased is
+/// given to nobody after two seconds.
+const KNOWN_WITHIN: Duration = Duration::from_millis(1500);
 /// A busy catalog changes all the time: it is looked at no more often than this.
 const LOOKS_APART: Duration = Duration::from_millis(20);
 /// Events that are read with one statement.
 const READ_AT_ONCE: i64 = 1000;
 /// Events that are kept; one takes some 250 bytes. A minute of a very busy service.
 const RING_MAX: usize = 16_384;
+
+/// Readers of the feed at once on a node. Each holds a connection and some kilobytes.
+const READERS_MAX: usize = 2048;
 
 /// The events behind a cursor are not known here any more: whoever followed has
 /// to look at the catalog itself.
@@ -45,6 +54,12 @@ pub enum Found {
     NotKnown,
 }
 
+/// Someone who reads the feed, for as long as this lives.
+pub struct ReaderPlace {
+    _place: Place,
+    _counted: Running,
+}
+
 /// The newest events, and where the feed ends as far as this node knows.
 pub struct Follower {
     catalog: Arc<dyn Catalog>,
@@ -52,7 +67,7 @@ pub struct Follower {
     ring: Mutex<Ring>,
     reached: watch::Sender<Option<Cursor>>,
     /// Who reads the feed here.
-    pub readers: Arc<Readers>,
+    readers: Arc<Places>,
     ended: CancellationToken,
 }
 
@@ -63,6 +78,8 @@ struct Ring {
     news: VecDeque<Arc<News>>,
     /// When the look began that last came to the end of the feed.
     up_to_date_at: Option<Instant>,
+    /// What was committed before is in `news`, or came before it.
+    known_until: Option<Instant>,
 }
 
 impl Ring {
@@ -95,7 +112,7 @@ impl Follower {
             poll_every,
             ring: Mutex::default(),
             reached: watch::Sender::new(None),
-            readers: Arc::default(),
+            readers: Arc::new(Places::new(READERS_MAX, 1)),
             ended: CancellationToken::new(),
         }
     }
@@ -127,16 +144,18 @@ impl Follower {
     /// Takes in what is new; says whether that was all.
     async fn look(&self, looked_at: Instant) -> Result<bool, CatalogError> {
         let after = self.reached();
+        let numbered_until = self.catalog.numbered_until();
         let page = self.catalog.news(after, READ_AT_ONCE).await?;
         let (reached, is_end) = (page.reached, page.is_end);
-        let mut ring = self.ring();
-        ring.add(page);
-        if is_end {
-            ring.up_to_date_at = Some(looked_at);
-        }
-        drop(ring);
+        self.ring().add(page);
         if after != Some(reached) {
             self.reached.send_replace(Some(reached));
+        }
+        if is_end {
+            // Last of all: who finds this node up to date finds what it knows, too.
+            let mut ring = self.ring();
+            ring.up_to_date_at = Some(looked_at);
+            ring.known_until = numbered_until;
         }
         Ok(is_end)
     }
@@ -152,6 +171,17 @@ impl Follower {
     /// the last `time`. Otherwise the catalog is away, or too slow to follow.
     pub fn is_up_to_date_within(&self, time: Duration) -> bool {
         self.ring().up_to_date_at.is_some_and(|at| at.elapsed() <= time)
+    }
+
+    /// The cursor up to which this node knows the feed, if that is all that was
+    /// committed up to a moment ago. None where the catalog is away or slow, and after
+    /// this process was frozen: then what is remembered may be over.
+    pub fn fresh_cursor(&self) -> Option<Cursor> {
+        let ring = self.ring();
+        let is_fresh = ring.up_to_date_at.is_some_and(|at| at.elapsed() <= HEARD_WITHIN)
+            && ring.known_until.is_some_and(|at| at.elapsed() <= KNOWN_WITHIN);
+        drop(ring);
+        if is_fresh { self.reached() } else { None }
     }
 
     /// The events behind a cursor, in order.
@@ -181,6 +211,11 @@ impl Follower {
         let mut watch = self.watch();
         let reached = *watch.borrow_and_update();
         Subscriber { follower: self, watch, reached }
+    }
+
+    /// A place among the readers, for one with that key.
+    pub fn join(&self, key: KeyId) -> Result<ReaderPlace, NoPlace> {
+        Ok(ReaderPlace { _place: self.readers.take(key)?, _counted: Running::feed_reader() })
     }
 
     /// Readers are to end: the service does.
@@ -213,6 +248,11 @@ pub struct Subscriber<'f> {
 }
 
 impl Subscriber<'_> {
+    /// The cursor up to which all was told.
+    pub fn reached(&self) -> Option<Cursor> {
+        self.reached
+    }
+
     /// The next events, once there are some; or that some of them were missed.
     /// Goes on from where the feed ends then.
     pub async fn next(&mut self) -> Result<Vec<Arc<News>>, FellBehind> {

@@ -11,10 +11,10 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use super::Vault;
 use super::audit::AuditError;
 use super::flaws::Flaw;
-use crate::bucket::{ListedObject, Throttle};
+use crate::bucket::{ListedObject, ObjectFacts, Throttle};
 use crate::catalog::{FoundObject, InHand};
 use crate::domain::object_key::Marker;
-use crate::domain::place::{AudioPlace, Place};
+use crate::domain::place::{AudioPlace, Described, Place};
 use crate::domain::recording::{Recording, RecordingId, State};
 use crate::domain::sid::RecordingSid;
 
@@ -93,7 +93,7 @@ pub(super) enum Cure {
     Mend,
     /// The bucket is looked at again for the row, from that epoch on.
     Owe(i64, Option<AudioPlace>),
-    /// A row is made of it.
+    /// A row is made of it, or told of it.
     Register(Box<FoundObject>),
     /// The row heeds it.
     Heed(Marker),
@@ -194,9 +194,8 @@ impl Vault {
             let Some(described) = self.bucket.layout().described(key, &facts.metadata) else {
                 return Ok(Some(alien(key)));
             };
-            let object = audio.object(key, i64::try_from(facts.size_bytes).unwrap_or(i64::MAX));
             let id = described.id;
-            let register = Cure::Register(Box::new(self.found_object(described, object)));
+            let register = self.register_it(key, audio, described, &facts);
             return Ok(Some(found(FoundKind::Unregistered, id, key, "is of a recording that has no row", register)));
         };
         // On its way, it may be the next to be named; owed, it is seen to.
@@ -210,8 +209,19 @@ impl Vault {
             _ => "is named by no row",
         };
         let given_up = matches!(row.state, State::Failed | State::Absent);
-        let cure = if given_up { Cure::Mend } else { Cure::Owe(row.epoch, Some(audio)) };
+        let described = self.bucket.layout().described(key, &facts.metadata).filter(|_| given_up && !row.is_confirmed);
+        let cure = match described {
+            // The object tells its row where it lies, whatever it was PUT for.
+            Some(described) => self.register_it(key, audio, described, &facts),
+            None if given_up => Cure::Mend,
+            None => Cure::Owe(row.epoch, Some(audio)),
+        };
         Ok(Some(found(FoundKind::Leftover, row.id, key, words, cure)))
+    }
+
+    fn register_it(&self, key: &str, audio: AudioPlace, described: Described, facts: &ObjectFacts) -> Cure {
+        let object = audio.object(key, i64::try_from(facts.size_bytes).unwrap_or(i64::MAX));
+        Cure::Register(Box::new(self.found_object(described, object)))
     }
 
     async fn find_staged(

@@ -17,7 +17,8 @@ use super::{Vault, source_of};
 use crate::bucket::{BucketError, NewObject, Throttle};
 use crate::catalog::{CatalogError, Finding, Urgency};
 use crate::domain::object_key;
-use crate::domain::recording::{Recording, RecordingId, State, StoredObject};
+use crate::domain::place::said_of_recording;
+use crate::domain::recording::{Details, Recording, RecordingId, State, StoredObject};
 
 /// What came of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,7 +55,7 @@ impl Vault {
             return self.mend_stored(held, object).await;
         }
         let finding = self.look_again(held).await?;
-        let mended = if matches!(finding, Finding::Adopted(_)) { Mended::Adopted } else { Mended::InOrder };
+        let mended = if matches!(finding, Finding::Adopted(..)) { Mended::Adopted } else { Mended::InOrder };
         Ok((finding, mended))
     }
 
@@ -93,14 +94,20 @@ impl Vault {
         }
     }
 
-    /// Says of an object what its row knows; its bytes were just read back.
+    /// Says of an object what its row knows, and what it said itself of what the row does
+    /// not; its bytes were just read back.
     async fn describe_object(&self, recording: &Recording, object: &StoredObject) -> Result<(), BucketError> {
-        let said = self.bucket.facts(&object.key).await?.and_then(|facts| facts.stored_at());
+        let facts = self.bucket.facts(&object.key).await?;
+        let said = facts.as_ref().and_then(|facts| facts.stored_at());
         let stored_at = said.or(recording.stored_at).unwrap_or(Timestamp::UNIX_EPOCH);
+        let said = facts.map(|facts| said_of_recording(&facts.metadata)).unwrap_or_default();
+        // In whose folder it lies, the row knows.
+        let call_sid = recording.details.call_sid;
+        let details = Details { call_sid, ..said.updated_by(recording.details.clone()) };
         let described = NewObject {
             key: object.key.clone(),
             format: object.format,
-            metadata: object_key::metadata(&recording.id, &recording.details, &object.digest, stored_at),
+            metadata: object_key::metadata(&recording.id, &details, &object.digest, stored_at),
         };
         self.bucket.describe_anew(&described).await
     }

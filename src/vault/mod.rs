@@ -39,7 +39,7 @@ mod look_ups;
 mod memory;
 mod mend;
 mod pace;
-pub mod readers;
+pub mod places;
 pub mod recheck;
 pub mod reconcile;
 pub mod reindex;
@@ -103,6 +103,17 @@ const CLOCK_OFF_MAX: Duration = Duration::from_secs(5 * 60);
 pub struct ClockIsOff {
     /// By how much.
     seconds: u64,
+}
+
+/// Whether it is written down that somebody asked for a recording.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Noted {
+    /// It was not long ago, or is not now.
+    Before,
+    /// It is, or will be in a moment.
+    Now,
+    /// The recording moved on meanwhile, and is to be looked up anew.
+    MovedOn,
 }
 
 /// All that use cases need.
@@ -233,23 +244,26 @@ impl Vault {
     /// Notes that someone asked for a recording's audio, now and then. Where
     /// recordings are evicted, it is written before anything is answered: else one
     /// could go under a fresh link. Where none is, or the catalog is away, it is never
-    /// in the way of an answer, and may be lost. False where the recording moved on
-    /// meanwhile, and is to be looked up anew.
-    async fn note_asked(&self, recording: &Recording, now: Timestamp) -> bool {
+    /// in the way of an answer, and may be lost.
+    async fn note_asked(&self, recording: &Recording, now: Timestamp) -> Noted {
         let again_after = self.letting_go.asked_again_after();
         if recording.last_asked_at.is_some_and(|at| now.duration_since(at).unsigned_abs() < again_after) {
-            return true;
+            return Noted::Before;
         }
         if self.letting_go.idle_for().is_some() && !self.health.is_in_trouble("catalog_unreachable") {
             match self.catalog.asked(&recording.id).await {
-                Ok(state) => return state == Some(recording.state),
+                Ok(state) if state == Some(recording.state) => return Noted::Now,
+                Ok(_) => return Noted::MovedOn,
                 Err(error) => {
                     tracing::debug!(recording = %recording.id, %error, "that it was asked for is noted later")
                 }
             }
         }
-        let _ = self.asked.try_send(recording.id);
-        true
+        match self.asked.try_send(recording.id) {
+            // Where it counts, it is written first: next time, then.
+            Ok(()) if self.letting_go.idle_for().is_none() => Noted::Now,
+            _ => Noted::Before,
+        }
     }
 
     /// The catalog's time, without asking it.

@@ -6,9 +6,9 @@
 //! object that is not there any more, and one that is whole though its recording
 //! was given up; one that somebody doubted it reads back, and mends.
 //!
-//! The folder of a recording that is still on its way is left alone, and looked at
-//! later: what lies there may be the only copy, should the recording be given up in
-//! the end. Of one that was erased or evicted nothing stays.
+//! In the folder of a recording that is still on its way nothing is removed, and it is
+//! looked at later: what lies there may be the only copy, should the recording be given
+//! up in the end. Of one that was erased or evicted nothing stays.
 
 use std::time::Duration;
 
@@ -92,6 +92,8 @@ impl Vault {
         // No key is made of a call that Twilio has not named.
         let Some(folder) = folder.filter(|_| recording.details_confirmed) else { return Ok(Finding::InOrder) };
         match (recording.state, &recording.object) {
+            // Whoever claims it looks there; of an account that is paused nobody does.
+            (State::Pending, _) if held.duty.look_first => self.look_for_whole(held, &folder, None).await,
             (State::Announced | State::Pending | State::Fetching | State::Evicted | State::Erased, _)
             | (State::Stored, None) => Ok(Finding::InOrder),
             (State::Stored, Some(object)) => self.look_at_stored(held, &folder, object).await,
@@ -116,8 +118,8 @@ impl Vault {
         Ok(found(self.remove_ours(held, &keys, Some(&object.key)).await?))
     }
 
-    /// Of a recording that was given up: what is whole. What is damaged and named by
-    /// the row stays: there may be no other copy.
+    /// Of a recording that has no audio: what is whole. What is damaged stays where it is
+    /// on its way, or named by the row: there may be no other copy.
     async fn look_for_whole(
         &self,
         held: &Held<'_>,
@@ -125,8 +127,11 @@ impl Vault {
         named: Option<&StoredObject>,
     ) -> Result<Finding, BucketError> {
         let keys = self.bucket.list_folder(folder, OBJECTS_AT_ONCE).await?;
-        if let Some(object) = self.newest_whole(held.duty.lease.id.account, &keys).await? {
-            return Ok(Finding::Adopted(object));
+        if let Some(whole) = self.newest_whole(held.duty.lease.id.account, &keys).await? {
+            return Ok(Finding::Adopted(whole.object, Box::new(whole.said.unwrap_or_default())));
+        }
+        if held.duty.recording.state == State::Pending {
+            return Ok(Finding::InOrder);
         }
         Ok(found(self.remove_ours(held, &keys, named.map(|object| object.key.as_str())).await?))
     }
@@ -141,7 +146,7 @@ fn outcome_label(finding: &Finding) -> &'static str {
     match finding {
         Finding::InOrder => "in_order",
         Finding::Lost | Finding::Damaged(_) | Finding::Gone(_) => "lost",
-        Finding::Adopted(_) => "adopted",
+        Finding::Adopted(..) => "adopted",
         Finding::Unfinished => "unfinished",
     }
 }

@@ -4,19 +4,22 @@
 //! go: whoever is cut off is gone on for by the next one. Holds a page of the list at
 //! most. Reads metadata, and no audio: what is wrong with the bytes a scrub finds.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::stream::{self, StreamExt, TryStreamExt};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::Vault;
 use super::audit::AuditError;
 use crate::bucket::{ListedObject, PAGE_MAX};
 use crate::catalog::{BucketWalk, BucketWalkKind, FoundObject, InHand, Marked, Position, Settled};
 use crate::domain::object_key::Marker;
-use crate::domain::place::{Described, Place};
-use crate::domain::recording::{RecordingId, State, StoredObject};
+use crate::domain::place::{Described, Place, said_of_recording};
+use crate::domain::recording::{Details, RecordingId, State, StoredObject};
+use crate::domain::sid::RecordingSid;
 use crate::twilio::source::SourceHost;
 
 /// Markers that are taken in one transaction.
@@ -27,6 +30,8 @@ const ROWS_AT_ONCE: i64 = 100;
 const LOOKS_AT_ONCE: usize = 16;
 /// How often is looked whether another's walk is over.
 const TURN_EVERY: Duration = Duration::from_millis(250);
+/// What giving a walk back may take at the end of a process.
+const HAND_BACK_WITHIN: Duration = Duration::from_secs(2);
 /// In this order: erased wins over held.
 const MARKERS: [Marker; 2] = [Marker::Erased, Marker::Held];
 /// The stages of the walk over the objects.
@@ -57,6 +62,9 @@ pub enum WalkError {
     /// Another has the lease by now.
     #[error("another process goes on with it")]
     Lost,
+    /// This process is to end; what was done is saved.
+    #[error("stopped")]
+    Stopped,
 }
 
 impl From<crate::catalog::CatalogError> for WalkError {
@@ -87,8 +95,8 @@ impl Vault {
     }
 
     /// Reads the markers if nobody else does and the catalog is not read yet. Says
-    /// whether it is now.
-    pub async fn read_markers_once(&self, node: &str) -> Result<bool, WalkError> {
+    /// whether it is now. Given back to other nodes when it is `stopping`.
+    pub async fn read_markers_once(&self, node: &str, stopping: &CancellationToken) -> Result<bool, WalkError> {
         if self.catalog.is_read().await? || self.read_empty_bucket().await? {
             return Ok(true);
         }
@@ -96,25 +104,27 @@ impl Vault {
         let Some(walk) = self.catalog.grant_bucket_walk(BucketWalkKind::Markers, node, self.lease).await? else {
             return Ok(false);
         };
-        self.walk_markers(&walk, granted, &ReindexProgress::default()).await?;
+        self.keep_walk(&walk, granted, stopping, self.read_markers(&walk, &ReindexProgress::default())).await?;
         Ok(self.catalog.is_read().await?)
     }
 
     /// Makes a catalog of all that lies in the bucket, as a process of that name.
-    /// Where another one is at it, that is waited for, and its work gone on with.
-    pub async fn reindex(&self, node: &str, progress: &ReindexProgress) -> Result<(), WalkError> {
+    /// Where another one is at it, that is waited for, and its work gone on with. Given
+    /// back to others when it is `stopping`.
+    pub async fn reindex(
+        &self,
+        node: &str,
+        progress: &ReindexProgress,
+        stopping: &CancellationToken,
+    ) -> Result<(), WalkError> {
         self.again_until_held(async || {
-            let (walk, granted) = self.wait_for_walk(BucketWalkKind::Markers, node).await?;
-            self.walk_markers(&walk, granted, progress).await
+            let (walk, granted) = self.wait_for_walk(BucketWalkKind::Markers, node, stopping).await?;
+            self.keep_walk(&walk, granted, stopping, self.read_markers(&walk, progress)).await
         })
         .await?;
         self.again_until_held(async || {
-            let (walk, granted) = self.wait_for_walk(BucketWalkKind::Objects, node).await?;
-            let renew = || self.catalog.renew_bucket_walk(&walk, self.lease);
-            tokio::select! {
-                walked = self.walk_objects(&walk, progress) => walked,
-                () = self.keep("bucket_walk", granted, renew) => Err(WalkError::Lost),
-            }
+            let (walk, granted) = self.wait_for_walk(BucketWalkKind::Objects, node, stopping).await?;
+            self.keep_walk(&walk, granted, stopping, self.walk_objects(&walk, progress)).await
         })
         .await
     }
@@ -130,9 +140,14 @@ impl Vault {
     }
 
     /// Waits until the walk is granted.
-    async fn wait_for_walk(&self, kind: BucketWalkKind, node: &str) -> Result<(BucketWalk, Instant), WalkError> {
+    async fn wait_for_walk(
+        &self,
+        kind: BucketWalkKind,
+        node: &str,
+        stopping: &CancellationToken,
+    ) -> Result<(BucketWalk, Instant), WalkError> {
         let mut is_told = false;
-        loop {
+        while !stopping.is_cancelled() {
             let granted = Instant::now();
             if let Some(walk) = self.catalog.grant_bucket_walk(kind, node, self.lease).await? {
                 return Ok((walk, granted));
@@ -142,19 +157,26 @@ impl Vault {
             }
             tokio::time::sleep(TURN_EVERY).await;
         }
+        Err(WalkError::Stopped)
     }
 
-    async fn walk_markers(
+    /// Walks under a lease that was granted after `granted`, for as long as it is kept.
+    async fn keep_walk(
         &self,
         walk: &BucketWalk,
         granted: Instant,
-        progress: &ReindexProgress,
+        stopping: &CancellationToken,
+        walking: impl Future<Output = Result<(), WalkError>>,
     ) -> Result<(), WalkError> {
         let renew = || self.catalog.renew_bucket_walk(walk, self.lease);
         tokio::select! {
-            walked = self.read_markers(walk, progress) => walked,
-            () = self.keep("bucket_walk", granted, renew) => Err(WalkError::Lost),
+            walked = walking => return walked,
+            () = self.keep("bucket_walk", granted, renew) => return Err(WalkError::Lost),
+            () = stopping.cancelled() => {}
         }
+        // Where it fails the lease runs out.
+        let _ = tokio::time::timeout(HAND_BACK_WITHIN, self.catalog.hand_back_bucket_walk(walk)).await;
+        Err(WalkError::Stopped)
     }
 
     async fn read_markers(&self, walk: &BucketWalk, progress: &ReindexProgress) -> Result<(), WalkError> {
@@ -183,18 +205,35 @@ impl Vault {
     async fn look_at_markers(&self, marker: Marker, listed: &[ListedObject]) -> Result<Vec<Marked>, AuditError> {
         let layout = self.bucket.layout();
         let named = listed.iter().filter_map(|object| Some((layout.marked(marker, &object.key)?, &object.key)));
-        let looks: Vec<_> = named.map(|(id, key)| self.marked(id, key)).collect();
-        stream::iter(looks).buffered(LOOKS_AT_ONCE).try_collect().await
+        let named: Vec<(RecordingId, &String)> = named.collect();
+        let known = match marker {
+            Marker::Held => self.catalog.in_hand(named.iter().map(|(id, _)| id.recording)).await?,
+            Marker::Erased => HashMap::new(),
+        };
+        let looks: Vec<_> = named.into_iter().map(|(id, key)| self.marked(marker, id, key, &known)).collect();
+        let marked: Vec<Option<Marked>> = stream::iter(looks).buffered(LOOKS_AT_ONCE).try_collect().await?;
+        Ok(marked.into_iter().flatten().collect())
     }
 
-    /// What a marker says of its recording: the row that is made of it is found by its call.
-    pub(super) async fn marked(&self, id: RecordingId, key: &str) -> Result<Marked, AuditError> {
-        let said = self.bucket.facts(key).await?.map(|facts| facts.metadata).unwrap_or_default();
-        Ok(Marked {
-            id,
-            call_sid: said.get("call-sid").and_then(|sid| sid.parse().ok()),
-            conference_sid: said.get("conference-sid").and_then(|sid| sid.parse().ok()),
-        })
+    /// What a marker says of its recording, whose row was as `known` before: the row that
+    /// is made of it is found by its call. None where a hold was released since its marker
+    /// was listed; what was erased stays so.
+    pub(super) async fn marked(
+        &self,
+        marker: Marker,
+        id: RecordingId,
+        key: &str,
+        known: &HashMap<RecordingSid, Vec<InHand>>,
+    ) -> Result<Option<Marked>, AuditError> {
+        let said = match (marker, self.bucket.facts(key).await?) {
+            (_, Some(facts)) => said_of_recording(&facts.metadata),
+            (Marker::Erased, None) => Details::default(),
+            (Marker::Held, None) => return Ok(None),
+        };
+        let row = known.get(&id.recording).and_then(|rows| rows.iter().find(|row| row.id == id));
+        let hold_marker_epoch = row.map_or(Some(0), |row| (!row.owes_hold_marker).then_some(row.hold_marker_epoch));
+        let Details { call_sid, conference_sid, .. } = said;
+        Ok(Some(Marked { id, call_sid, conference_sid, hold_marker_epoch }))
     }
 
     async fn walk_objects(&self, walk: &BucketWalk, progress: &ReindexProgress) -> Result<(), WalkError> {
@@ -254,7 +293,7 @@ impl Vault {
             Ok(described.map(|described| self.found_object(described, place.object(&object.key, size_bytes))))
         });
         let found: Result<Vec<Option<FoundObject>>, WalkError> =
-            stream::iter(looks).buffer_unordered(LOOKS_AT_ONCE).try_collect().await;
+            stream::iter(looks).buffered(LOOKS_AT_ONCE).try_collect().await;
         Ok(found?.into_iter().flatten().collect())
     }
 

@@ -85,10 +85,12 @@ mod tests {
             id: recording(1, State::Stored, 1).id,
             state,
             epoch: 3,
+            is_confirmed: true,
             key: None,
             is_owed,
             hold: false,
             owes_hold_marker: false,
+            hold_marker_epoch: 0,
         };
         let rest = row(State::Stored, false);
         assert_eq!(fate(&begun(25), 1, None, now), Fate::Ends);

@@ -7,22 +7,25 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::Vault;
 use super::follow::{FellBehind, Found};
+use super::places::{NoPlace, Place, Places};
 use crate::catalog::{Cursor, News};
+use crate::domain::key::KeyId;
 use crate::domain::recording::{RecordingId, State};
 use crate::telemetry;
 
 /// Streams at once. Each may hold a megabyte, where the store is fast and the
 /// client slow: what was read ahead, and a chunk that is held back.
 const STREAMS_MAX: usize = 512;
+/// Three quarters of them are one key's at most: many have but one key.
+const FOR_EACH_LEFT: usize = 3;
 
 /// The streams of this node.
 pub(super) struct Streams {
-    room: Arc<Semaphore>,
+    room: Arc<Places>,
     open: Mutex<HashMap<RecordingId, Open>>,
 }
 
@@ -38,26 +41,26 @@ pub(super) struct OpenStream {
     ended: CancellationToken,
     /// How it ended: until it is said, whoever listened has left.
     how: &'static str,
-    _room: OwnedSemaphorePermit,
+    _room: Place,
 }
 
 impl Default for Streams {
     fn default() -> Self {
-        Self { room: Arc::new(Semaphore::new(STREAMS_MAX)), open: Mutex::default() }
+        Self { room: Arc::new(Places::new(STREAMS_MAX, FOR_EACH_LEFT)), open: Mutex::default() }
     }
 }
 
 impl Streams {
-    /// Opens a stream of that recording, if there is room for one.
-    pub(super) fn open(self: &Arc<Self>, id: RecordingId) -> Option<OpenStream> {
-        let room = self.room.clone().try_acquire_owned().ok()?;
+    /// Opens a stream of that recording for that key, if there is room for one.
+    pub(super) fn open(self: &Arc<Self>, id: RecordingId, key: KeyId) -> Result<OpenStream, NoPlace> {
+        let room = self.room.take(key)?;
         let mut all = self.all();
         let open = all.entry(id).or_insert_with(|| Open { count: 0, ended: CancellationToken::new() });
         open.count += 1;
         let ended = open.ended.clone();
         drop(all);
         telemetry::stream_opened();
-        Some(OpenStream { streams: self.clone(), id, ended, how: "left", _room: room })
+        Ok(OpenStream { streams: self.clone(), id, ended, how: "left", _room: room })
     }
 
     /// The recordings that flow to someone.
@@ -106,14 +109,14 @@ impl Vault {
     }
 
     /// Opens a stream of what was looked up after the feed had come to `seen`.
-    pub(super) fn open_stream(&self, id: RecordingId, seen: Option<Cursor>) -> Option<OpenStream> {
-        let open = self.streams.open(id)?;
+    pub(super) fn open_stream(&self, id: RecordingId, key: KeyId, seen: Option<Cursor>) -> Result<OpenStream, NoPlace> {
+        let open = self.streams.open(id, key)?;
         // It may have been erased after it was looked up, and before it was known here.
         let is_erasure = |news: &News| is_erasure(news) && news.id() == Some(id);
         if seen.is_some_and(|seen| self.follower.look_for(seen, is_erasure) == Found::Something) {
             self.streams.end(&id);
         }
-        Some(open)
+        Ok(open)
     }
 }
 
@@ -156,23 +159,14 @@ mod tests {
     fn streams_are_ended_by_their_recording_and_forgotten_when_they_are_over() {
         let streams = Arc::new(Streams::default());
         let (one, other) = (recording(1, State::Stored, 1).id, recording(2, State::Stored, 1).id);
+        let key = KeyId::from([1; 8]);
         let open: Vec<OpenStream> =
-            [one, one, other].map(|id| streams.open(id).expect("there is room")).into_iter().collect();
+            [one, one, other].map(|id| streams.open(id, key).expect("there is room")).into_iter().collect();
         streams.end(&one);
         let ended: Vec<bool> = open.iter().map(|stream| stream.ended().is_cancelled()).collect();
         assert_eq!(ended, [true, true, false]);
         drop(open);
         assert!(streams.flowing().is_empty());
-        assert!(!streams.open(one).expect("there is room").ended().is_cancelled());
-    }
-
-    #[test]
-    fn there_is_an_end_to_the_room() {
-        let streams = Arc::new(Streams::default());
-        let id = recording(1, State::Stored, 1).id;
-        let open: Vec<Option<OpenStream>> = (0..STREAMS_MAX).map(|_| streams.open(id)).collect();
-        assert!(open.iter().all(Option::is_some) && streams.open(id).is_none());
-        drop(open);
-        assert!(streams.open(id).is_some());
+        assert!(!streams.open(one, key).expect("there is room").ended().is_cancelled());
     }
 }

@@ -10,6 +10,8 @@ use crate::vault::reindex::WalkError;
 
 /// How often is looked whether another node, or a command, has done it.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// What a look may take at the end of a node, in which it gives back what it began.
+const END_WITHIN: Duration = Duration::from_secs(3);
 
 #[derive(Debug, thiserror::Error)]
 enum NotDone {
@@ -29,31 +31,35 @@ enum NotDone {
 /// Reads the markers as a node of that name, and says what is missing until the
 /// catalog is read and indexed, or until `stopping`.
 pub async fn read_bucket(vault: Arc<Vault>, node: String, stopping: CancellationToken) {
-    let reading = async {
-        loop {
-            if vault.health.is_ready() && look(&vault, &node).await {
-                return;
+    while !stopping.is_cancelled() {
+        if vault.health.is_ready() {
+            let mut looking = std::pin::pin!(look(&vault, &node, &stopping));
+            let is_over = tokio::select! {
+                is_over = &mut looking => is_over,
+                () = stopping.cancelled() => {
+                    let _ = tokio::time::timeout(END_WITHIN, looking).await;
+                    return;
+                }
+            };
+            if is_over {
+                return stopping.cancelled().await;
             }
-            tokio::time::sleep(LOOK_EVERY).await;
         }
-    };
-    tokio::select! {
-        () = reading => stopping.cancelled().await,
-        () = stopping.cancelled() => {}
+        let _ = tokio::time::timeout(LOOK_EVERY, stopping.cancelled()).await;
     }
 }
 
 /// Whether there is nothing more to be done.
-async fn look(vault: &Vault, node: &str) -> bool {
+async fn look(vault: &Vault, node: &str, stopping: &CancellationToken) -> bool {
     if let Ok(false) = vault.catalog.is_read().await {
         // Twilio does not repeat what is refused now.
         vault.health.callbacks_may_be_lost();
         // It is said while it is done: there may be very many markers.
         vault.health.note("unread", Err(NotDone::Unread));
     }
-    let read = match vault.read_markers_once(node).await {
+    let read = match vault.read_markers_once(node, stopping).await {
         Ok(true) => Ok(()),
-        Ok(false) | Err(WalkError::Lost) => Err(NotDone::Unread),
+        Ok(false) | Err(WalkError::Lost | WalkError::Stopped) => Err(NotDone::Unread),
         Err(error) => Err(NotDone::Unreadable(error)),
     };
     let is_read = read.is_ok();

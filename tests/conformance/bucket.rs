@@ -2,7 +2,7 @@
 //! walks that any node goes on with.
 
 use callvault::catalog::{
-    BucketWalk, BucketWalkKind, CatalogError, EventFilter, FoundObject, Marked, Position, Settled,
+    BucketWalk, BucketWalkKind, CatalogError, Erase, EventFilter, FoundObject, Marked, Position, Progress, Settled,
 };
 use callvault::domain::object_key::Marker;
 use callvault::domain::recording::{ErrorCode, State};
@@ -22,7 +22,7 @@ fn at(stage: i64, after: &str) -> Position {
 
 /// What a marker names that says no more.
 fn marked(number: u32) -> Marked {
-    Marked { id: recording_id(number), call_sid: None, conference_sid: None }
+    Marked { id: recording_id(number), call_sid: None, conference_sid: None, hold_marker_epoch: Some(0) }
 }
 
 /// All markers of one kind, read in one go.
@@ -126,6 +126,26 @@ on_every_catalog! {
         assert_eq!(told(&catalog, "recording.held").await.len(), 2);
     }
 
+    async fn the_marker_of_a_hold_that_was_released_since_it_was_seen_says_nothing(database: Database) {
+        let catalog = database.node().await;
+        accept(&catalog, [1]).await;
+        let id = recording_id(1);
+        let heed = async |seen_as: Option<i64>| {
+            let seen = Marked { hold_marker_epoch: seen_as, ..marked(1) };
+            catalog.take_marker(Marker::Held, &seen, LONG).await.unwrap();
+            row(&catalog, 1).await.hold
+        };
+        for hold in [true, false] {
+            catalog.set_hold(&id, hold).await.unwrap();
+            let marker = catalog.grant_hold_marker(&id, LONG).await.unwrap().unwrap();
+            assert_eq!(catalog.settle_hold_marker(&marker, true, LONG).await.unwrap(), Settled::Done);
+        }
+        let now = catalog.in_hand([id.recording]).await.unwrap()[&id.recording][0].hold_marker_epoch;
+        assert!(!heed(Some(now - 1)).await, "released since");
+        assert!(!heed(None).await, "it was being released");
+        assert!(heed(Some(now)).await, "nobody has touched it: another catalog knew of the hold");
+    }
+
     async fn an_erased_row_that_a_marker_made_learns_its_call(database: Database) {
         let catalog = database.newborn().await;
         read(&catalog, Marker::Erased, &[1]).await;
@@ -174,6 +194,83 @@ on_every_catalog! {
         assert_eq!(owed, [2, 3].map(recording_id), "what rows do not name is looked at");
         assert_eq!(row(&catalog, 3).await.details.call_sid, Some(call_sid(3)), "there it is looked at");
         assert_eq!(told(&catalog, "recording.stored").await, [recording_id(1)]);
+    }
+
+    async fn what_waits_for_twilio_is_looked_for_where_its_object_was_found(database: Database) {
+        let catalog = database.newborn().await;
+        read(&catalog, Marker::Erased, &[]).await;
+        catalog.accept(&put(1, 9)).await.unwrap();
+        accept(&catalog, [2, 3]).await;
+        let claims = claim_some(&catalog, LONG, 10).await;
+        assert!(claims.len() == 3 && claims.iter().all(|claim| claim.look_first), "not indexed yet: {claims:?}");
+        for claim in &claims {
+            let settled = catalog.fail(&claim.lease, ErrorCode::NotReady, "404", again(LONG, Duration::ZERO)).await;
+            assert_eq!(settled.unwrap(), Settled::Done);
+        }
+        index_all(&catalog, &[found(1, b"audio", 1), found(2, b"other", 2)]).await;
+
+        let put = row(&catalog, 1).await;
+        assert_eq!((put.details_confirmed, put.details.call_sid), (true, Some(call_sid(1))), "told by the object");
+        assert_eq!(put.details.duration_seconds, Some(6));
+        let view = catalog.call(call_sid(9), None).await.unwrap().remove(0);
+        assert_eq!(view.answer().unwrap().id, recording_id(1), "it goes by the other name, too");
+        let mut claims = claim_some(&catalog, LONG, 10).await;
+        claims.sort_by_key(|claim| claim.lease.id);
+        let ids: Vec<RecordingId> = claims.iter().map(|claim| claim.lease.id).collect();
+        assert_eq!(ids, [1, 2].map(recording_id), "at once, and nothing else");
+        assert!(claims.iter().all(|claim| claim.look_first));
+
+        // Once it is stored, it is fetched like any other.
+        let lease = claims[1].lease;
+        assert_eq!(catalog.store(&lease, &object(&lease.id, b"other"), true).await.unwrap(), Settled::Done);
+        let duty = catalog.begin_duty(&lease.id, LONG).await.unwrap().expect("it is at rest");
+        let lost = callvault::catalog::Finding::Lost;
+        assert_eq!(catalog.settle_recheck(&duty, &lost, LONG).await.unwrap(), Settled::Done);
+        assert!(!claim_one_of(&catalog, 2).await.look_first);
+    }
+
+    async fn what_was_erased_before_its_call_was_known_is_cleared_where_it_lies(database: Database) {
+        let catalog = database.newborn().await;
+        read(&catalog, Marker::Erased, &[]).await;
+        catalog.accept(&put(1, 9)).await.unwrap();
+        catalog.erase(Erase::Recording(recording_id(1)), false).await.unwrap();
+        let duty = catalog.grant_erasure(&recording_id(1), LONG).await.unwrap().expect("it is owed");
+        let cleared = Progress { cleared: true, gone_at_twilio: false };
+        assert_eq!(catalog.settle_erasure(&duty, cleared, LONG, LONG).await.unwrap(), Settled::Done);
+        index_all(&catalog, &[found(1, b"audio", 1)]).await;
+
+        let told = row(&catalog, 1).await;
+        assert_eq!((told.state, told.details_confirmed), (State::Erased, true));
+        assert_eq!(told.details.call_sid, Some(call_sid(1)), "there it lies");
+        assert!(!catalog.erasures(&[recording_id(1)]).await.unwrap()[0].is_cleared);
+        let duties = catalog.grant_erasures(&accounts(), 10, LONG).await.unwrap();
+        assert_eq!(duties.len(), 1, "it is gone on with at once");
+        let view = catalog.call(call_sid(9), None).await.unwrap().remove(0);
+        assert_eq!(view.answer().unwrap().state, State::Erased);
+    }
+
+    async fn what_is_erased_and_marked_waits_for_the_index_where_its_call_is_not_known(database: Database) {
+        let catalog = database.newborn().await;
+        read(&catalog, Marker::Erased, &[]).await;
+        catalog.accept(&put(1, 9)).await.unwrap();
+        catalog.erase(Erase::Recording(recording_id(1)), false).await.unwrap();
+        let erasing = async || catalog.grant_erasures(&accounts(), 10, LONG).await.unwrap();
+        let duty = erasing().await.remove(0);
+        assert_eq!(catalog.note_marked(&duty).await.unwrap(), Settled::Done);
+        let settled = catalog.settle_erasure(&duty, Progress::default(), Duration::ZERO, LONG).await;
+        assert_eq!(settled.unwrap(), Settled::Done);
+        assert_eq!(erasing().await, [], "nothing more is to be done now");
+        index_all(&catalog, &[]).await;
+        assert_eq!(erasing().await.len(), 1);
+    }
+
+    async fn a_walk_that_is_handed_back_goes_on_at_once_where_it_was_saved(database: Database) {
+        let catalog = database.newborn().await;
+        let begun = walk(&catalog, BucketWalkKind::Objects).await;
+        assert_eq!(catalog.gather(&begun, &[], &at(0, "x")).await.unwrap(), Settled::Done);
+        assert_eq!(catalog.hand_back_bucket_walk(&begun).await.unwrap(), Settled::Done);
+        assert_eq!(walk(&catalog, BucketWalkKind::Objects).await.position, at(0, "x"));
+        assert_eq!(catalog.hand_back_bucket_walk(&begun).await.unwrap(), Settled::Stale);
     }
 
     async fn a_walk_has_one_holder_and_goes_on_where_it_was_saved(database: Database) {

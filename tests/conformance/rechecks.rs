@@ -294,10 +294,13 @@ on_every_catalog! {
         catalog.owe_recheck(&lease, ZERO).await.unwrap();
         let duty = grant_one(&catalog, LONG).await;
         let found = object(&lease.id, b"found");
-        let adopted = Finding::Adopted(found.clone());
+        let told = Details { call_sid: Some(call_sid(7)), channels: Some(2), ..Details::default() };
+        let adopted = Finding::Adopted(found.clone(), Box::new(told));
         assert_eq!(catalog.settle_recheck(&duty, &adopted, LONG).await.unwrap(), Settled::Done);
         let known = catalog.recording(&lease.id).await.unwrap().unwrap();
         assert_eq!((known.state, known.object, known.last_error), (State::Stored, Some(found), None));
+        let details = known.details;
+        assert_eq!((details.call_sid, details.channels), (Some(call_sid(1)), Some(2)), "told what it did not know");
         assert!(known.stored_at.is_some() && known.next_attempt_at.is_none());
         assert_eq!(kinds(&catalog).await.last().map(String::as_str), Some("recording.stored"));
         assert_eq!(next_due(&catalog, &accounts()).await, None);
@@ -310,7 +313,7 @@ on_every_catalog! {
         let lease = stored(&catalog).await.lease;
         catalog.owe_recheck(&lease, ZERO).await.unwrap();
         let duty = grant_one(&catalog, LONG).await;
-        let adopted = Finding::Adopted(object(&lease.id, b"other"));
+        let adopted = Finding::Adopted(object(&lease.id, b"other"), Box::default());
         assert_eq!(catalog.settle_recheck(&duty, &adopted, ZERO).await.unwrap(), Settled::Stale);
         let known = catalog.recording(&lease.id).await.unwrap().unwrap();
         assert_eq!(known.object.unwrap().digest, Digest::of(b"audio"));

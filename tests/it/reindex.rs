@@ -3,14 +3,19 @@
 use std::time::Duration;
 
 use callvault::twilio::simulator::speech_mp3;
-use object_store::Attributes;
+use object_store::{Attribute, Attributes};
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
 
+use crate::holds::hold;
+use crate::recheck::{sql, stored};
 use crate::support::bucket::{command, document, plant, plant_many, put, run};
+use crate::support::cluster::Node;
 use crate::support::eventually;
+use crate::support::relay::{Act, Rule};
 use crate::support::servers::{Postgres, free_port};
-use crate::support::world::{ACCOUNT, Parts, Service, World, call_sid, debug_binary, recording_id};
+use crate::support::world::{ACCOUNT, Parts, Service, World, account, call_sid, debug_binary, recording_id};
+use crate::verify::behind_relay;
 
 /// The marker of a recording.
 fn marker(kind: &str, number: u32) -> String {
@@ -127,6 +132,64 @@ on_all_parts! {
         eventually("it is well again", async || (service.json("/readyz").await.1["status"] == "ok").then_some(())).await;
     }
 
+    async fn what_twilio_does_not_have_any_more_is_found_though_it_was_put_before_the_reindex(world: World) {
+        let service = world.start().await;
+        let store = world.store(&service);
+        plant_many(&store, 1..=3, &speech_mp3()).await;
+        service.kill();
+        lose_the_catalog(&mut world).await;
+        let service = world.start().await;
+        let store = world.store(&service);
+        eventually("it says that it is not indexed", async || service.trouble("unindexed").await).await;
+
+        let (own, other_leg, erased) = (recording_id(1).recording, recording_id(2).recording, recording_id(3).recording);
+        let url = |sid| format!("/2010-04-01/Accounts/{ACCOUNT}/Recordings/{sid}");
+        assert_eq!(service.put(call_sid(1), &url(own)).await.status(), StatusCode::ACCEPTED);
+        assert_eq!(service.recording_in(own, "stored").await["channels"], 2, "the object says so");
+        for (sid, call) in [(other_leg, call_sid(12)), (erased, call_sid(13))] {
+            assert_eq!(service.put(call, &url(sid)).await.status(), StatusCode::ACCEPTED);
+        }
+        eventually("Twilio was asked for it in vain", async || {
+            let (_, shown) = service.json(&format!("/v1/recordings/{other_leg}")).await;
+            (shown["last_error"]["code"] == "not_ready").then_some(())
+        })
+        .await;
+        let answer = service.request(Method::DELETE, &format!("/v1/calls/{}", call_sid(13))).send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE, "the call may have more recordings");
+        let answer = service.request(Method::DELETE, &format!("/v1/recordings/{erased}")).send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::ACCEPTED, "nobody knows yet where it lies");
+
+        document(&run(&world, &["reindex", "--json"]).await, 0);
+        let (bytes, _) = service.play(&format!("/v1/calls/{}/audio?wait=30", call_sid(12))).await;
+        assert_eq!(bytes, speech_mp3());
+        let shown = service.recording_in(other_leg, "stored").await;
+        assert_eq!((&shown["call_sid"], &shown["channels"]), (&call_sid(2).to_string().into(), &2.into()));
+        eventually("what was erased is gone", async || {
+            (!store.keys().await.contains(&crate::support::bucket::key(3, &speech_mp3()))).then_some(())
+        })
+        .await;
+        let marker = store.object(&marker("erased", 3)).await.1;
+        assert_eq!(marker.get(&Attribute::Metadata("call-sid".into())), Some(&call_sid(3).to_string().into()));
+        let answer = service.request(Method::DELETE, &format!("/v1/calls/{}", call_sid(13))).send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::NO_CONTENT);
+    }
+
+    async fn what_nobody_may_claim_is_found_all_the_same(world: World) {
+        world.set("CALLVAULT_RECHECK_AFTER", "1s");
+        full_bucket(&mut world).await;
+        world.simulator.refuse_credentials(account(), true);
+        let service = world.start().await;
+        world.record(11);
+        service.send(&world.callback(recording_id(11).recording)).await;
+        eventually("the account is paused", async || service.trouble("accounts_paused").await).await;
+        service.send(&world.callback(recording_id(1).recording)).await;
+        assert_eq!(service.json(&format!("/v1/recordings/{}", recording_id(1).recording)).await.1["state"], "pending");
+        document(&run(&world, &["reindex", "--json"]).await, 0);
+        service.recording_in(recording_id(1).recording, "stored").await;
+        everything_is_as_it_was(&world, &service).await;
+        assert_eq!(service.json(&format!("/v1/recordings/{}", recording_id(11).recording)).await.1["state"], "pending");
+    }
+
     async fn what_is_not_known_is_never_said_not_to_exist_before_it_is_indexed(world: World) {
         full_bucket(&mut world).await;
         let service = world.start().await;
@@ -190,6 +253,89 @@ on_all_parts! {
         assert_eq!(report["complete"], true);
         let clean = document(&run(&world, &["verify", "--json"]).await, 0);
         assert_eq!(clean["recordings"], 300, "each has one row: {clean}");
+    }
+}
+
+/// Its lease would last for ten minutes more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_is_stopped_while_it_walks_over_the_bucket_keeps_nobody_waiting() {
+    let mut world = World::new(Parts::Servers).await;
+    world.set("CALLVAULT_LEASE", "10m");
+    let store = world.real_store();
+    plant_many(&store, 1..=3, &speech_mp3()).await;
+    put(&store, &marker("erased", 9), b"", Attributes::new()).await;
+    let direct = world.settings["CALLVAULT_S3_ENDPOINT"].clone();
+    let relay = behind_relay(&mut world).await;
+    let at = |pattern: &str| relay.rule(Rule::on(pattern, Act::Hold).times(1000));
+
+    at(&marker("erased", 9));
+    let node = world.start_unready(free_port(), debug_binary());
+    relay.acts().await;
+    node.signal("TERM");
+    node.end().await;
+    relay.release();
+    for (stage, pattern) in [("markers", marker("erased", 9)), ("objects", format!("HEAD /{}/CA", world.bucket()))] {
+        at(&pattern);
+        let mut stopped = command(&world, &["reindex"]).spawn().unwrap();
+        relay.acts().await;
+        let told = std::process::Command::new("kill").args(["-TERM", &stopped.id().to_string()]).status().unwrap();
+        assert!(told.success());
+        assert_eq!(stopped.wait().unwrap().code(), Some(1), "{stage}");
+        relay.release();
+    }
+    world.set("CALLVAULT_S3_ENDPOINT", direct);
+    let ran = tokio::time::timeout(Duration::from_secs(60), run(&world, &["reindex", "--json"])).await;
+    assert_eq!(document(&ran.expect("it goes on at once"), 0)["complete"], true);
+}
+
+/// However long it takes to write what a walk found.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_walk_over_the_bucket_keeps_its_lease_while_it_writes() {
+    let world = World::new(Parts::Servers).await;
+    let node = Node::start(&world).await;
+    node.kill();
+    let store = world.real_store();
+    plant(&store, 1, &speech_mp3(), 1).await;
+    put(&store, &marker("erased", 9), b"", Attributes::new()).await;
+    let leased_until = async |walk| sql(&world, format!("SELECT due_at FROM bucket_walks WHERE name = '{walk}'")).await;
+    node.catalog.rule(Rule::on("SELECT $1, $2, 'erased'", Act::Hold));
+    let mut reindexing = command(&world, &["reindex"]).envs(node.settings()).spawn().unwrap();
+    for (walk, next) in [("markers", Some("INSERT INTO found_objects")), ("objects", None)] {
+        node.catalog.acts().await;
+        let before = leased_until(walk).await;
+        eventually("the lease is renewed", async || (leased_until(walk).await > before).then_some(())).await;
+        node.catalog.release();
+        if let Some(next) = next {
+            node.catalog.rule(Rule::on(next, Act::Hold));
+        }
+    }
+    let ended = eventually("it ends", async || reindexing.try_wait().unwrap()).await;
+    assert_eq!(ended.code(), Some(0));
+}
+
+/// The hold that a marker says is released once that was listed: before it is looked at, or right after.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hold_that_is_released_while_the_markers_are_read_stays_released() {
+    let mut world = World::new(Parts::Servers).await;
+    let service = world.start().await;
+    let relay = behind_relay(&mut world).await;
+    let looks_at = |number| format!("HEAD /{}/{}", world.bucket(), marker("held", number));
+    let steps =
+        [("prefix=.held".to_owned(), Act::HoldAnswer), (looks_at(2), Act::Hold), (looks_at(3), Act::HoldAnswer)];
+    for (number, (at, act)) in (1..).zip(steps) {
+        let (id, _) = stored(&world, &service, number).await;
+        assert_eq!(hold(&service, &id, true).await.0, 200);
+        relay.rule(Rule::on(&at, act));
+        let reindexing = run(&world, &["reindex", "--json"]);
+        let releasing = async {
+            relay.acts().await;
+            assert_eq!(hold(&service, &id, false).await.0, 200);
+            relay.release();
+        };
+        let (reindexed, ()) = tokio::join!(reindexing, releasing);
+        document(&reindexed, 0);
+        let (_, shown) = service.json(&format!("/v1/recordings/{}", id.recording)).await;
+        assert_eq!(shown["hold"], false, "{at} {act:?}: {shown}");
     }
 }
 

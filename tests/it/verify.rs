@@ -125,6 +125,44 @@ on_all_parts! {
         assert_eq!(fetches, 0);
     }
 
+    async fn what_was_given_up_under_another_legs_name_is_told_where_it_lies(world: World) {
+        world.set("CALLVAULT_NOT_READY_FOR", "1s");
+        let service = world.start().await;
+        let sid = recording_id(1).recording;
+        let url = format!("/2010-04-01/Accounts/{ACCOUNT}/Recordings/{sid}");
+        assert_eq!(service.put(call_sid(11), &url).await.status(), 202);
+        service.recording_in(sid, "failed").await;
+        let key = plant(&world.store(&service), 1, &speech_mp3(), 1).await;
+        let found = document(&run(&world, &["verify", "--json"]).await, 1);
+        assert_eq!(of_kind(&found, "leftover"), names([1]), "{found}");
+        document(&run(&world, &["verify", "--repair", "--json"]).await, 0);
+        assert_eq!(service.recording_in(sid, "stored").await["key"], key);
+        for call in [1, 11].map(call_sid) {
+            assert_eq!(service.play(&format!("/v1/calls/{call}/audio")).await.0, speech_mp3());
+        }
+        assert_eq!(found_in_all(&document(&run(&world, &["verify", "--json"]).await, 0)), 0);
+    }
+
+    async fn what_only_the_object_tells_is_kept_when_it_is_described_anew(world: World) {
+        let service = world.start().await;
+        let store = world.store(&service);
+        let whole = attributes(&recording_id(1), 1, &speech_mp3(), 1);
+        let channels = Attribute::Metadata("channels".into());
+        let mut bare = whole.clone();
+        bare.remove(&channels);
+        let key = plant(&store, 1, &speech_mp3(), 1).await;
+        put(&store, &key, &speech_mp3(), bare).await;
+        document(&run(&world, &["reindex", "--json"]).await, 0);
+        let mut wrong = whole.clone();
+        wrong.insert(Attribute::ContentType, "text/plain".into());
+        put(&store, &key, &speech_mp3(), wrong).await;
+        let repaired = document(&run(&world, &["verify", "--repair", "--json"]).await, 0);
+        assert_eq!(of_kind(&repaired, "misdescribed"), names([1]), "{repaired}");
+        let (_, described) = store.object(&key).await;
+        assert_eq!(described.get(&Attribute::ContentType), whole.get(&Attribute::ContentType));
+        assert_eq!(described.get(&channels), whole.get(&channels), "the row does not know it");
+    }
+
     async fn what_neither_the_bucket_nor_twilio_has_is_said_to_be_lost(world: World) {
         let service = world.start().await;
         let store = world.store(&service);
@@ -200,7 +238,7 @@ on_all_parts! {
 const DENIED: &str = "HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
 
 /// A world whose commands and services reach the store by way of a relay from now on.
-async fn behind_relay(world: &mut World) -> Relay {
+pub async fn behind_relay(world: &mut World) -> Relay {
     let endpoint = world.settings["CALLVAULT_S3_ENDPOINT"].clone();
     let relay = Relay::to(reqwest::Url::parse(&endpoint).expect("a URL").port().expect("a port")).await;
     world.set("CALLVAULT_S3_ENDPOINT", relay.instead_of(&endpoint));

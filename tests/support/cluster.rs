@@ -53,6 +53,11 @@ impl Node {
         Self { service, catalog, store, twilio, settings }
     }
 
+    /// What leads a process to the parts by way of its links.
+    pub fn settings(&self) -> &BTreeMap<String, String> {
+        &self.settings
+    }
+
     /// Starts it again, on the same port, after it has ended.
     pub async fn start_again(&mut self, world: &World) {
         self.service = world.start_with(self.service.port, &self.settings).await;

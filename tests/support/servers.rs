@@ -153,12 +153,22 @@ impl Postgres {
 
     /// A server of one's own.
     pub fn start() -> Self {
+        Self::start_with("off")
+    }
+
+    /// The same, of which every commit is on the disk.
+    pub fn start_durable() -> Self {
+        Self::start_with("on")
+    }
+
+    fn start_with(fsync: &str) -> Self {
         let bin = postgres_bin();
         let port = free_port();
         let prepare = "\"$1/initdb\" -D data -U postgres -A trust -E UTF8 --no-sync >/dev/null;";
         let start = "\"$1/postgres\" -D data -p \"$2\" -c listen_addresses=127.0.0.1 -c unix_socket_directories='' \
-             -c max_connections=300 -c fsync=off -c log_min_messages=error &";
-        let mut kept = keep("postgres", prepare, start, &[bin.to_str().expect("a path"), &port.to_string()], true);
+             -c max_connections=300 -c fsync=\"$3\" -c log_min_messages=error &";
+        let args = [bin.to_str().expect("a path"), &port.to_string(), fsync];
+        let mut kept = keep("postgres", prepare, start, &args, true);
         wait_until(&mut kept, "PostgreSQL", || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             let url = format!("postgres://postgres@127.0.0.1:{port}/postgres");
@@ -358,6 +368,11 @@ impl Nginx {
         let mut kept = keep("nginx", &prepare, start, &[nginx.to_str().expect("a path")], false);
         wait_until(&mut kept, "nginx", || answers(port, "GET /healthz HTTP/1.0\r\n\r\n", " 200 "));
         Self { kept: Some(kept) }
+    }
+
+    /// The process that started it.
+    pub fn pid(&self) -> u32 {
+        self.kept.as_ref().expect("it runs until it is dropped").shell.id()
     }
 }
 

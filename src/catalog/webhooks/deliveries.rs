@@ -5,7 +5,7 @@ use std::time::Duration;
 use sqlx::AssertSqlSafe;
 
 use super::{ReceiverLease, held, is_held, one_of};
-use crate::catalog::feed::{Event, event, event_columns, latest, with_recordings};
+use crate::catalog::feed::{Event, event, event_columns, latest, shown, with_recordings};
 use crate::catalog::lease::Settled;
 use crate::catalog::sql::{Row, args, now};
 use crate::catalog::{Catalog, CatalogError, Cursor, Result};
@@ -62,9 +62,12 @@ pub enum Posted {
 const PLACE: &str = concat!("SELECT after_seq FROM receivers", held!());
 const MOVE: &str = concat!("UPDATE receivers SET after_seq = $3", held!());
 /// What is older than `$4` is over.
-const MAKE: &str = "INSERT INTO deliveries (receiver_id, seq, state, since, due_at) \
+const MAKE: &str = concat!(
+    "INSERT INTO deliveries (receiver_id, seq, state, since, due_at) \
      SELECT $1, e.seq, 'pending', now_ms, now_ms FROM events e CROSS JOIN clock \
-     WHERE e.seq > $2 AND e.seq <= $3 AND e.at > now_ms - $4";
+     WHERE e.seq > $2 AND e.seq <= $3 AND e.at > now_ms - $4",
+    shown!("e.type")
+);
 const DUE: &str = concat!(
     "SELECT ",
     event_columns!(),

@@ -109,7 +109,7 @@ impl Specimen {
             Ok(link) => link,
             Err(error) => return vec![Finding::wrong("bucket.link", error.to_string(), RIGHTS)],
         };
-        let origin = link.url.origin().ascii_serialization();
+        let origin = vault.bucket.link_origin().unwrap_or_default();
         let mut findings = vec![match follow(config, &link, None).await {
             Ok((200, _)) => Finding::ok("bucket.link", format!("a link plays from {origin}")),
             Ok((status, _)) => Finding::wrong(
@@ -166,7 +166,7 @@ fn told(check: &'static str, result: Result<&'static str, BucketError>, cure: &s
 /// The status of a link, and which pages may read what is answered.
 async fn follow(config: &Config, link: &Link, page: Option<&str>) -> Result<(u16, Option<String>), String> {
     let http = super::public_url::client(config)?;
-    let mut request = http.get(link.url.clone());
+    let mut request = http.get(&link.url);
     if let Some(page) = page {
         request = request.header(http::header::ORIGIN, page);
     }
