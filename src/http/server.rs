@@ -36,6 +36,8 @@ const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 /// A connection that has waited to be accepted is there at once.
 const LAST_CONNECTION_WITHIN: Duration = Duration::from_millis(10);
+/// Whoever has just connected sends a request, which is read within this.
+const LAST_REQUEST_WITHIN: Duration = Duration::from_millis(100);
 /// The most that are looked for in the end: a flood must not keep a node from ending.
 const LAST_CONNECTIONS_MAX: usize = 1024;
 
@@ -100,6 +102,13 @@ async fn serve_connection(
         .serve_connection(TokioIo::new(Patient::new(socket)), TowerToHyperService::new(service));
     let mut connection = std::pin::pin!(connection);
     let mut first_request = std::pin::pin!(tokio::time::sleep(FIRST_REQUEST_TIMEOUT));
+    let mut stopping = std::pin::pin!(async {
+        stopping.cancelled().await;
+        // A connection that ends before its first request was read loses it.
+        if !asked.load(Ordering::Relaxed) {
+            tokio::time::sleep(LAST_REQUEST_WITHIN).await;
+        }
+    });
     let (mut watching, mut ending) = (true, false);
     let ended = loop {
         tokio::select! {
@@ -110,7 +119,7 @@ async fn serve_connection(
                 }
                 watching = false;
             }
-            () = stopping.cancelled(), if !ending => {
+            () = &mut stopping, if !ending => {
                 connection.as_mut().graceful_shutdown();
                 ending = true;
             }
