@@ -225,6 +225,7 @@ impl Stage {
         say(format!("  curl -s {bearer} {url}/v1/recordings/{}\n", self.id.recording));
         let this = std::env::current_exe().map_or_else(|_| "callvault".to_owned(), |path| path.display().to_string());
         say(format!("  CALLVAULT_URL={url} CALLVAULT_API_KEY={key} {this} get {}\n", self.call));
+        say(format!("Or sign in at {url}/console with the key {key}; {url}/docs tells of the rest.\n"));
         say(format!("{}", style("Ctrl-C ends the service and removes its folder.").dim()));
     }
 

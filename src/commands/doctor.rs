@@ -5,7 +5,7 @@ use console::style;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::config;
+use super::{config, print_line};
 use crate::app;
 use crate::vault::doctor::{self, Finding, Status};
 
@@ -38,9 +38,9 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let findings = doctor::examine(&vault, &config, own_time()).await;
     let wrong = findings.iter().filter(|finding| finding.status == Status::Wrong).count();
     if args.json {
-        show(&serde_json::to_string_pretty(&Report { ok: wrong == 0, checks: &findings })?);
+        print_line(&serde_json::to_string_pretty(&Report { ok: wrong == 0, checks: &findings })?);
     } else {
-        findings.iter().for_each(|finding| show(&line(finding)));
+        findings.iter().for_each(|finding| print_line(&line(finding)));
     }
     match wrong {
         0 => Ok(()),
@@ -64,9 +64,4 @@ fn line(finding: &Finding) -> String {
 #[expect(clippy::disallowed_methods, reason = "the catalog may be what is away")]
 fn own_time() -> Timestamp {
     Timestamp::now()
-}
-
-#[expect(clippy::print_stdout, reason = "findings are the command's result")]
-fn show(text: &str) {
-    println!("{text}");
 }

@@ -13,6 +13,7 @@ use secrecy::ExposeSecret;
 use serde::Deserialize;
 use tempfile::NamedTempFile;
 
+use super::print_line;
 use crate::config::ClientConfig;
 use crate::domain::digest::{Digest, Hasher};
 use crate::domain::sid::{CallSid, RecordingSid};
@@ -207,7 +208,6 @@ async fn download(http: &Client, link: &Link, digest: Digest, file: &mut NamedTe
     Ok(())
 }
 
-#[expect(clippy::print_stdout, reason = "the path is the command's result")]
 fn finish(mut file: NamedTempFile, target: Option<&Path>) -> anyhow::Result<()> {
     let Some(target) = target else {
         let mut whole = std::fs::File::open(file.path()).context("the file cannot be read back")?;
@@ -216,6 +216,6 @@ fn finish(mut file: NamedTempFile, target: Option<&Path>) -> anyhow::Result<()> 
     };
     file.flush().context("the file cannot be written")?;
     file.persist(target).with_context(|| format!("{} cannot be written", target.display()))?;
-    println!("{}", target.display());
+    print_line(&target.display().to_string());
     Ok(())
 }

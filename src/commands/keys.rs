@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use secrecy::ExposeSecret;
 use serde::Serialize;
 
-use super::config;
+use super::{config, print_line};
 use crate::app;
 use crate::catalog::{self, Catalog, KEYS_MAX, KeptKey, NewKey, Rotation};
 use crate::config::{Config, Database};
@@ -215,7 +215,7 @@ async fn create(config: &Config, catalog: &Arc<dyn Catalog>, mut args: Create) -
         }
         return show_json(&Created { key, view });
     }
-    show(&key);
+    print_line(&key);
     Ok(())
 }
 
@@ -239,13 +239,13 @@ async fn list(catalog: &Arc<dyn Catalog>, args: &List) -> anyhow::Result<()> {
     if args.json {
         return show_json(&views);
     }
-    show(&line(["ID", "SCOPES", "RATE", "CREATED", "REVOKED", "NAME", "ACCOUNTS"]));
+    print_line(&line(["ID", "SCOPES", "RATE", "CREATED", "REVOKED", "NAME", "ACCOUNTS"]));
     for view in views {
         let accounts = view
             .accounts
             .as_deref()
             .map_or("all".to_owned(), |accounts| accounts.iter().map(AccountSid::as_str).collect::<Vec<_>>().join(","));
-        show(&line([
+        print_line(&line([
             &view.id.to_string(),
             &words(&view.scopes),
             &Rate(view.rate_per_second).to_string(),
@@ -291,13 +291,8 @@ async fn rotate(catalog: &Arc<dyn Catalog>, args: &Rotate) -> anyhow::Result<()>
     if args.json { show_json(&serde_json::json!({"secret_id": secret_id})) } else { Ok(()) }
 }
 
-#[expect(clippy::print_stdout, reason = "the command's result")]
-fn show(text: &str) {
-    println!("{text}");
-}
-
 fn show_json<T: Serialize>(value: &T) -> anyhow::Result<()> {
-    show(&serde_json::to_string_pretty(value)?);
+    print_line(&serde_json::to_string_pretty(value)?);
     Ok(())
 }
 

@@ -15,6 +15,7 @@ pub mod serve;
 pub mod simulate;
 pub mod verify;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -74,8 +75,30 @@ fn report(error: &anyhow::Error) -> ExitCode {
         eprintln!("callvault: the settings are wrong:\n{wrong}");
         return ExitCode::from(USAGE);
     }
-    eprintln!("callvault: {error:#}");
+    eprintln!("callvault: {}", chain(error));
     ExitCode::FAILURE
+}
+
+/// An error and its causes, without those that another one has told already.
+fn chain(error: &anyhow::Error) -> String {
+    let mut told = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !told.contains(&cause) {
+            let colon = if told.is_empty() { "" } else { ": " };
+            told.push_str(colon);
+            told.push_str(&cause);
+        }
+    }
+    told
+}
+
+/// Writes a line of a command's result to stdout. Whoever has read enough closes it:
+/// that is the command's end, and nothing is wrong.
+fn print_line(text: &str) {
+    let mut stdout = std::io::stdout().lock();
+    if let Err(error) = stdout.write_all(text.as_bytes()).and_then(|()| stdout.write_all(b"\n")) {
+        std::process::exit(i32::from(error.kind() != std::io::ErrorKind::BrokenPipe));
+    }
 }
 
 /// The settings of this process.

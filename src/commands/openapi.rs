@@ -1,5 +1,6 @@
 //! `callvault openapi`: the document of the API.
 
+use super::print_line;
 use crate::http;
 
 /// Print the OpenAPI document of the API (JSON, OpenAPI 3.1).
@@ -10,8 +11,7 @@ use crate::http;
 pub struct Args {}
 
 /// Prints it.
-#[expect(clippy::print_stdout, reason = "a command's result goes to stdout")]
 pub async fn run() -> anyhow::Result<()> {
-    println!("{}", http::openapi());
+    print_line(http::openapi());
     Ok(())
 }

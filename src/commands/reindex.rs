@@ -9,6 +9,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::beside::{self, Beside};
+use super::print_line;
 use crate::vault::reindex::ReindexProgress;
 
 /// How often the progress is drawn.
@@ -74,11 +75,10 @@ fn words(progress: &ReindexProgress) -> String {
     )
 }
 
-#[expect(clippy::print_stdout, reason = "what it came to is the command's result")]
 fn tell(progress: &ReindexProgress, complete: bool, as_json: bool) {
     let count = |count: &std::sync::atomic::AtomicU64| count.load(Ordering::Relaxed);
     if !as_json {
-        println!("{}", words(progress));
+        print_line(&words(progress));
         return;
     }
     let document = json!({
@@ -88,5 +88,5 @@ fn tell(progress: &ReindexProgress, complete: bool, as_json: bool) {
         "recordings": count(&progress.indexed),
         "complete": complete,
     });
-    println!("{document}");
+    print_line(&document.to_string());
 }

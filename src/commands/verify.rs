@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::beside::{self, Beside};
+use super::print_line;
 use crate::bucket::Throttle;
 use crate::config::parse;
 use crate::domain::sid::{AccountSid, RecordingSid};
@@ -239,19 +240,17 @@ fn show(bar: &ProgressBar, progress: &VerifyProgress) {
     bar.set_message(if listed > 0 { format!("{bytes}, {listed} keys") } else { bytes.to_string() });
 }
 
-#[expect(clippy::print_stdout, reason = "what is found is the command's result")]
 fn tell(summary: &mut Summary, finding: Finding, bar: &ProgressBar, json: bool) {
     if !json {
-        bar.suspend(|| println!("{}", finding.line()));
+        bar.suspend(|| print_line(&finding.line()));
     }
     summary.add(finding);
 }
 
-#[expect(clippy::print_stdout, reason = "the summary is the command's result")]
 fn finish(summary: &Summary, verified: Result<(), VerifyError>, json: bool) -> anyhow::Result<()> {
     match json {
-        true => println!("{}", serde_json::to_string(summary).context("the findings are no JSON")?),
-        false => println!("{}", summary.words()),
+        true => print_line(&serde_json::to_string(summary).context("the findings are no JSON")?),
+        false => print_line(&summary.words()),
     }
     verified?;
     if summary.lost > 0 {

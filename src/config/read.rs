@@ -1,10 +1,12 @@
 //! From texts to a [`Config`]: which setting each field comes from.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
 
 use secrecy::SecretString;
+use tracing_subscriber::filter::LevelFilter;
 
 use super::contradictions;
 use super::source::{Reader, TableReader};
@@ -64,7 +66,16 @@ fn read_database(reader: &mut Reader) -> Database {
         let expected = || "sqlite://FILE or postgres://user:password@host/database".to_owned();
         if let Some(path) = text.strip_prefix("sqlite://") {
             let plain = !path.is_empty() && !path.contains('?') && path != ":memory:";
-            return if plain { Ok(Database::Sqlite(path.into())) } else { Err(expected()) };
+            if !plain {
+                return Err(expected());
+            }
+            let folder = Path::new(path).parent().filter(|folder| !folder.as_os_str().is_empty());
+            return match folder {
+                Some(folder) if !folder.is_dir() => {
+                    Err(format!("a file in a folder that is there, which {folder:?} is not"))
+                }
+                _ => Ok(Database::Sqlite(path.into())),
+            };
         }
         let postgres = text.starts_with("postgres://") || text.starts_with("postgresql://");
         let read = sqlx::postgres::PgConnectOptions::from_str(text);
@@ -162,9 +173,13 @@ fn read_retry(reader: &mut Reader) -> retry::Policy {
 fn read_log(reader: &mut Reader) -> LogConfig {
     LogConfig {
         filter: reader.get_or_default("CALLVAULT_LOG", |text| {
-            let parsed = tracing_subscriber::EnvFilter::try_new(text);
             let expected = "trace, debug, info, warn, error, or a filter such as info,callvault=debug";
-            parsed.map(|_| text.to_owned()).map_err(|_| expected.to_owned())
+            // A word alone would be taken for a module, and everything else be silent.
+            let is_level = |word: &str| LevelFilter::from_str(word).is_ok();
+            let words = text.split(',').map(str::trim);
+            let parsed = tracing_subscriber::EnvFilter::try_new(text);
+            let is_filter = parsed.is_ok() && words.into_iter().all(|word| word.contains('=') || is_level(word));
+            if is_filter { Ok(text.to_owned()) } else { Err(expected.to_owned()) }
         }),
         format: reader.get("CALLVAULT_LOG_FORMAT", |text| match text {
             "text" => Ok(LogFormat::Text),

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -29,8 +29,8 @@ macro_rules! assets {
     };
 }
 
-/// The page itself, which lies at `/console`: the first of the files.
-const PAGE: usize = 0;
+/// The page itself, which lies at `/console`.
+const PAGE: &str = "index.html";
 /// The one that applications get, too.
 const PLAYER: Asset = Asset {
     name: "callvault-player.js",
@@ -64,22 +64,21 @@ pub fn router<S: Clone + Send + Sync + 'static>(link_origin: Option<&str>) -> Ro
     let console = Arc::new(Console { files, policy: policy(link_origin) });
     // What the page asks for is relative to it, and would not be found from below.
     let up = get(async || (StatusCode::PERMANENT_REDIRECT, [(header::LOCATION, "../console")]));
+    let routes = [("/console", get(page)), ("/console/", up), ("/console/{file}", get(file))];
     let mut router = Router::new();
-    for (path, methods) in [("/console", get(page)), ("/console/", up)] {
+    for (path, methods) in routes {
         telemetry::http_route(path);
         router = router.route(path, methods);
-    }
-    // A route for each: what is no file of the console is answered as elsewhere.
-    for (file, (asset, _)) in console.files.iter().enumerate() {
-        let answer =
-            async move |State(console): State<Arc<Console>>, headers: HeaderMap| console.answer(file, &headers);
-        router = router.route(&format!("/console/{}", asset.name), get(answer));
     }
     router.with_state(console)
 }
 
 async fn page(State(console): State<Arc<Console>>, headers: HeaderMap) -> Response {
     console.answer(PAGE, &headers)
+}
+
+async fn file(State(console): State<Arc<Console>>, Path(name): Path<String>, headers: HeaderMap) -> Response {
+    console.answer(&name, &headers)
 }
 
 /// Nothing but its own files, this service, and the bucket that links lead to.
@@ -94,8 +93,10 @@ fn policy(link_origin: Option<&str>) -> HeaderValue {
 }
 
 impl Console {
-    fn answer(&self, file: usize, headers: &HeaderMap) -> Response {
-        let (asset, tag) = &self.files[file];
+    fn answer(&self, name: &str, headers: &HeaderMap) -> Response {
+        let Some((asset, tag)) = self.files.iter().find(|(asset, _)| asset.name == name) else {
+            return (StatusCode::NOT_FOUND, "The console has no such file.").into_response();
+        };
         let known = headers.get(header::IF_NONE_MATCH).is_some_and(|known| known == tag);
         let mut response = if known { StatusCode::NOT_MODIFIED.into_response() } else { asset.bytes.into_response() };
         let told = [

@@ -193,7 +193,7 @@ impl fmt::Display for Variant {
 
 /// A format list that names something Twilio does not give.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`mp3`, `wav` or `base`, each perhaps with `?RequestedChannels=1` or `=2`, are expected")]
+#[error("`mp3`, `wav` or `base`, each perhaps with `?RequestedChannels=1` or `=2`")]
 pub struct InvalidVariant;
 
 impl FromStr for Variant {

@@ -3,7 +3,8 @@
 //! The URL is taken from the settings and the raw request, never from what a
 //! proxy says of itself. 204 is answered once the catalog has committed.
 
-use std::time::Duration;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::extract::{OriginalUri, State as Shared};
@@ -21,6 +22,9 @@ use crate::twilio::callback::{RawCallback, RefusedCallback};
 const BODY_MAX_BYTES: usize = 64 << 10;
 /// Twilio is answered within 5 s of its request, whatever the catalog does.
 const TIMEOUT: Duration = Duration::from_millis(4500);
+
+/// How often at most it is told that signatures do not fit.
+const TOLD_AGAIN_AFTER: Duration = Duration::from_secs(60);
 
 /// `POST` or `GET /webhooks/twilio/recording`.
 pub async fn receive(
@@ -44,7 +48,10 @@ pub async fn receive(
     let outcome = match &answer {
         Ok(true) => "accepted",
         Ok(false) => "known",
-        Err(Problem::BadSignature(_)) => "bad_signature",
+        Err(Problem::BadSignature(_)) => {
+            tell_of_signature(&state.public_url);
+            "bad_signature"
+        }
         Err(Problem::UnsupportedMediaType(_)) => "unsupported_media_type",
         Err(Problem::Unavailable(_)) => "unavailable",
         Err(_) => "malformed",
@@ -52,6 +59,21 @@ pub async fn receive(
     span.record("outcome", outcome);
     telemetry::callback(outcome);
     answer.map(|_| StatusCode::NO_CONTENT)
+}
+
+/// A setting that is wrong refuses every callback, and so does whoever forges them: it is
+/// told now and then.
+fn tell_of_signature(public_url: &str) {
+    static TOLD_AT: Mutex<Option<Instant>> = Mutex::new(None);
+    let mut told_at = TOLD_AT.lock().expect("nothing panics while it holds the time");
+    if told_at.is_some_and(|at| at.elapsed() < TOLD_AGAIN_AFTER) {
+        return;
+    }
+    *told_at = Some(Instant::now());
+    tracing::warn!(
+        public_url,
+        "a callback was refused: its signature fits neither CALLVAULT_PUBLIC_URL nor the account's auth tokens"
+    );
 }
 
 async fn take(

@@ -35,7 +35,7 @@ use axum::extract::{MatchedPath, Request};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post, put};
-use http::{HeaderValue, Method};
+use http::{HeaderValue, Method, StatusCode};
 
 pub use openapi::text as openapi;
 pub use problem::Problem;
@@ -111,7 +111,7 @@ pub fn paths() -> Vec<&'static str> {
 
 /// The service's own port, with the pages of other rooms.
 pub fn router(state: State, pages: Router<State>) -> Router {
-    let mut router = pages;
+    let mut router = pages.layer(middleware::map_response(as_a_problem));
     for (path, methods) in routes() {
         telemetry::http_route(path);
         router = router.route(path, methods);
@@ -127,6 +127,15 @@ pub fn router(state: State, pages: Router<State>) -> Router {
         .layer(middleware::from_fn_with_state(state.origins.clone(), cors::cors))
         .layer(middleware::from_fn(observe))
         .with_state(state)
+}
+
+/// What is no page of another room is told as everywhere else.
+async fn as_a_problem(response: Response) -> Response {
+    if matches!(response.status(), StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST) {
+        Problem::NotFound.into_response()
+    } else {
+        response
+    }
 }
 
 /// A port for metrics alone.

@@ -56,7 +56,7 @@ pub async fn readyz(Shared(state): Shared<State>) -> Response {
 pub async fn metrics(Reader(caller): Reader) -> Result<Response, Problem> {
     match caller.visible() {
         None => Ok(exposition().await.into_response()),
-        Some(_) => Err(Problem::Forbidden("read, not bound to accounts,")),
+        Some(_) => Err(Problem::Forbidden("read, and may not be bound to accounts")),
     }
 }
 

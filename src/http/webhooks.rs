@@ -232,7 +232,7 @@ pub async fn enable(
 fn for_all_accounts(caller: &Caller) -> Result<(), Problem> {
     match caller.visible() {
         None => Ok(()),
-        Some(_) => Err(Problem::Forbidden("admin, not bound to accounts,")),
+        Some(_) => Err(Problem::Forbidden("admin, and may not be bound to accounts")),
     }
 }
 

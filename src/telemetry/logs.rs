@@ -15,16 +15,8 @@ use super::traces;
 use crate::config::{LogConfig, LogFormat};
 
 /// The embedded store, and what fetches and signs with the cloud's credentials.
-const NEVER_TALKATIVE: [&str; 8] = [
-    "s3s",
-    "s3s_fs",
-    "aws_config",
-    "aws_runtime",
-    "aws_sdk_sts",
-    "aws_sigv4",
-    "aws_smithy_http_client",
-    "aws_smithy_runtime",
-];
+const NEVER_TALKATIVE: [&str; 7] =
+    ["s3s", "s3s_fs", "aws_runtime", "aws_sdk_sts", "aws_sigv4", "aws_smithy_http_client", "aws_smithy_runtime"];
 
 /// Starts logging, and tracing, as the settings say. Only the first call of a process does.
 pub fn init_logs(log: &LogConfig) {
@@ -49,13 +41,22 @@ pub fn init_logs(log: &LogConfig) {
 /// crate: others keep to warnings.
 fn for_our_own(filter: &str) -> String {
     let directives = filter.split(',').map(str::trim).filter(|directive| !directive.is_empty());
+    let directives = directives.filter(|directive| !is_of_the_quiet(directive));
     let directives = directives.map(|directive| match directive.parse::<LevelFilter>() {
         Ok(level) => format!("{},{}={level}", level.min(LevelFilter::WARN), env!("CARGO_CRATE_NAME")),
         Err(_) => directive.to_owned(),
     });
     // Of two for one crate the last one holds.
     let quiet = NEVER_TALKATIVE.map(|name| format!("{name}=warn"));
+    // That there are no credentials is told as the bucket's trouble, once.
+    let quiet = quiet.into_iter().chain(["aws_config=error".to_owned()]);
     directives.chain(quiet).collect::<Vec<_>>().join(",")
+}
+
+/// Whether a directive is for one of the crates that say no more than warnings, or for a part of it.
+fn is_of_the_quiet(directive: &str) -> bool {
+    let target = directive.split(['=', '[', ':']).next().unwrap_or_default();
+    target == "aws_config" || NEVER_TALKATIVE.contains(&target)
 }
 
 /// The first cause of an error, which says most.
@@ -77,15 +78,16 @@ mod tests {
         assert_eq!(begin("debug").as_deref(), Some("warn,callvault=debug"));
         assert_eq!(begin("error").as_deref(), Some("error,callvault=error"));
         let named = begin("info, callvault=trace,sqlx=debug,s3s=trace");
-        assert_eq!(named.as_deref(), Some("warn,callvault=info,callvault=trace,sqlx=debug,s3s=trace"));
+        assert_eq!(named.as_deref(), Some("warn,callvault=info,callvault=trace,sqlx=debug"));
     }
 
     #[test]
     fn what_writes_whole_requests_says_no_more_whatever_is_wished() {
-        let wished = NEVER_TALKATIVE.map(|name| format!("{name}=trace")).join(",");
+        let wished = NEVER_TALKATIVE.map(|name| format!("{name}=trace,{name}::client[request]=trace,{name}::x=debug"));
+        let wished = wished.join(",");
         let filter = EnvFilter::new(for_our_own(&wished)).to_string();
         for name in NEVER_TALKATIVE {
-            assert!(filter.contains(&format!("{name}=warn")) && !filter.contains(&format!("{name}=trace")), "{filter}");
+            assert!(filter.contains(&format!("{name}=warn")) && !filter.contains("trace"), "{filter}");
         }
     }
 }

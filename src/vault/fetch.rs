@@ -322,7 +322,10 @@ impl Vault {
             retry_after: error.retry_after(),
         };
         let decision = self.retry.decide(&failure, (self.dice)());
-        tracing::info!(recording = %lease.id, %code, %error, ?decision, "an attempt failed");
+        match decision {
+            Decision::Again { after, .. } => tracing::info!(%code, %error, again_in = ?after, "an attempt failed"),
+            Decision::GiveUp => tracing::info!(%code, %error, "an attempt failed, and was the last"),
+        }
         let settled = self.catalog.fail(lease, code, &error.to_string(), decision).await;
         match (settled, decision) {
             (Ok(Settled::Done), Decision::Again { .. }) => Outcome::Again(code),

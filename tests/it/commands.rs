@@ -145,6 +145,17 @@ async fn commands_beside_a_node_reach_its_store_whatever_its_public_name() {
     assert_eq!(not_well.collect::<Vec<_>>(), ["public_url"], "{report}");
 }
 
+/// As with `callvault openapi | head`: whoever reads stops when they have read enough.
+#[test]
+fn a_reader_that_has_read_enough_ends_a_command_in_silence() {
+    let mut command = Command::new(debug_binary());
+    command.arg("openapi").env_clear().stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut printing = command.spawn().expect("the binary starts");
+    drop(printing.stdout.take());
+    let ended = printing.wait_with_output().unwrap();
+    assert_eq!((ended.status.code(), stderr(&ended).as_str()), (Some(0), ""));
+}
+
 #[test]
 fn the_demo_holds_on_a_machine_with_nothing_on_it() {
     let folder = tempfile::tempdir().unwrap();

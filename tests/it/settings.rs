@@ -35,6 +35,8 @@ fn a_wrong_setting_of_each_kind_names_itself() {
         (&[("CALLVAULT_FETCH_CONCURRENCY", "-1")], &["CALLVAULT_FETCH_CONCURRENCY", "-1", "from 1 to 1024"]),
         (&[("CALLVAULT_FORMATS", "flac")], &["CALLVAULT_FORMATS", "flac", "mp3"]),
         (&[("CALLVAULT_LOG_FORMAT", "xml")], &["CALLVAULT_LOG_FORMAT", "xml", "json"]),
+        (&[("CALLVAULT_LOG", "loud")], &["CALLVAULT_LOG", "loud", "info,callvault=debug"]),
+        (&[("CALLVAULT_DATABASE_URL", "sqlite:///no/where/x.db")], &["CALLVAULT_DATABASE_URL", "/no/where"]),
         (&[("CALLVAULT_DATABASE_URL", "mysql://root:hunter2@db/x")], &["CALLVAULT_DATABASE_URL", "postgres://"]),
         (&[("CALLVAULT_DATABASE_URL", "postgres://db/x")], &["CALLVAULT_BUCKET_URL"]),
         (&[("CALLVAULT_ADMIN_KEY_FILE", "/nowhere")], &["CALLVAULT_ADMIN_KEY_FILE", "/nowhere"]),

@@ -80,6 +80,7 @@ const DUE: &str = concat!(
     now!(),
     " AND d.state = 'pending' AND d.due_at <= ",
     now!(),
+    shown!("e.type")
 );
 
 const SETTLE: &str = concat!(

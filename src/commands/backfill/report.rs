@@ -5,6 +5,7 @@ use indicatif::HumanBytes;
 use jiff::civil::Date;
 use serde::Serialize;
 
+use super::super::print_line;
 use super::tell;
 use crate::catalog::DayCount;
 use crate::domain::sid::AccountSid;
@@ -134,25 +135,24 @@ pub(super) struct Report {
 }
 
 impl Report {
-    #[expect(clippy::print_stdout, reason = "the command's result")]
     pub(super) fn show(&self, as_json: bool) -> anyhow::Result<()> {
         if as_json {
-            println!("{}", serde_json::to_string_pretty(self)?);
+            print_line(&serde_json::to_string_pretty(self)?);
             return Ok(());
         }
         for report in &self.accounts {
             let Numbers { found, new, known, new_bytes, .. } = report.numbers;
             let bytes = HumanBytes(new_bytes);
             match self.dry_run {
-                true => println!(
+                true => print_line(&format!(
                     "{}  found {found}, new {new} (about {bytes}, {} of unknown length), known {known}",
                     report.account_sid, report.numbers.of_unknown_length
-                ),
-                false => println!(
+                )),
+                false => print_line(&format!(
                     "{}  found {found}, new {new} ({bytes}), known {known}: {}",
                     report.account_sid,
                     report.numbers.places()
-                ),
+                )),
             }
         }
         Ok(())

@@ -29,10 +29,11 @@ pub(super) async fn examine(vault: &Vault, config: &Config, now: Timestamp) -> V
     let reached = reached.unwrap_or_else(|_| Err(BucketError::Setup("its store does not answer".to_owned())));
     if let Err(error) = reached {
         let cure = "let CALLVAULT_BUCKET_URL and CALLVAULT_S3_ENDPOINT name a bucket that is there, and give \
-                    credentials that may list it (deploy/iam/service.json)";
+                    credentials that may list it (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role of this \
+                    machine; deploy/iam/service.json), and AWS_REGION";
         return vec![Finding::wrong("bucket", error.to_string(), cure)];
     }
-    let mut findings = vec![Finding::ok("bucket", format!("{} answers", vault.bucket.name()))];
+    let mut findings = vec![Finding::ok("bucket", format!("the bucket {} answers", vault.bucket.name()))];
     let nonce = Digest::of(&(vault.entropy)()).to_string();
     let folder = vault.bucket.layout().staging_folder();
     let specimen =
