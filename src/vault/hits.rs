@@ -33,13 +33,15 @@ const ANSWERS_MAX: usize = 8;
 /// The life of an answer while the catalog is there.
 const LIFE: Duration = Duration::from_secs(60);
 
+/// A catalog that has told this node nothing for so long, though it is asked twice a
+/// second, is away.
+const AWAY_AFTER: Duration = Duration::from_secs(3);
+
 /// Why an answer may be given from here.
 #[derive(Debug, Clone, Copy)]
 enum Because {
     /// This node knows all that was committed up to a moment ago: the feed up to there.
     UpToDate(Cursor),
-    /// The catalog is there, and too busy to be asked.
-    Busy,
     /// The catalog is away.
     Away,
 }
@@ -155,7 +157,6 @@ impl Hits {
         let is_good = match because {
             // What is known of the feed is told to this memory a moment later.
             Because::UpToDate(reached) => is_young && kept.heeded == Some(reached),
-            Because::Busy => is_young && now < hit.link_ends_at,
             Because::Away => now < hit.link_ends_at,
         };
         is_good.then(|| hit.clone())
@@ -219,7 +220,7 @@ impl Vault {
             telemetry::memory_hit();
             let said_by = match because {
                 Because::UpToDate(_) => SaidBy::Memory { link_ends_at },
-                Because::Busy | Because::Away => SaidBy::Past,
+                Because::Away => SaidBy::Past,
             };
             Some((recording, said_by))
         };
@@ -237,7 +238,14 @@ impl Vault {
                 Ok(found.map(|recording| (recording, SaidBy::Catalog)))
             }
             Err(error @ CatalogError::Unavailable(_)) => recall(Because::Away).map(Some).ok_or(error),
-            Err(error @ CatalogError::Busy) => recall(Because::Busy).map(Some).ok_or(error),
+            // Before it is known to be away, it is what answers nobody.
+            Err(error @ CatalogError::Busy) => {
+                let because = match self.follower.fresh_cursor() {
+                    Some(reached) => Some(Because::UpToDate(reached)),
+                    None => (!self.follower.is_up_to_date_within(AWAY_AFTER)).then_some(Because::Away),
+                };
+                because.and_then(recall).map(Some).ok_or(error)
+            }
             Err(error) => Err(error),
         }
     }
@@ -288,15 +296,19 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_lives_a_minute_where_the_catalog_is_only_busy() {
+    async fn an_answer_lives_a_minute_while_the_catalog_is_there() {
         let hits = Hits::default();
         let stored = recording(1, State::Stored, 5);
         let wanted = Wanted::Recording(stored.id.recording);
         hits.keep(wanted, None, &stored, at(100));
+        let reached: Cursor = "0000000000001-000000000000001".parse().expect("a cursor");
+        let up_to_date = Because::UpToDate(reached);
+        assert!(hits.known(wanted, None, at(99), up_to_date).is_none(), "its news was not heeded");
+        hits.heed(&Ok(Vec::new()), Some(reached));
         tokio::time::advance(LIFE - Duration::from_secs(1)).await;
-        assert!(hits.known(wanted, None, at(99), Because::Busy).is_some());
+        assert!(hits.known(wanted, None, at(99), up_to_date).is_some());
         tokio::time::advance(Duration::from_secs(1)).await;
-        assert!(hits.known(wanted, None, at(99), Because::Busy).is_none());
+        assert!(hits.known(wanted, None, at(99), up_to_date).is_none());
         assert!(hits.known(wanted, None, at(99), Because::Away).is_some());
     }
 
