@@ -169,4 +169,13 @@ mod tests {
         assert!(streams.flowing().is_empty());
         assert!(!streams.open(one, key).expect("there is room").ended().is_cancelled());
     }
+
+    #[test]
+    fn one_key_never_takes_all_streams() {
+        let streams = Arc::new(Streams::default());
+        let id = recording(1, State::Stored, 1).id;
+        let open: Vec<OpenStream> = std::iter::from_fn(|| streams.open(id, KeyId::from([1; 8])).ok()).collect();
+        assert_eq!(open.len(), STREAMS_MAX / 4 * 3);
+        assert!(streams.open(id, KeyId::from([2; 8])).is_ok());
+    }
 }

@@ -46,6 +46,10 @@ on_all_parts! {
         assert_eq!(post(Some(stranger.signature(&url)), stranger.form(), &url).await, refused, "an unknown account");
         is_unknown(&service, id.recording).await;
         assert_eq!(world.simulator.seen(), []);
+        // Whoever set it up wrong is told, and a flood of them fills no log.
+        let log = service.log();
+        assert_eq!(log.matches("a callback was refused").count(), 1, "{log}");
+        assert!(log.contains(&format!("\"public_url\":\"{}\"", service.url)), "{log}");
     }
 
     async fn a_url_that_does_not_fit_its_fields_is_malformed(world: World) {

@@ -134,6 +134,7 @@ on_all_parts! {
         assert_eq!((slash.status(), slash.headers()["location"].to_str().unwrap()), (StatusCode::PERMANENT_REDIRECT, "../console"));
         let unknown = world.http.get(format!("{}/console/no.js", service.url)).send().await.unwrap();
         assert_eq!(unknown.status(), StatusCode::NOT_FOUND);
+        assert_eq!(unknown.headers()["content-type"], "application/problem+json");
         let posted = world.http.post(format!("{}/console", service.url)).send().await.unwrap();
         assert_eq!(posted.status(), StatusCode::METHOD_NOT_ALLOWED);
     }

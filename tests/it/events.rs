@@ -299,6 +299,17 @@ on_all_parts! {
         let request = world.http.get(format!("{}/v1/events?after=latest", service.url)).bearer_auth(&key);
         let mut answer = request.header("accept", "text/event-stream").send().await.unwrap();
         assert!(answer.chunk().await.unwrap().is_some(), "the stream is open");
+        // Of both accounts there is news; its own comes, and nothing of the other's before.
+        announce(&world, &service, 2).await;
+        let foreign = RecordingId { recording: recording_id(8).recording, ..foreign };
+        world.simulator.add(SimulatedRecording::speech(foreign, call_sid(8), started_at()));
+        let callback = world.simulator.callback(foreign.recording, "in-progress").unwrap();
+        assert_eq!(service.send(&callback).await.status(), StatusCode::NO_CONTENT);
+        let mut told = String::new();
+        while !told.contains(call_sid(8).as_str()) {
+            told.push_str(&String::from_utf8_lossy(&answer.chunk().await.unwrap().expect("it is open")));
+        }
+        assert!(!told.contains(call_sid(2).as_str()) && !told.contains(ACCOUNT), "{told}");
         keys_done(&world, &["revoke", &id.to_string()]);
         let ends = async { while let Ok(Some(_)) = answer.chunk().await {} };
         tokio::time::timeout(HOLDS_WITHIN, ends).await.expect("the stream of a revoked key ends");

@@ -83,6 +83,18 @@ async fn fetching(world: &World, id: RecordingId) {
 }
 
 on_all_parts! {
+    async fn what_is_known_to_be_audio_is_heard_however_little_has_come(world: World) {
+        let service = world.start().await;
+        let id = world.record(1);
+        world.simulator.always(id.recording, Some(Fault::Held(1500)));
+        service.send(&world.callback(id.recording)).await;
+        let mut listener = Listener::to(&service, &content(id)).await;
+        listener.hears(1500).await;
+        assert!(listener.is_silent().await);
+        world.simulator.release(id.recording);
+        listener.ends_whole(Digest::of(&speech_mp3())).await;
+    }
+
     async fn fifty_listeners_have_the_first_half_while_twilio_withholds_the_second(world: World) {
         let service = world.start().await;
         let id = world.record(1);

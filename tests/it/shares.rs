@@ -241,6 +241,24 @@ on_all_parts! {
         assert_eq!(problem(long).await, (413, "payload_too_large".to_owned()));
     }
 
+    async fn a_share_of_what_is_gone_says_what_became_of_it(world: World) {
+        world.set("CALLVAULT_NOT_READY_FOR", "3s");
+        let service = world.start().await;
+        let erased = stored(&world, &service, 1).await;
+        let of_erased = shared(&service, &erased, &json!({})).await;
+        let removed = service.request(Method::DELETE, &erased).send().await.unwrap();
+        assert!(removed.status().is_success(), "{}", removed.status());
+        let failing = world.record(2);
+        world.simulator.always(failing.recording, Some(Fault::NotReady));
+        service.send(&world.callback(failing.recording)).await;
+        let of_failed = shared(&service, &format!("/v1/recordings/{}", failing.recording), &json!({})).await;
+        service.recording_in(failing.recording, "failed").await;
+        for (path, expected) in [(of_erased, (410, "erased")), (of_failed, (424, "recording_failed"))] {
+            let (status, code) = problem(open(&world, &service, &path).await).await;
+            assert_eq!((status, code.as_str()), expected);
+        }
+    }
+
     async fn what_has_no_audio_is_not_shared(world: World) {
         let service = world.start().await;
         let id = world.record(1);

@@ -3,18 +3,9 @@
 import hashlib
 import os
 
-import boto3
-from botocore.config import Config
+from links import s3
 
 KEYS = {hashlib.sha256(os.environ["PEER_KEY"].encode()).hexdigest()}
-s3 = boto3.client(
-    "s3",
-    endpoint_url="http://127.0.0.1:9000",
-    aws_access_key_id="AKIAIOSFODNN7EXAMPLE",
-    aws_secret_access_key="wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
-    region_name="us-east-1",
-    config=Config(signature_version="s3v4", s3={"addressing_style": "path"}),
-)
 
 
 def is_known(authorization):
