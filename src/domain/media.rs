@@ -262,7 +262,9 @@ mod tests {
             }
         }
         // One frame alone may be chance, as long as more may come.
-        assert_eq!(settled_by(b"\xff\xfb\x90\x00 and so on"), None);
+        let frame = FrameHeader::read(SPEECH_MP3).expect("the fixture begins with a frame").len_bytes;
+        assert_eq!(settled_by(&SPEECH_MP3[..frame + 3]), None);
+        assert_eq!(settled_by(&SPEECH_MP3[..frame + 4]), Some(Format::Mp3));
     }
 
     #[test]
