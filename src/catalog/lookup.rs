@@ -142,22 +142,22 @@ macro_rules! recordings_of_call {
 }
 pub(super) use recordings_of_call;
 
+/// A call's recordings, and when each was last PUT for the call under any of its names.
 const OF_CALL: &str = concat!(
     "SELECT ",
     columns_of!(recordings, "r."),
     ", \
      CAST(CASE WHEN r.call_sid = $1 AND r.details_confirmed = 1 THEN 1 ELSE 0 END AS BIGINT) AS is_own, \
      (SELECT max(a.created_at) FROM aliases a WHERE a.alias_sid = $1 AND a.account_sid = r.account_sid \
-      AND a.target_sid IN (r.call_sid, r.conference_sid)) AS alias_since \
+      AND a.target_sid IN (r.call_sid, r.conference_sid)) AS alias_since, \
+     (SELECT max(p.put_at) FROM (SELECT account_sid, recording_sid, put_at FROM choices WHERE call_sid = $1 \
+      UNION ALL SELECT c.account_sid, c.recording_sid, c.put_at FROM aliases a JOIN choices c \
+      ON c.account_sid = a.account_sid AND c.call_sid = a.target_sid WHERE a.alias_sid = $1) p \
+      WHERE p.account_sid = r.account_sid AND p.recording_sid = r.recording_sid) AS put_at \
      FROM recordings r JOIN ",
     recordings_of_call!("= $1"),
     " AS found ON r.account_sid = found.account_sid AND r.recording_sid = found.recording_sid WHERE 1 = 1"
 );
-
-/// What was PUT for the call under any of its names.
-const CHOICES_OF_CALL: &str = "SELECT account_sid, recording_sid, put_at FROM choices WHERE call_sid = $1 \
-     UNION ALL SELECT c.account_sid, c.recording_sid, c.put_at FROM aliases a JOIN choices c \
-     ON c.account_sid = a.account_sid AND c.call_sid = a.target_sid WHERE a.alias_sid = $1";
 
 impl dyn Catalog + '_ {
     /// One recording.
@@ -242,20 +242,13 @@ impl dyn Catalog + '_ {
                 is_own: false,
                 alias_since: None,
             });
+            let put_at = row.time_opt("put_at")?;
+            if let Some(put_at) = put_at.filter(|at| view.last_put.is_none_or(|known| known.put_at < *at)) {
+                view.last_put = Some(PutChoice { recording: recording.id.recording, put_at });
+            }
             view.recordings.push(recording);
             view.is_own |= row.get::<i64>("is_own")? != 0;
             view.alias_since = view.alias_since.max(row.time_opt("alias_since")?);
-        }
-        if views.is_empty() {
-            return Ok(Vec::new());
-        }
-        for row in session.rows(CHOICES_OF_CALL, args![call]).await? {
-            let put = PutChoice { recording: row.parse("recording_sid")?, put_at: row.time("put_at")? };
-            if let Some(view) = views.get_mut(&row.parse("account_sid")?)
-                && view.last_put.is_none_or(|known| known.put_at <= put.put_at)
-            {
-                view.last_put = Some(put);
-            }
         }
         let mut views: Vec<CallView> = views.into_values().collect();
         views.sort_by_key(|view| std::cmp::Reverse((view.is_own, view.alias_since)));

@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 use axum::body::{Body, HttpBody};
-use axum::extract::{FromRequestParts, Request, State as Shared};
+use axum::extract::{FromRequestParts, Request};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -91,7 +91,7 @@ struct Admitted(Arc<OnceLock<KeyId>>);
 const SHORT_BYTES: u64 = 64 << 10;
 
 /// Ends what is under way when the key is revoked with which it was let in.
-pub async fn guard(Shared(state): Shared<State>, mut request: Request, next: Next) -> Response {
+pub async fn guard(state: &State, mut request: Request, next: Next) -> Response {
     let admitted = Admitted::default();
     request.extensions_mut().insert(admitted.clone());
     let revoked = state.vault.keys.until_revoked(|| admitted.0.get().copied());

@@ -4,9 +4,7 @@
 //! set, so no page ever acts with what a browser keeps, and none is told that
 //! it may.
 
-use std::sync::Arc;
-
-use axum::extract::{Request, State as Shared};
+use axum::extract::Request;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http::header::{self, HeaderName};
@@ -30,13 +28,13 @@ const RESPONSE_HEADERS: HeaderValue = HeaderValue::from_static(
 const REMEMBERED_FOR: HeaderValue = HeaderValue::from_static("3600");
 
 /// The origins that the settings name.
-#[derive(Debug, Clone)]
-pub struct Origins(Arc<[String]>);
+#[derive(Debug)]
+pub struct Origins(Vec<String>);
 
 impl Origins {
     /// These origins.
     pub fn new(origins: &[String]) -> Self {
-        Self(origins.into())
+        Self(origins.to_vec())
     }
 
     fn allowed(&self, request: &Request) -> Option<HeaderValue> {
@@ -46,7 +44,7 @@ impl Origins {
 }
 
 /// Answers what browsers ask beforehand, and says which pages may read an answer.
-pub async fn cors(Shared(origins): Shared<Origins>, request: Request, next: Next) -> Response {
+pub async fn cors(origins: &Origins, request: Request, next: Next) -> Response {
     if origins.0.is_empty() || !is_for_pages(request.uri().path()) {
         return next.run(request).await;
     }

@@ -26,12 +26,13 @@ mod shares;
 mod view;
 mod webhooks;
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{MatchedPath, Request};
+use axum::extract::{MatchedPath, Request, State as Shared};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post, put};
@@ -47,24 +48,35 @@ use crate::config::Config;
 use crate::telemetry;
 use crate::vault::Vault;
 
-/// What handlers share. Cloning is cheap.
+/// What handlers share. It is cloned several times a request.
 #[derive(Clone)]
-pub struct State {
+pub struct State(Arc<Parts>);
+
+/// What it is made of.
+pub struct Parts {
     vault: Arc<Vault>,
-    limits: Arc<limits::Limits>,
+    limits: limits::Limits,
     /// What Twilio's signatures are over: scheme, host and perhaps a path.
-    public_url: Arc<str>,
+    public_url: String,
     /// What shares begin with.
-    share_url: Arc<str>,
+    share_url: String,
     origins: cors::Origins,
 }
 
 impl State {
     /// The state of a service that is called `public_url`.
     pub fn new(vault: Arc<Vault>, config: &Config, public_url: &str) -> Self {
-        let share_url = config.share_url.as_deref().unwrap_or(public_url).into();
+        let share_url = config.share_url.as_deref().unwrap_or(public_url).to_owned();
         let origins = cors::Origins::new(&config.cors_origins);
-        Self { vault, limits: Arc::default(), public_url: public_url.into(), share_url, origins }
+        let limits = limits::Limits::default();
+        Self(Arc::new(Parts { vault, limits, public_url: public_url.to_owned(), share_url, origins }))
+    }
+}
+
+impl Deref for State {
+    type Target = Parts;
+    fn deref(&self) -> &Parts {
+        &self.0
     }
 }
 
@@ -116,16 +128,14 @@ pub fn router(state: State, pages: Router<State>) -> Router {
         telemetry::http_route(path);
         router = router.route(path, methods);
     }
-    router =
-        router.layer(middleware::from_fn_with_state(state.clone(), auth::guard)).layer(middleware::from_fn(in_time));
+    router = router.layer(middleware::from_fn_with_state(state.clone(), in_time));
     if let Some(store) = state.vault.bucket.embedded() {
         router = with_embedded_store(router, store.clone(), &state);
     }
     router
         .fallback(async || Problem::NotFound)
         .method_not_allowed_fallback(async || Problem::MethodNotAllowed)
-        .layer(middleware::from_fn_with_state(state.origins.clone(), cors::cors))
-        .layer(middleware::from_fn(observe))
+        .layer(middleware::from_fn_with_state(state.clone(), observe))
         .with_state(state)
 }
 
@@ -175,19 +185,20 @@ fn is_link(request: &Request) -> bool {
 /// The longest that any answer takes: the longest wait, and time to make it.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(45);
 
-/// Ends what takes too long.
-async fn in_time(request: Request, next: Next) -> Response {
-    let answered = tokio::time::timeout(ANSWER_TIMEOUT, next.run(request)).await;
+/// Ends what takes too long, or has lost its key.
+async fn in_time(Shared(state): Shared<State>, request: Request, next: Next) -> Response {
+    let answered = tokio::time::timeout(ANSWER_TIMEOUT, auth::guard(&state, request, next)).await;
     answered.unwrap_or_else(|_| Problem::Unavailable("The answer took too long.").into_response())
 }
 
 /// Counts and logs a request by the route that it matched.
-async fn observe(request: Request, next: Next) -> Response {
+async fn observe(Shared(state): Shared<State>, request: Request, next: Next) -> Response {
     let began = Instant::now();
     let method = telemetry::method_label(request.method());
-    let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
-    let response = next.run(request).await;
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let response = cors::cors(&state.origins, request, next).await;
     let (status, took) = (response.status().as_u16(), began.elapsed());
+    let route = route.as_ref().map_or("none", MatchedPath::as_str);
     tracing::debug!(method, route, status, ?took, "answered");
     telemetry::http_answered(route, method, status, took);
     response

@@ -1,18 +1,33 @@
 //! Wrong settings end `serve` with 2 before the port is open.
 
-use std::process::{Command, Output};
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
 
 use crate::support::servers::free_port;
 use crate::support::world::debug_binary;
 
-fn serve(folder: &std::path::Path, settings: &[(&str, &str)]) -> Output {
-    Command::new(debug_binary())
+/// What comes of `serve` with settings that it should not take.
+fn serve(folder: &Path, settings: &[(&str, &str)]) -> Output {
+    let mut process = Command::new(debug_binary())
         .arg("serve")
         .current_dir(folder)
         .env_clear()
+        .env("CALLVAULT_LISTEN", format!("127.0.0.1:{}", free_port()))
         .envs(settings.iter().copied())
-        .output()
-        .expect("the binary starts")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary starts");
+    let mut said = String::new();
+    let mut lines = BufReader::new(process.stderr.take().expect("it is piped"));
+    while lines.read_line(&mut said).expect("it speaks UTF-8") > 0 {
+        if said.contains("listening") {
+            process.kill().expect("it still runs");
+            panic!("{settings:?} were taken: {said}");
+        }
+    }
+    Output { stderr: said.into_bytes(), ..process.wait_with_output().expect("it has ended") }
 }
 
 #[test]
