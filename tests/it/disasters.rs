@@ -2,7 +2,7 @@
 //! that page: a catalog that is lost or older than the bucket, a bucket that is lost, all
 //! nodes lost, everything lost.
 
-mod scene;
+pub mod scene;
 
 use callvault::twilio::simulator::Fault;
 use reqwest::StatusCode;
