@@ -32,9 +32,9 @@ const HISTORY_MAX: i64 = 100;
 
 /// A place in the feed: the catalog it belongs to, and the event's number.
 ///
-/// As text it sorts as the feed does. It begins with the time at which its
-/// catalog was made, so that one from a catalog that was lost is known to be
-/// foreign, and reads the whole new feed.
+/// As text it sorts as the feed does. It begins with the time at which its catalog
+/// was made, or was found to be older than its readers (`era.rs`), so that one from a
+/// catalog that was lost is known to be foreign, and reads the whole new feed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cursor {
     catalog_created_ms: i64,
@@ -57,9 +57,14 @@ impl Cursor {
         self.at(self.seq.saturating_add(events))
     }
 
+    /// Whether the feed began anew between that cursor and this one.
+    pub fn is_of_another_era(self, than: Self) -> bool {
+        self.catalog_created_ms != than.catalog_created_ms
+    }
+
     /// Whether it is of the same catalog as `end`, and not behind it.
     pub(super) fn is_before_or_at(self, end: Self) -> bool {
-        self.catalog_created_ms == end.catalog_created_ms && self.seq <= end.seq
+        !self.is_of_another_era(end) && self.seq <= end.seq
     }
 }
 

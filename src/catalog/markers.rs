@@ -2,7 +2,9 @@
 //!
 //! They apply to rows that exist too, and erased wins over held. An erased
 //! recording that no row knows gets one, so that it never comes back; a hold is
-//! kept for the row that is made later. Reading a marker twice changes nothing.
+//! kept for the row that is made later. Reading a marker twice changes nothing. A walk
+//! over them that tells an indexed catalog what it did not know begins a new era of the
+//! feed; one marker that is taken by itself does not.
 
 use std::time::Duration;
 
@@ -13,7 +15,7 @@ use super::bucket_walk::{BucketWalk, Position, finish, save};
 use super::erase::{ErasedBy, erase};
 use super::lease::{Lease, Settled};
 use super::sql::{Session, args};
-use super::{Catalog, Result, birth, feed, recheck, scrub};
+use super::{Catalog, Result, birth, era, feed, recheck, scrub};
 use crate::domain::object_key::Marker;
 use crate::domain::recording::{RecordingId, State};
 use crate::domain::sid::{CallSid, ConferenceSid};
@@ -63,8 +65,9 @@ impl dyn Catalog + '_ {
         after: Duration,
     ) -> Result<Settled> {
         let mut session = self.begin().await?;
+        let mut knew_less = false;
         for marked in marked {
-            apply(&mut session, marker, marked, after).await?;
+            knew_less |= apply(&mut session, marker, marked, after).await?;
         }
         let settled = match next {
             Some(next) => save(&mut session, walk, next).await?,
@@ -73,6 +76,9 @@ impl dyn Catalog + '_ {
         if settled == Settled::Stale {
             session.rollback().await?;
             return Ok(Settled::Stale);
+        }
+        if knew_less {
+            era::begin_once(&mut session).await?;
         }
         if next.is_none() {
             birth::all_is_read(&mut session).await?;
@@ -97,39 +103,43 @@ impl dyn Catalog + '_ {
     }
 }
 
-async fn apply(session: &mut Session, marker: Marker, marked: &Marked, after: Duration) -> Result<()> {
+/// Says whether the catalog did not know of it.
+async fn apply(session: &mut Session, marker: Marker, marked: &Marked, after: Duration) -> Result<bool> {
     let id = &marked.id;
     let mut known = lock(session, id).await?;
     if known.is_none() && marker == Marker::Erased {
         if create_erased(session, marked).await? {
-            return Ok(());
+            return Ok(true);
         }
         // Another node made one between the two statements.
         known = lock(session, id).await?;
     }
     match (marker, known) {
-        (Marker::Erased, None) => Ok(()),
+        (Marker::Erased, None) => Ok(false),
         (_, Some(known)) if known.state == State::Erased => {
-            scrub::tell_call(session, &known, marked.call_sid, marked.conference_sid).await
+            scrub::tell_call(session, &known, marked.call_sid, marked.conference_sid).await?;
+            Ok(false)
         }
         (Marker::Erased, Some(_)) => {
             erase(session, id, ErasedBy::Marker, false).await?;
             session.execute(RELEASE, args![id.account, id.recording]).await?;
             // Whatever comes of the erasing: late writes are looked for.
-            recheck::owe(session, &Lease { id: *id, epoch: 0 }, after).await
+            recheck::owe(session, &Lease { id: *id, epoch: 0 }, after).await?;
+            Ok(true)
         }
         (Marker::Held, None) => {
-            session.execute(KEEP_HOLD, args![id.account, id.recording]).await?;
+            let is_new = session.execute(KEEP_HOLD, args![id.account, id.recording]).await? == 1;
             // A row that came in between is held, too.
             session.execute(HOLD_AS_MARKED, args![id.account, id.recording]).await?;
-            Ok(())
+            Ok(is_new)
         }
-        (Marker::Held, Some(known)) if known.hold => Ok(()),
+        (Marker::Held, Some(known)) if known.hold => Ok(false),
         (Marker::Held, Some(_)) => {
-            match session.execute(HOLD, args![id.account, id.recording, marked.hold_marker_epoch]).await? {
-                0 => Ok(()),
-                _ => feed::append(session, id, "recording.held", told_by()).await,
+            let is_held = session.execute(HOLD, args![id.account, id.recording, marked.hold_marker_epoch]).await? == 1;
+            if is_held {
+                feed::append(session, id, "recording.held", told_by()).await?;
             }
+            Ok(is_held)
         }
     }
 }

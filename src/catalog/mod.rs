@@ -21,6 +21,7 @@ mod claim;
 mod clock;
 mod columns;
 mod duty;
+mod era;
 mod erase;
 mod evict;
 mod feed;

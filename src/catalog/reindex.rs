@@ -4,7 +4,9 @@
 //! newest object, and made rows of afterwards in the order in which it was stored.
 //! A row is made only where there is none; whatever else lies there gets a recheck,
 //! and of a row that has no audio yet it is told that there may be some.
-//! Both parts are saved as they go, so that whoever goes on misses nothing.
+//! Both parts are saved as they go, so that whoever goes on misses nothing. A walk that
+//! finds more than an indexed catalog knew begins a new era of the feed; an object that
+//! is registered by itself does not.
 
 use std::time::Duration;
 
@@ -18,7 +20,7 @@ use super::lease::{Lease, Settled};
 use super::markers::HOLD_AS_MARKED;
 use super::names::keep_names;
 use super::sql::{Row, Session, args, now};
-use super::{Catalog, Result, birth, feed, recheck, rows, scrub};
+use super::{Catalog, Result, birth, era, feed, recheck, rows, scrub};
 use crate::domain::recording::{Details, Recording, RecordingId, State, StoredObject};
 
 /// An object of this service's, as it lies in the bucket.
@@ -73,6 +75,25 @@ const LOOK_FIRST: &str = concat!(
      AND state IN ('announced', 'pending', 'fetching', 'absent', 'failed')"
 );
 
+/// A row that waits for nobody and nothing, and has no audio or an older one than that:
+/// when the object was stored, another catalog knew of it. What is under way, or owed a
+/// look, may leave such objects, too.
+const KNOWS_LESS: &str = concat!(
+    "SELECT 1 AS one FROM recordings WHERE account_sid = $1 AND recording_sid = $2 AND recheck_due_at IS NULL \
+     AND duty_until IS NULL AND (state IN ('announced', 'pending', 'evicted', 'absent', 'failed') \
+     OR (state = 'fetching' AND due_at <= ",
+    now!(),
+    ") OR (state = 'stored' AND stored_at < $3))"
+);
+
+/// What came of an object that was found.
+struct Indexed {
+    /// Its recording had no row, and has one now.
+    created: bool,
+    /// The catalog did not know what the bucket tells.
+    knew_less: bool,
+}
+
 impl dyn Catalog + '_ {
     /// Keeps what a part of the bucket's list has, and saves with it how far the
     /// walk came.
@@ -107,12 +128,16 @@ impl dyn Catalog + '_ {
     ) -> Result<Option<usize>> {
         let mut session = self.begin().await?;
         let next = session.rows(NEXT, args![at_most]).await?;
+        let mut knew_less = false;
         for row in &next {
-            index(&mut session, row, after).await?;
+            knew_less |= index(&mut session, row, after).await?.knew_less;
         }
         if save(&mut session, walk, at).await? == Settled::Stale {
             session.rollback().await?;
             return Ok(None);
+        }
+        if knew_less {
+            era::begin_once(&mut session).await?;
         }
         session.commit().await?;
         self.announce_change();
@@ -137,7 +162,7 @@ impl dyn Catalog + '_ {
         gather(&mut session, found).await?;
         let row = session.row(ONE, args![found.id.account, found.id.recording]).await?;
         let registered = match row {
-            Some(row) => index(&mut session, &row, after).await?,
+            Some(row) => index(&mut session, &row, after).await?.created,
             None => false,
         };
         session.commit().await?;
@@ -171,7 +196,7 @@ async fn gather(session: &mut Session, found: &FoundObject) -> Result<()> {
     Ok(())
 }
 
-async fn index(session: &mut Session, found: &Row, after: Duration) -> Result<bool> {
+async fn index(session: &mut Session, found: &Row, after: Duration) -> Result<Indexed> {
     let id = rows::id(found)?;
     let others = found.get::<i64>("others")? != 0;
     let created = session.execute(CREATE_STORED, args![id.account, id.recording]).await? == 1;
@@ -185,12 +210,16 @@ async fn index(session: &mut Session, found: &Row, after: Duration) -> Result<bo
         known.state == State::Stored && known.object.as_ref().is_some_and(|object| object.key == key)
     };
     let known = lock(session, &id).await?;
+    let mut knew_less = created;
     if let Some(known) = known.filter(|known| others || !names(known)) {
+        let stored_at = found.time("stored_at")?;
+        let knows_less = session.row(KNOWS_LESS, args![id.account, id.recording, stored_at]).await?.is_some();
+        knew_less |= knows_less && !names(&known);
         tell_row(session, &known, found).await?;
         recheck::owe(session, &Lease { id, epoch: known.epoch }, after).await?;
     }
     session.execute(FORGET, args![id.account, id.recording]).await?;
-    Ok(created)
+    Ok(Indexed { created, knew_less })
 }
 
 /// Tells a row of an object that it does not name. The call in whose folder it lies is

@@ -16,6 +16,7 @@ use super::lease::Lease;
 use super::names::keep_names;
 use super::sql::{Row, Session, args, now, one_of};
 use super::{Catalog, Result, recheck, rows};
+use crate::domain::object_key::Marker;
 use crate::domain::recording::{Details, Recording, RecordingId, State};
 use crate::domain::sid::{CallSid, ConferenceSid, RecordingSid};
 
@@ -40,6 +41,8 @@ pub struct InHand {
     pub owes_hold_marker: bool,
     /// How often that was begun.
     pub hold_marker_epoch: i64,
+    /// Whether it was erased and the marker of that was written.
+    pub is_erase_marked: bool,
 }
 
 const OF: &str = concat!("SELECT ", columns_of!(recordings), " FROM recordings WHERE 1 = 1");
@@ -70,6 +73,18 @@ const TELL_CALL: &str = concat!(
      duty_until = NULL, erase_cleared = 0, erase_due_at = ",
     now!(),
     " WHERE account_sid = $1 AND recording_sid = $2 AND state = 'erased' AND details_confirmed = 0"
+);
+
+/// The same where its marker is gone: what else of it is in the bucket is looked for anew.
+const OWE_ERASED_MARKER: &str = concat!(
+    "UPDATE recordings SET epoch = epoch + 1, duty_until = NULL, erase_marked = 0, erase_cleared = 0, erase_due_at = ",
+    now!(),
+    " WHERE account_sid = $1 AND recording_sid = $2 AND state = 'erased' AND erase_marked = 1"
+);
+const OWE_HELD_MARKER: &str = concat!(
+    "UPDATE recordings SET hold_marker_due_at = ",
+    now!(),
+    " WHERE account_sid = $1 AND recording_sid = $2 AND hold = 1 AND hold_marker_due_at IS NULL"
 );
 
 impl dyn Catalog + '_ {
@@ -115,6 +130,20 @@ impl dyn Catalog + '_ {
             recheck::owe(&mut session, &Lease { id: *id, epoch }, after).await?;
         }
         session.commit().await
+    }
+
+    /// Notes that the marker of a recording that was erased or is held has to be written
+    /// again, as its row still asks for it.
+    pub async fn owe_marker(&self, id: &RecordingId, marker: Marker) -> Result<()> {
+        let owe = match marker {
+            Marker::Erased => OWE_ERASED_MARKER,
+            Marker::Held => OWE_HELD_MARKER,
+        };
+        let mut session = self.begin().await?;
+        session.execute(owe, args![id.account, id.recording]).await?;
+        session.commit().await?;
+        self.announce_change();
+        Ok(())
     }
 
     /// Grants the lease of a recheck of one recording, whether one is owed or not.
@@ -163,6 +192,7 @@ fn in_hand(row: &Row) -> Result<InHand> {
         hold: recording.hold,
         owes_hold_marker: row.get::<Option<i64>>("hold_marker_due_at")?.is_some(),
         hold_marker_epoch: row.get("hold_marker_epoch")?,
+        is_erase_marked: recording.state == State::Erased && row.get::<i64>("erase_marked")? != 0,
     })
 }
 

@@ -25,14 +25,24 @@ const DRAW_EVERY: Duration = Duration::from_millis(200);
 /// `callvault serve`. It works on the settings of `callvault serve`, also beside
 /// running nodes, and can be stopped at any time: the next run goes on.
 ///
+/// A catalog from a backup is older than what readers of its feed have read: they
+/// would miss what comes now. Where the bucket knows more than the catalog, the
+/// feed begins anew, and each reader reads it once from its beginning. Say
+/// --restored after a backup was restored: then it does in any case, also where
+/// nothing in the bucket tells that something is missing.
+///
 /// Exit status: 0 done; 1 it failed or was stopped; 2 wrong usage or settings.
 ///
 /// Examples:
 ///   callvault reindex
+///   callvault reindex --restored
 ///   callvault reindex --json
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub struct Args {
+    /// The catalog was restored from a backup: its feed begins anew
+    #[arg(long)]
+    restored: bool,
     /// Write what it came to as one JSON document
     #[arg(long)]
     json: bool,
@@ -46,7 +56,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let stopping = CancellationToken::new();
     let _signals = beside::stop_on_signal(stopping.clone())?;
     let ended = {
-        let mut reindexing = std::pin::pin!(vault.reindex(&node, &progress, &stopping));
+        let mut reindexing = std::pin::pin!(vault.reindex(&node, args.restored, &progress, &stopping));
         let mut draw = tokio::time::interval(DRAW_EVERY);
         loop {
             tokio::select! {
@@ -77,8 +87,12 @@ fn words(progress: &ReindexProgress) -> String {
 
 fn tell(progress: &ReindexProgress, complete: bool, as_json: bool) {
     let count = |count: &std::sync::atomic::AtomicU64| count.load(Ordering::Relaxed);
+    let feed_began_anew = progress.feed_began_anew.load(Ordering::Relaxed);
     if !as_json {
         print_line(&words(progress));
+        if feed_began_anew {
+            print_line("the feed begins anew: each of its readers reads it once from its beginning");
+        }
         return;
     }
     let document = json!({
@@ -86,6 +100,7 @@ fn tell(progress: &ReindexProgress, complete: bool, as_json: bool) {
         "objects": count(&progress.listed),
         "passed_over": count(&progress.passed_over),
         "recordings": count(&progress.indexed),
+        "feed_began_anew": feed_began_anew,
         "complete": complete,
     });
     print_line(&document.to_string());

@@ -30,8 +30,9 @@ const DRAW_EVERY: Duration = Duration::from_millis(200);
 /// Read every object back, and compare bucket and catalog.
 ///
 /// Reads the object of every stored recording and checks its SHA-256, its size
-/// and its metadata; then goes over the bucket's list for what no recording
-/// names. Works on the settings of `callvault serve`, beside running nodes.
+/// and its metadata, and looks for the markers of what was erased or is held; then
+/// goes over the bucket's list for what no recording names. Works on the settings
+/// of `callvault serve`, beside running nodes.
 ///
 /// What can be found:
 ///   missing       a stored recording has no object
@@ -41,19 +42,21 @@ const DRAW_EVERY: Duration = Duration::from_millis(200);
 ///   unregistered  an object of callvault's, of a recording that is not known
 ///   leftover      an object, or what is staged, that no recording names
 ///   marker        a marker of an erased or held recording that its row does not heed
+///   unmarked      a recording that was erased or is held, without its marker
 ///   alien         what callvault did not write: it is reported, and never touched
 ///
 /// With --repair, what is lost or corrupted is fetched from Twilio again, what the
-/// bucket has is registered, metadata is mended, and what no recording names is
-/// left to a recheck (CALLVAULT_RECHECK_AFTER), which removes it. What neither the
-/// bucket nor Twilio has is said to be lost. The service does the same all the
-/// time, slowly: see CALLVAULT_SCRUB_EVERY.
+/// bucket has is registered, metadata is mended, lost markers are written again, and
+/// what no recording names is left to a recheck (CALLVAULT_RECHECK_AFTER), which
+/// removes it. What neither the bucket nor Twilio has is said to be lost. The service
+/// does the same all the time, slowly: see CALLVAULT_SCRUB_EVERY.
 ///
 /// Open multipart uploads are not looked for here. The service ends those that no
 /// recording names after a day, where the store lists all of a folder. MinIO, and
 /// the embedded store, list those of an exact key only: MinIO ends old ones by itself.
 ///
-/// With --sample, --since or --until the bucket's list is not gone over.
+/// With --sample, --since or --until the bucket's list is not gone over. A sample is
+/// one of stored recordings.
 ///
 /// Exit status: 0 all is in order, or was repaired; 1 something is wrong; 2 wrong
 /// usage or settings.

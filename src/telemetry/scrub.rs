@@ -16,7 +16,7 @@ const LAG: &str = "callvault_scrub_lag_seconds";
 const SCRUBBED: &[&str] = &["recording", "key"];
 /// What a scrub finds; see `vault/found.rs`.
 const FINDS: &[&str] =
-    &["missing", "corrupted", "unreadable", "misdescribed", "unregistered", "leftover", "marker", "alien"];
+    &["missing", "corrupted", "unreadable", "misdescribed", "unregistered", "leftover", "marker", "unmarked", "alien"];
 
 pub(super) const METRICS: &[Metric] = &[
     Metric {

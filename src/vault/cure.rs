@@ -50,12 +50,13 @@ impl Vault {
                     None => Remedy::Cured("is gone"),
                 }
             }
+            (Cure::Mark(marker), Some(id)) => self.mark_again(*marker, id, stopping).await?,
             (Cure::Sweep, _) => {
                 let now = self.now()?;
                 self.bucket.delete_under_lease(&found.key, now).await?;
                 Remedy::Cured("is removed")
             }
-            (Cure::LeaveAlone, _) | (Cure::Mend | Cure::Owe(..) | Cure::Heed(_), None) => Remedy::None,
+            (Cure::LeaveAlone, _) | (Cure::Mend | Cure::Owe(..) | Cure::Heed(_) | Cure::Mark(_), None) => Remedy::None,
         };
         Ok(remedy)
     }

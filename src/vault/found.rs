@@ -1,5 +1,5 @@
-//! What a scrub finds: a stored recording whose object is not right, and what lies
-//! in the bucket that no row names.
+//! What a scrub finds: a stored recording whose object is not right, a marker that is
+//! gone (`unmarked.rs`), and what lies in the bucket that no row names.
 //!
 //! Finding changes nothing. What changed while it was looked at is no find, nor is
 //! what a recheck is owed for anyhow.
@@ -11,6 +11,7 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use super::Vault;
 use super::audit::AuditError;
 use super::flaws::Flaw;
+use super::unmarked::marker_of;
 use crate::bucket::{ListedObject, ObjectFacts, Throttle};
 use crate::catalog::{FoundObject, InHand};
 use crate::domain::object_key::Marker;
@@ -38,6 +39,8 @@ pub enum FoundKind {
     Leftover,
     /// A marker that its row does not heed.
     Marker,
+    /// A recording that was erased or is held, without the marker that says so.
+    Unmarked,
     /// What this service did not write.
     Alien,
 }
@@ -52,6 +55,7 @@ impl FoundKind {
         Self::Unregistered,
         Self::Leftover,
         Self::Marker,
+        Self::Unmarked,
         Self::Alien,
     ];
 
@@ -65,6 +69,7 @@ impl FoundKind {
             Self::Unregistered => "unregistered",
             Self::Leftover => "leftover",
             Self::Marker => "marker",
+            Self::Unmarked => "unmarked",
             Self::Alien => "alien",
         }
     }
@@ -97,6 +102,8 @@ pub(super) enum Cure {
     Register(Box<FoundObject>),
     /// The row heeds it.
     Heed(Marker),
+    /// It is written again.
+    Mark(Marker),
     /// It goes: no row can ask for that.
     Sweep,
 }
@@ -141,10 +148,14 @@ impl Vault {
         Ok(found.into_iter().flatten().collect())
     }
 
-    /// The same of a row as [`Self::find_flaw`] says, or that its object cannot be read.
-    pub(super) async fn look_at_row(&self, row: &Recording, throttle: &Throttle) -> Result<Option<Found>, AuditError> {
+    /// What is wrong with what the bucket has of a row: its object and its marker. Or that
+    /// they cannot be read.
+    pub(super) async fn look_at_row(&self, row: &Recording, throttle: &Throttle) -> Result<Vec<Found>, AuditError> {
         let key = row.object.as_ref().map_or("", |object| &object.key);
-        self.or_unreadable(Some(row.id), key, self.find_flaw(row, throttle).await).await
+        let flaw = self.or_unreadable(Some(row.id), key, self.find_flaw(row, throttle).await).await?;
+        let key = marker_of(row).map(|marker| self.bucket.layout().marker(marker, &row.id)).unwrap_or_default();
+        let unmarked = self.or_unreadable(Some(row.id), &key, self.find_unmarked(row).await).await?;
+        Ok(flaw.into_iter().chain(unmarked).collect())
     }
 
     /// One object that the store does not give must not end every pass: where the

@@ -51,6 +51,7 @@ mod tape;
 mod traces;
 mod turns;
 mod twilio_copies;
+mod unmarked;
 pub mod verify;
 pub mod webhooks;
 

@@ -5,7 +5,7 @@
 //! most. Reads metadata, and no audio: what is wrong with the bytes a scrub finds.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::stream::{self, StreamExt, TryStreamExt};
@@ -51,6 +51,8 @@ pub struct ReindexProgress {
     pub gathered: AtomicU64,
     /// Recordings that were gone through.
     pub indexed: AtomicU64,
+    /// Whether the feed began anew: the catalog was older than its readers.
+    pub feed_began_anew: AtomicBool,
 }
 
 /// Why a walk over the bucket could not be finished.
@@ -110,15 +112,38 @@ impl Vault {
 
     /// Makes a catalog of all that lies in the bucket, as a process of that name.
     /// Where another one is at it, that is waited for, and its work gone on with. Given
-    /// back to others when it is `stopping`.
+    /// back to others when it is `stopping`. The feed begins anew where the bucket knows
+    /// more than a catalog that was indexed before, and where it was `restored` in any case.
     pub async fn reindex(
         &self,
         node: &str,
+        restored: bool,
         progress: &ReindexProgress,
         stopping: &CancellationToken,
     ) -> Result<(), WalkError> {
+        let before = self.catalog.latest_event().await?;
+        let walked = self.walk_over_all(node, restored, progress, stopping).await;
+        // Where that is not known, the walk has failed, too.
+        let began_anew = self.catalog.latest_event().await.is_ok_and(|now| now.is_of_another_era(before));
+        progress.feed_began_anew.store(began_anew, Ordering::Relaxed);
+        walked
+    }
+
+    async fn walk_over_all(
+        &self,
+        node: &str,
+        restored: bool,
+        progress: &ReindexProgress,
+        stopping: &CancellationToken,
+    ) -> Result<(), WalkError> {
+        let owes_era = AtomicBool::new(restored);
         self.again_until_held(async || {
             let (walk, granted) = self.wait_for_walk(BucketWalkKind::Markers, node, stopping).await?;
+            // Once the walk was begun: what it finds begins no other one.
+            if owes_era.load(Ordering::Relaxed) {
+                self.catalog.begin_era().await?;
+                owes_era.store(false, Ordering::Relaxed);
+            }
             self.keep_walk(&walk, granted, stopping, self.read_markers(&walk, progress)).await
         })
         .await?;

@@ -215,7 +215,7 @@ impl Vault {
         Ok(walk.expected.unwrap_or(EXPECTED_UNCOUNTED))
     }
 
-    async fn scrub_row(&self, row: &Recording) -> Result<Option<Found>, AuditError> {
+    async fn scrub_row(&self, row: &Recording) -> Result<Vec<Found>, AuditError> {
         let found = self.look_at_row(row, &Throttle::default()).await?;
         telemetry::scrub_checked("recording", 1);
         telemetry::scrub_bytes(row.object.as_ref().map_or(0, |object| object.size_bytes.unsigned_abs()));

@@ -91,6 +91,7 @@ mod tests {
             hold: false,
             owes_hold_marker: false,
             hold_marker_epoch: 0,
+            is_erase_marked: false,
         };
         let rest = row(State::Stored, false);
         assert_eq!(fate(&begun(25), 1, None, now), Fate::Ends);

@@ -113,7 +113,8 @@ impl Vault {
         let open = self.streams.open(id, key)?;
         // It may have been erased after it was looked up, and before it was known here.
         let is_erasure = |news: &News| is_erasure(news) && news.id() == Some(id);
-        if seen.is_some_and(|seen| self.follower.look_for(seen, is_erasure) == Found::Something) {
+        let is_new = |seen| matches!(self.follower.look_for(seen, is_erasure), Found::NothingUpTo(_));
+        if seen.is_some_and(|seen| !is_new(seen)) {
             self.streams.end(&id);
         }
         Ok(open)

@@ -1,6 +1,7 @@
 //! Verifying the bucket against the catalog by hand, and repairing what is wrong.
 //!
-//! Goes over the rows, whose objects are read back, and then over the bucket's list.
+//! Goes over the rows, whose objects are read back and whose markers are looked for, and
+//! then over the bucket's list.
 //! Runs beside nodes at work. What is found is told as it is found; memory is bounded
 //! by a page, and by the number of a sample.
 
@@ -59,11 +60,15 @@ impl VerifyTerms {
         self.since.is_none() && self.until.is_none() && self.sample.is_none()
     }
 
+    /// Whether it is of the time that is meant.
     fn has(&self, recording: &Recording) -> bool {
         let at = recording.ordered_at();
-        recording.state == State::Stored
-            && self.since.is_none_or(|since| at >= since)
-            && self.until.is_none_or(|until| at < until)
+        self.since.is_none_or(|since| at >= since) && self.until.is_none_or(|until| at < until)
+    }
+
+    /// Whether it is among those of which a sample is taken.
+    fn samples(&self, recording: &Recording) -> bool {
+        recording.state == State::Stored && self.has(recording)
     }
 }
 
@@ -159,7 +164,7 @@ impl Vault {
         run.progress.to_read.store(chosen.len() as u64, Ordering::Relaxed);
         for some in chosen.chunks(PAGE_ROWS.unsigned_abs() as usize) {
             let rows = self.catalog.recordings(some).await?;
-            self.verify_some(run, rows.into_iter().filter(|row| run.terms.has(row))).await?;
+            self.verify_some(run, rows.into_iter().filter(|row| run.terms.samples(row))).await?;
         }
         Ok(())
     }
@@ -175,7 +180,7 @@ impl Vault {
                 run.patiently(async || Ok(self.catalog.every_recording(after.as_ref(), PAGE_ROWS).await?)).await?;
             let Some(last) = page.last() else { return Ok(chosen) };
             after = Some(last.id);
-            for row in page.iter().filter(|row| run.terms.has(row)) {
+            for row in page.iter().filter(|row| run.terms.samples(row)) {
                 seen += 1;
                 let place = ((self.dice)() * seen as f64) as usize;
                 match chosen.len() < count {
@@ -198,12 +203,13 @@ impl Vault {
 
     async fn verify_row(&self, run: &Run<'_>, row: Recording) -> Result<(), VerifyError> {
         run.go_on()?;
-        if let Some(found) = run.patiently(async || self.look_at_row(&row, &run.terms.throttle).await).await? {
+        for found in run.patiently(async || self.look_at_row(&row, &run.terms.throttle).await).await? {
             self.tell(run, found).await?;
         }
-        run.progress.read.fetch_add(1, Ordering::Relaxed);
-        let size_bytes = row.object.map_or(0, |object| object.size_bytes.unsigned_abs());
-        run.progress.bytes.fetch_add(size_bytes, Ordering::Relaxed);
+        if let (State::Stored, Some(object)) = (row.state, row.object) {
+            run.progress.read.fetch_add(1, Ordering::Relaxed);
+            run.progress.bytes.fetch_add(object.size_bytes.unsigned_abs(), Ordering::Relaxed);
+        }
         Ok(())
     }
 

@@ -12,28 +12,28 @@ use super::*;
 
 const SHORT: Duration = Duration::from_millis(300);
 
-async fn walk(catalog: &Arc<dyn Catalog>, kind: BucketWalkKind) -> BucketWalk {
+pub async fn walk(catalog: &Arc<dyn Catalog>, kind: BucketWalkKind) -> BucketWalk {
     catalog.grant_bucket_walk(kind, "node", LONG).await.unwrap().expect("the walk is due")
 }
 
-fn at(stage: i64, after: &str) -> Position {
+pub fn at(stage: i64, after: &str) -> Position {
     Position { stage, after: Some(after.to_owned()), done: 0 }
 }
 
 /// What a marker names that says no more.
-fn marked(number: u32) -> Marked {
+pub fn marked(number: u32) -> Marked {
     Marked { id: recording_id(number), call_sid: None, conference_sid: None, hold_marker_epoch: Some(0) }
 }
 
 /// All markers of one kind, read in one go.
-async fn read(catalog: &Arc<dyn Catalog>, marker: Marker, numbers: &[u32]) {
+pub async fn read(catalog: &Arc<dyn Catalog>, marker: Marker, numbers: &[u32]) {
     let walk = walk(catalog, BucketWalkKind::Markers).await;
     let marked: Vec<Marked> = numbers.iter().map(|number| marked(*number)).collect();
     assert_eq!(catalog.take_markers(&walk, marker, &marked, None, LONG).await.unwrap(), Settled::Done);
 }
 
 /// An object of a recording, stored so many seconds after the first one.
-fn found(number: u32, bytes: &[u8], seconds: i64) -> FoundObject {
+pub fn found(number: u32, bytes: &[u8], seconds: i64) -> FoundObject {
     let id = recording_id(number);
     FoundObject {
         id,
@@ -44,7 +44,7 @@ fn found(number: u32, bytes: &[u8], seconds: i64) -> FoundObject {
     }
 }
 
-async fn index_all(catalog: &Arc<dyn Catalog>, objects: &[FoundObject]) {
+pub async fn index_all(catalog: &Arc<dyn Catalog>, objects: &[FoundObject]) {
     let walk = walk(catalog, BucketWalkKind::Objects).await;
     assert_eq!(catalog.gather(&walk, objects, &at(1, "")).await.unwrap(), Settled::Done);
     while catalog.index(&walk, &at(1, ""), 2, Duration::ZERO).await.unwrap().expect("the lease is held") > 0 {}

@@ -2,6 +2,7 @@
 //! itself goes once, by one holder.
 
 use callvault::catalog::{Duty, Erase, Erased, EventFilter, FoundBy, Lease, ListFilter, Progress, Settled};
+use callvault::domain::object_key::Marker;
 use callvault::domain::recording::{ErrorCode, Recording, State};
 use futures::future::join_all;
 use jiff::Timestamp;
@@ -239,6 +240,42 @@ on_every_catalog! {
         assert_eq!((erasing(&nodes[0]).await, nodes[0].erasures_owed(1).await.unwrap()), (vec![], (0, 0)));
         // A recheck always follows.
         assert_eq!(nodes[0].grant_rechecks(10, LONG).await.unwrap().len(), 1);
+    }
+
+    async fn a_marker_that_is_gone_is_owed_again_where_its_row_still_asks_for_it(database: Database) {
+        let catalog = database.node().await;
+        let lease = stored(&catalog, 1).await;
+        let id = lease.id;
+        let owes = async || catalog.owes_hold_marker(&id).await.unwrap();
+        let written = async || catalog.in_hand([id.recording]).await.unwrap()[&id.recording][0].is_erase_marked;
+        for hold in [true, false] {
+            catalog.set_hold(&id, hold).await.unwrap();
+            let marker = catalog.grant_hold_marker(&id, LONG).await.unwrap().unwrap();
+            assert_eq!(catalog.settle_hold_marker(&marker, true, LONG).await.unwrap(), Settled::Done);
+            catalog.owe_marker(&id, Marker::Held).await.unwrap();
+            assert_eq!((owes().await, recording(&catalog, 1).await.hold), (hold, hold));
+        }
+        catalog.owe_marker(&id, Marker::Erased).await.unwrap();
+        assert_eq!(recording(&catalog, 1).await.state, State::Stored);
+        assert!(!written().await);
+
+        // An erasing under way is left to end.
+        catalog.erase(one(1), false).await.unwrap();
+        let duty = erasing(&catalog).await.remove(0);
+        catalog.owe_marker(&id, Marker::Erased).await.unwrap();
+        assert_eq!(catalog.note_marked(&duty).await.unwrap(), Settled::Done);
+        assert!(written().await);
+        // One that was marked begins anew: whoever is at it does not say that it is there.
+        catalog.owe_marker(&id, Marker::Erased).await.unwrap();
+        let all = Progress { cleared: true, gone_at_twilio: false };
+        assert_eq!(catalog.settle_erasure(&duty, all, ZERO, LONG).await.unwrap(), Settled::Stale);
+        assert!(!written().await);
+        let duty = erasing(&catalog).await.remove(0);
+        assert_eq!(catalog.note_marked(&duty).await.unwrap(), Settled::Done);
+        assert_eq!(catalog.settle_erasure(&duty, all, ZERO, LONG).await.unwrap(), Settled::Done);
+        assert!(catalog.erasures(&[id]).await.unwrap()[0].is_done() && written().await);
+        let told = kinds(&catalog, 1).await;
+        assert_eq!(told.iter().filter(|kind| *kind == "recording.erased").count(), 1, "{told:?}");
     }
 
     async fn twilios_part_can_be_asked_for_at_any_time(database: Database) {

@@ -90,6 +90,7 @@ mod accepting;
 mod accounts;
 mod backfill;
 mod bucket;
+mod eras;
 mod feed;
 mod follow;
 mod keys;

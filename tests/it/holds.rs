@@ -22,7 +22,7 @@ pub async fn hold(service: &Service, id: &RecordingId, hold: bool) -> (u16, Valu
     (answer.status().as_u16(), answer.json().await.unwrap())
 }
 
-fn held_marker(id: &RecordingId) -> String {
+pub fn held_marker(id: &RecordingId) -> String {
     format!(".held/{ACCOUNT}/{}", id.recording)
 }
 

@@ -7,6 +7,7 @@ use object_store::{Attribute, Attributes};
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
 
+use crate::disasters::scene::{cursor, sids, told as told_after};
 use crate::holds::hold;
 use crate::recheck::{sql, stored};
 use crate::support::bucket::{command, document, plant, plant_many, put, run};
@@ -234,6 +235,45 @@ on_all_parts! {
         let newest = crate::support::bucket::key(1, b"the newest");
         assert_eq!(shown["key"], newest);
         eventually("the others are removed", async || (store.keys().await == [newest.clone()]).then_some(())).await;
+    }
+
+    async fn a_catalog_older_than_its_bucket_begins_its_feed_anew_once_beside_a_node(world: World) {
+        let service = world.start().await;
+        let store = world.store(&service);
+        let reindex = async |args: &[&str]| {
+            let report = document(&run(&world, &[&["reindex", "--json"], args].concat()).await, 0);
+            report["feed_began_anew"].as_bool().expect("it is told")
+        };
+        for number in 1..=3 {
+            stored(&world, &service, number).await;
+        }
+        assert_eq!(hold(&service, &recording_id(3), true).await.0, 200);
+        let read_until = cursor(&service).await;
+        assert!(!reindex(&[]).await, "both agree");
+        assert_eq!(told_after(&service, &read_until).await, sids([]));
+
+        // The node has the second one in its memory when the bucket tells that it was erased.
+        service.play(&format!("/v1/calls/{}/audio", call_sid(2))).await;
+        let path = format!("/v1/events?after={read_until}&type=recording.stored&wait=30");
+        let waiting = service.request(Method::GET, &path).send();
+        plant_many(&store, 4..=5, &speech_mp3()).await;
+        put(&store, &marker("erased", 2), b"", Attributes::new()).await;
+        let (waited, began_anew) = tokio::join!(waiting, reindex(&[]));
+        assert!(began_anew);
+        let page: Value = waited.unwrap().json().await.unwrap();
+        assert_ne!(page["events"], Value::Array(Vec::new()), "whoever waits is told");
+        let gone = format!("/v1/calls/{}/audio", call_sid(2));
+        eventually("it is gone", async || (service.get(&gone).await.status() == StatusCode::GONE).then_some(())).await;
+        eventually("a reader is told of all", async || {
+            (told_after(&service, &read_until).await == sids([1, 2, 3, 4, 5])).then_some(())
+        })
+        .await;
+
+        let read_until = cursor(&service).await;
+        assert!(!reindex(&[]).await, "they agree by now");
+        assert_eq!(told_after(&service, &read_until).await, sids([]));
+        assert!(reindex(&["--restored"]).await);
+        assert_eq!(told_after(&service, &read_until).await, sids([1, 2, 3, 4, 5]));
     }
 
     async fn a_reindex_that_is_killed_goes_on(world: World) {

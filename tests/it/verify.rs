@@ -8,6 +8,9 @@ use callvault::twilio::simulator::speech_mp3;
 use object_store::{Attribute, Attributes};
 use serde_json::Value;
 
+use crate::erase::{delete, marker, path};
+use crate::holds::{held_marker, hold};
+use crate::recheck::metric;
 use crate::support::bucket::{attributes, document, plant, plant_many, put, remove, run};
 use crate::support::eventually;
 use crate::support::relay::{Act, Relay, Rule};
@@ -201,6 +204,63 @@ on_all_parts! {
         }
     }
 
+    async fn markers_that_are_gone_are_found_and_written_again(world: World) {
+        let (service, store, _) = stocked(&world, 5).await;
+        let markers = [(true, 2), (true, 3), (false, 4), (false, 5)].map(|(is_held, number)| (is_held, recording_id(number)));
+        for (is_held, id) in &markers {
+            match is_held {
+                true => assert_eq!(hold(&service, id, true).await.0, 200),
+                false => assert_eq!(delete(&service, &path(id)).await.status(), 204),
+            }
+        }
+        let keys = markers.map(|(is_held, id)| if is_held { held_marker(&id) } else { marker(&id) });
+        let all = store.keys().await;
+        assert!(keys.iter().all(|key| all.contains(key)), "{all:?}");
+        assert_eq!(found_in_all(&document(&run(&world, &["verify", "--json"]).await, 0)), 0);
+        // One of each is gone, and one hold is released.
+        assert_eq!(hold(&service, &markers[1].1, false).await.0, 200);
+        remove(&store, &keys[0]).await;
+        remove(&store, &keys[2]).await;
+
+        // A sample is one of the three that are stored.
+        let parts: [(&[&str], BTreeSet<String>); 4] = [
+            (&["--sample", "5"], names([2])),
+            (&["--since", "2036-01-01"], names([])),
+            (&["--since", "2026-01-01"], names([2, 4])),
+            (&[], names([2, 4])),
+        ];
+        for (part, expected) in parts {
+            let found = document(&run(&world, &[&["verify", "--json"], part].concat()).await, i32::from(!expected.is_empty()));
+            assert_eq!(found_in_all(&found), expected.len() as u64, "{part:?}: {found}");
+            assert_eq!(of_kind(&found, "unmarked"), expected, "{part:?}");
+        }
+        let repaired = document(&run(&world, &["verify", "--repair", "--json"]).await, 0);
+        assert_eq!((of_kind(&repaired, "unmarked"), found_in_all(&repaired)), (names([2, 4]), 2), "{repaired}");
+        assert!(repaired["findings"].as_array().unwrap().iter().all(|found| found["remedy"] == "cured"), "{repaired}");
+        assert_eq!(found_in_all(&document(&run(&world, &["verify", "--json"]).await, 0)), 0);
+        let left = store.keys().await;
+        let is_there = keys.map(|key| left.contains(&key));
+        assert_eq!(is_there, [true, false, true, true], "what was released stays so");
+    }
+
+    async fn the_scrub_writes_markers_again_that_are_gone(world: World) {
+        world.set("CALLVAULT_SCRUB_EVERY", "2s");
+        let (service, store, _) = stocked(&world, 3).await;
+        assert_eq!(hold(&service, &recording_id(1), true).await.0, 200);
+        assert_eq!(delete(&service, &path(&recording_id(2))).await.status(), 204);
+        let markers = [held_marker(&recording_id(1)), marker(&recording_id(2))];
+        for marker in &markers {
+            remove(&store, marker).await;
+        }
+        eventually("they are there again", async || {
+            let keys = store.keys().await;
+            markers.iter().all(|marker| keys.contains(marker)).then_some(())
+        })
+        .await;
+        assert!(metric(&service, "callvault_scrub_found_total{kind=\"unmarked\"}").await >= 2);
+        assert_eq!(found_in_all(&document(&run(&world, &["verify", "--json"]).await, 0)), 0);
+    }
+
     async fn the_scrub_finds_and_mends_what_is_wrong(world: World) {
         world.set("CALLVAULT_SCRUB_EVERY", "2s");
         world.set("CALLVAULT_RECHECK_AFTER", "1s");
@@ -270,6 +330,62 @@ async fn a_marker_that_cannot_be_read_does_not_end_the_scrub() {
     relay.acts().await;
     let leftover = plant(&store, 3, b"another take", 1).await;
     eventually("what lies behind it goes", async || (!store.keys().await.contains(&leftover)).then_some(())).await;
+}
+
+/// A marker that is still to be written is not missed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_marker_that_is_owed_is_no_find() {
+    let mut world = World::new(Parts::Servers).await;
+    let (service, store, _) = stocked(&world, 3).await;
+    service.kill();
+    let relay = behind_relay(&mut world).await;
+    let service = world.start().await;
+    relay.rule(Rule::on("PUT /", Act::Answer(DENIED)).times(1000));
+    assert_eq!(hold(&service, &recording_id(1), true).await.0, 503);
+    assert_eq!(delete(&service, &path(&recording_id(2))).await.status(), 503);
+    let found = document(&run(&world, &["verify", "--json"]).await, 0);
+    assert_eq!(found_in_all(&found), 0, "{found}");
+    relay.release();
+    let markers = [held_marker(&recording_id(1)), marker(&recording_id(2))];
+    eventually("they are written", async || {
+        let keys = store.keys().await;
+        markers.iter().all(|marker| keys.contains(marker)).then_some(())
+    })
+    .await;
+}
+
+/// A hold that is released while its marker is looked for: it is not missed, nor written again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_marker_of_a_hold_that_is_released_meanwhile_is_not_written_again() {
+    let mut world = World::new(Parts::Servers).await;
+    let (service, store, _) = stocked(&world, 2).await;
+    let marker = held_marker(&recording_id(1));
+    let relay = behind_relay(&mut world).await;
+    let on_look = || Rule::on(&format!("HEAD /{}/{marker}", world.bucket()), Act::Hold);
+    // When it is looked for first, and when it is looked for again because it was not there.
+    for was_there in [true, false] {
+        assert_eq!(hold(&service, &recording_id(1), true).await.0, 200);
+        if !was_there {
+            remove(&store, &marker).await;
+        }
+        relay.rule(on_look());
+        let verifying = run(&world, &["verify", "--repair", "--json"]);
+        let releasing = async {
+            relay.acts().await;
+            if !was_there {
+                relay.release();
+                relay.rule(on_look());
+                relay.acts().await;
+            }
+            assert_eq!(hold(&service, &recording_id(1), false).await.0, 200);
+            relay.release();
+        };
+        let (verified, ()) = tokio::join!(verifying, releasing);
+        assert_eq!(found_in_all(&document(&verified, 0)), 0, "{was_there}");
+        assert!(!store.keys().await.contains(&marker));
+        let (_, shown) = service.json(&path(&recording_id(1))).await;
+        assert_eq!(shown["hold"], false, "{shown}");
+    }
 }
 
 /// Each node does parts of one pass; together they do it once.
