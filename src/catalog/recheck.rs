@@ -30,6 +30,8 @@ pub enum Finding {
     Damaged(String),
     /// The same, or it is not there, and Twilio does not have it any more: it is given up.
     Gone(String),
+    /// The same, but another object of it is whole, which tells this of it: it is stored.
+    Replaced(String, StoredObject, Box<Details>),
     /// A whole object of a recording that has none, and what it tells of that: it is stored.
     Adopted(StoredObject, Box<Details>),
     /// The bucket could not be looked through.
@@ -150,6 +152,9 @@ impl dyn Catalog + '_ {
             (Some(known), Finding::Lost) if held => lose(&mut session, &known, None, again).await?,
             (Some(known), Finding::Damaged(how)) if held => lose(&mut session, &known, Some(how), again).await?,
             (Some(known), Finding::Gone(how)) if held => give_up(&mut session, &known, how, again).await?,
+            (Some(known), Finding::Replaced(how, object, said)) if held => {
+                replace(&mut session, known, how, object, said, again).await?
+            }
             (Some(known), Finding::Adopted(object, said)) if held => adopt(&mut session, &known, object, said).await?,
             _ if held => Settled::Done,
             _ => Settled::Stale,
@@ -188,6 +193,21 @@ async fn give_up(session: &mut Session, known: &Recording, how: &str, again: Dur
         .await?;
     feed::append(session, id, "recording.failed", json!({"code": ErrorCode::ObjectLost, "detail": detail})).await?;
     Ok(Settled::Done)
+}
+
+/// Lost, and stored as what else lay there.
+async fn replace(
+    session: &mut Session,
+    known: Recording,
+    how: &str,
+    object: &StoredObject,
+    said: &Details,
+    again: Duration,
+) -> Result<Settled> {
+    match lose(session, &known, Some(how), again).await? {
+        Settled::Done => adopt(session, &Recording { state: State::Pending, ..known }, object, said).await,
+        Settled::Stale => Ok(Settled::Stale),
+    }
 }
 
 async fn adopt(session: &mut Session, known: &Recording, object: &StoredObject, said: &Details) -> Result<Settled> {

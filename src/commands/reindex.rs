@@ -75,13 +75,16 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 
 fn words(progress: &ReindexProgress) -> String {
     let count = |count: &std::sync::atomic::AtomicU64| count.load(Ordering::Relaxed);
+    let of_all = match count(&progress.gathered) {
+        0 => String::new(),
+        gathered => format!(" of {gathered}"),
+    };
     format!(
-        "{} markers, {} keys listed ({} passed over), {} of {} recordings gone through",
+        "{} markers, {} keys listed ({} passed over), {}{of_all} recordings gone through",
         count(&progress.markers),
         count(&progress.listed),
         count(&progress.passed_over),
         count(&progress.indexed),
-        count(&progress.gathered),
     )
 }
 

@@ -8,7 +8,7 @@ use std::cmp::Reverse;
 use super::Vault;
 use super::duty::OBJECTS_AT_ONCE;
 use super::fetch::{AttemptError, held};
-use crate::bucket::{BucketError, ObjectFacts};
+use crate::bucket::{BucketError, ObjectFacts, Throttle};
 use crate::catalog::Claim;
 use crate::domain::object_key::Layout;
 use crate::domain::recording::{Details, StoredObject};
@@ -39,7 +39,10 @@ impl Vault {
         if keys.len() > 1 {
             self.owe_recheck(lease).await?;
         }
-        let Some(Whole { object, said }) = self.newest_whole(lease.id.account, &keys).await? else { return Ok(false) };
+        let Some(Whole { object, said }) = self.newest_whole(lease.id.account, &keys, &Throttle::default()).await?
+        else {
+            return Ok(false);
+        };
         if said.is_none() && !is_confirmed {
             return Ok(false);
         }
@@ -52,11 +55,12 @@ impl Vault {
         Ok(true)
     }
 
-    /// The newest of these objects that is whole, if one is.
+    /// The newest of these objects that is whole, if one is, read no faster than that.
     pub(super) async fn newest_whole(
         &self,
         account: AccountSid,
         keys: &[String],
+        throttle: &Throttle,
     ) -> Result<Option<Whole>, BucketError> {
         let mut candidates = Vec::new();
         for key in keys {
@@ -68,7 +72,7 @@ impl Vault {
         }
         candidates.sort_by_key(|(stored_at, ..)| *stored_at);
         for (_, key, digest, format, said) in candidates {
-            match self.bucket.read_back(key).await? {
+            match self.bucket.read_back_within(key, throttle).await? {
                 Some((read, size_bytes)) if read == digest => {
                     let object = StoredObject { digest, size_bytes, format, key: key.clone() };
                     return Ok(Some(Whole { object, said }));

@@ -9,7 +9,7 @@ use super::Vault;
 use super::audit::AuditError;
 use super::found::{Cure, Found};
 use super::mend::Mended;
-use crate::bucket::BucketError;
+use crate::bucket::{BucketError, Throttle};
 use crate::catalog::FoundObject;
 
 /// What came of it.
@@ -30,16 +30,21 @@ pub enum Remedy {
 }
 
 impl Vault {
-    /// Does what cures something that was found.
-    pub(super) async fn cure(&self, found: &Found, stopping: &CancellationToken) -> Result<Remedy, AuditError> {
+    /// Does what cures something that was found, reading no faster than that.
+    pub(super) async fn cure(
+        &self,
+        found: &Found,
+        throttle: &Throttle,
+        stopping: &CancellationToken,
+    ) -> Result<Remedy, AuditError> {
         let remedy = match (&found.cure, &found.id) {
-            (Cure::Mend, Some(id)) => self.mend(id, stopping).await?.into(),
+            (Cure::Mend, Some(id)) => self.mend(id, throttle, stopping).await?.into(),
             (Cure::Owe(epoch, audio), Some(id)) => {
                 let home = audio.map_or((None, None), |audio| (audio.call_sid, audio.conference_sid));
                 self.catalog.owe_for_find(id, *epoch, home, self.recheck_after).await?;
                 Remedy::Owed("is looked at again by a recheck, which removes it")
             }
-            (Cure::Register(object), _) => self.register(object, stopping).await?,
+            (Cure::Register(object), _) => self.register(object, throttle, stopping).await?,
             (Cure::Heed(marker), Some(id)) => {
                 let known = self.catalog.in_hand([id.recording]).await?;
                 match self.marked(*marker, *id, &found.key, &known).await? {
@@ -62,8 +67,13 @@ impl Vault {
     }
 
     /// Makes a row of an object that is whole; a row that is there is told of it, and mended.
-    async fn register(&self, object: &FoundObject, stopping: &CancellationToken) -> Result<Remedy, AuditError> {
-        match self.bucket.read_back(&object.object.key).await? {
+    async fn register(
+        &self,
+        object: &FoundObject,
+        throttle: &Throttle,
+        stopping: &CancellationToken,
+    ) -> Result<Remedy, AuditError> {
+        match self.bucket.read_back_within(&object.object.key, throttle).await? {
             Some((digest, _)) if digest == object.object.digest => {}
             Some(_) => return Ok(Remedy::NotNow("its bytes are not what its key says".to_owned())),
             None => return Ok(Remedy::Cured("is gone")),
@@ -71,7 +81,7 @@ impl Vault {
         if self.catalog.register(object, self.recheck_after).await? {
             return Ok(Remedy::Cured("has a row now"));
         }
-        Ok(self.mend(&object.id, stopping).await?.into())
+        Ok(self.mend(&object.id, throttle, stopping).await?.into())
     }
 
     /// Whether the bucket answers at all: what one object does then is that object's own.

@@ -3,13 +3,15 @@
 //! Works under the lease of a recheck, so that no fetch is under way meanwhile, and
 //! looks again before it changes anything. What is only described wrongly is
 //! described anew. What is lost or damaged is fetched again where Twilio still has
-//! it, and given up where Twilio says that it has not; until Twilio has answered
-//! nothing is changed. Removes nothing that a row names.
+//! it. Where Twilio says that it has not, another whole object of it counts instead, and
+//! without one it is given up; until Twilio has answered nothing is changed. Removes
+//! nothing that a row names.
 
 use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::adopt::Whole;
 use super::duty::{DUTY_LEASE, Held, OBJECTS_AT_ONCE};
 use super::flaws::Flaw;
 use super::recheck::found;
@@ -38,23 +40,29 @@ pub enum Mended {
 }
 
 impl Vault {
-    /// Mends a recording. Where it is being worked on, that is done another time.
-    pub async fn mend(&self, id: &RecordingId, stopping: &CancellationToken) -> Result<Mended, CatalogError> {
+    /// Mends a recording, reading no faster than that. Where it is being worked on, that
+    /// is done another time.
+    pub async fn mend(
+        &self,
+        id: &RecordingId,
+        throttle: &Throttle,
+        stopping: &CancellationToken,
+    ) -> Result<Mended, CatalogError> {
         let granted = Instant::now();
         let Some(duty) = self.catalog.begin_duty(id, DUTY_LEASE).await? else {
             return Ok(Mended::NotNow("it is being worked on".to_owned()));
         };
         let held = Held::new(&duty, DUTY_LEASE);
-        let mended = self.settle_look(&held, granted, stopping, self.mend_under(&held)).await;
+        let mended = self.settle_look(&held, granted, stopping, self.mend_under(&held, throttle)).await;
         Ok(mended.unwrap_or_else(|| Mended::NotNow("the bucket or the catalog did not answer".to_owned())))
     }
 
-    async fn mend_under(&self, held: &Held<'_>) -> Result<(Finding, Mended), BucketError> {
+    async fn mend_under(&self, held: &Held<'_>, throttle: &Throttle) -> Result<(Finding, Mended), BucketError> {
         let recording = &held.duty.recording;
         if let (State::Stored, Some(object)) = (recording.state, &recording.object) {
-            return self.mend_stored(held, object).await;
+            return self.mend_stored(held, object, throttle).await;
         }
-        let finding = self.look_again(held).await?;
+        let finding = self.look_again(held, throttle).await?;
         let mended = if matches!(finding, Finding::Adopted(..)) { Mended::Adopted } else { Mended::InOrder };
         Ok((finding, mended))
     }
@@ -63,6 +71,7 @@ impl Vault {
         &self,
         held: &Held<'_>,
         object: &StoredObject,
+        throttle: &Throttle,
     ) -> Result<(Finding, Mended), BucketError> {
         let recording = &held.duty.recording;
         self.sweep_staging(held).await?;
@@ -71,7 +80,7 @@ impl Vault {
         };
         // Where the bucket itself is gone, this fails, and nothing counts as lost.
         let keys = self.bucket.list_folder(&folder, OBJECTS_AT_ONCE).await?;
-        let flaws = self.flaws(recording, object, Some(&Throttle::default())).await?;
+        let flaws = self.flaws(recording, object, Some(throttle)).await?;
         if flaws.is_empty() {
             return Ok((found(self.remove_ours(held, &keys, Some(&object.key)).await?), Mended::InOrder));
         }
@@ -89,7 +98,15 @@ impl Vault {
         };
         match self.twilio_has(recording).await {
             Ok(true) => Ok((Finding::Damaged(how), Mended::ToFetch)),
-            Ok(false) => Ok((Finding::Gone(how), Mended::Lost)),
+            Ok(false) => {
+                let others: Vec<String> = keys.into_iter().filter(|key| *key != object.key).collect();
+                Ok(match self.newest_whole(recording.id.account, &others, throttle).await? {
+                    Some(Whole { object, said }) => {
+                        (Finding::Replaced(how, object, Box::new(said.unwrap_or_default())), Mended::Adopted)
+                    }
+                    None => (Finding::Gone(how), Mended::Lost),
+                })
+            }
             Err(why) => Ok((Finding::Unfinished, Mended::NotNow(why))),
         }
     }

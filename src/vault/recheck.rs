@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Vault;
 use super::duty::{DUTY_LEASE, Held, OBJECTS_AT_ONCE, Worked};
-use crate::bucket::BucketError;
+use crate::bucket::{BucketError, Throttle};
 use crate::catalog::{CatalogError, Duty, Finding, Lease, Settled};
 use crate::domain::recording::{State, StoredObject};
 use crate::telemetry;
@@ -37,7 +37,7 @@ impl Vault {
     /// its lease is lost, or `stopping` gives it back for another node.
     pub async fn recheck(&self, duty: &Duty, granted: Instant, stopping: &CancellationToken) {
         let held = Held::new(duty, DUTY_LEASE);
-        let work = async { Ok((self.look_again(&held).await?, ())) };
+        let work = async { Ok((self.look_again(&held, &Throttle::default()).await?, ())) };
         self.settle_look(&held, granted, stopping, work).await;
     }
 
@@ -82,7 +82,7 @@ impl Vault {
         came_of_it.filter(|_| is_done)
     }
 
-    pub(super) async fn look_again(&self, held: &Held<'_>) -> Result<Finding, BucketError> {
+    pub(super) async fn look_again(&self, held: &Held<'_>, throttle: &Throttle) -> Result<Finding, BucketError> {
         let recording = &held.duty.recording;
         if matches!(recording.state, State::Evicted | State::Erased) {
             return Ok(found(self.clear_bucket(held).await?));
@@ -93,11 +93,13 @@ impl Vault {
         let Some(folder) = folder.filter(|_| recording.details_confirmed) else { return Ok(Finding::InOrder) };
         match (recording.state, &recording.object) {
             // Whoever claims it looks there; of an account that is paused nobody does.
-            (State::Pending, _) if held.duty.look_first => self.look_for_whole(held, &folder, None).await,
+            (State::Pending, _) if held.duty.look_first => self.look_for_whole(held, &folder, None, throttle).await,
             (State::Announced | State::Pending | State::Fetching | State::Evicted | State::Erased, _)
             | (State::Stored, None) => Ok(Finding::InOrder),
-            (State::Stored, Some(object)) => self.look_at_stored(held, &folder, object).await,
-            (State::Failed | State::Absent, named) => self.look_for_whole(held, &folder, named.as_ref()).await,
+            (State::Stored, Some(object)) => self.look_at_stored(held, &folder, object, throttle).await,
+            (State::Failed | State::Absent, named) => {
+                self.look_for_whole(held, &folder, named.as_ref(), throttle).await
+            }
         }
     }
 
@@ -106,6 +108,7 @@ impl Vault {
         held: &Held<'_>,
         folder: &str,
         object: &StoredObject,
+        throttle: &Throttle,
     ) -> Result<Finding, BucketError> {
         // First of all: where the bucket itself is gone, this fails, and nothing counts as lost.
         let keys = self.bucket.list_folder(folder, OBJECTS_AT_ONCE).await?;
@@ -113,7 +116,7 @@ impl Vault {
             return Ok(Finding::Lost);
         }
         if held.duty.is_doubted {
-            return Ok(self.mend_stored(held, object).await?.0);
+            return Ok(self.mend_stored(held, object, throttle).await?.0);
         }
         Ok(found(self.remove_ours(held, &keys, Some(&object.key)).await?))
     }
@@ -125,9 +128,10 @@ impl Vault {
         held: &Held<'_>,
         folder: &str,
         named: Option<&StoredObject>,
+        throttle: &Throttle,
     ) -> Result<Finding, BucketError> {
         let keys = self.bucket.list_folder(folder, OBJECTS_AT_ONCE).await?;
-        if let Some(whole) = self.newest_whole(held.duty.lease.id.account, &keys).await? {
+        if let Some(whole) = self.newest_whole(held.duty.lease.id.account, &keys, throttle).await? {
             return Ok(Finding::Adopted(whole.object, Box::new(whole.said.unwrap_or_default())));
         }
         if held.duty.recording.state == State::Pending {
@@ -146,7 +150,7 @@ fn outcome_label(finding: &Finding) -> &'static str {
     match finding {
         Finding::InOrder => "in_order",
         Finding::Lost | Finding::Damaged(_) | Finding::Gone(_) => "lost",
-        Finding::Adopted(..) => "adopted",
+        Finding::Adopted(..) | Finding::Replaced(..) => "adopted",
         Finding::Unfinished => "unfinished",
     }
 }

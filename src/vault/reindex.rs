@@ -47,7 +47,7 @@ pub struct ReindexProgress {
     pub listed: AtomicU64,
     /// Objects that are not this service's, or do not agree with their key.
     pub passed_over: AtomicU64,
-    /// Recordings that are to become rows, once all were gathered.
+    /// Recordings that are to become rows, once all were gathered; 0 where that is not known.
     pub gathered: AtomicU64,
     /// Recordings that were gone through.
     pub indexed: AtomicU64,
@@ -194,14 +194,16 @@ impl Vault {
         walking: impl Future<Output = Result<(), WalkError>>,
     ) -> Result<(), WalkError> {
         let renew = || self.catalog.renew_bucket_walk(walk, self.lease);
-        tokio::select! {
-            walked = walking => return walked,
-            () = self.keep("bucket_walk", granted, renew) => return Err(WalkError::Lost),
-            () = stopping.cancelled() => {}
+        let walked = tokio::select! {
+            walked = walking => walked,
+            () = self.keep("bucket_walk", granted, renew) => Err(WalkError::Lost),
+            () = stopping.cancelled() => Err(WalkError::Stopped),
+        };
+        if matches!(walked, Err(WalkError::Parts(_) | WalkError::Stopped)) {
+            // Where it fails the lease runs out.
+            let _ = tokio::time::timeout(HAND_BACK_WITHIN, self.catalog.hand_back_bucket_walk(walk)).await;
         }
-        // Where it fails the lease runs out.
-        let _ = tokio::time::timeout(HAND_BACK_WITHIN, self.catalog.hand_back_bucket_walk(walk)).await;
-        Err(WalkError::Stopped)
+        walked
     }
 
     async fn read_markers(&self, walk: &BucketWalk, progress: &ReindexProgress) -> Result<(), WalkError> {
@@ -275,8 +277,11 @@ impl Vault {
             held(self.catalog.gather(walk, &found, &at).await?)?;
             progress.listed.fetch_add(page.objects.len() as u64, Ordering::Relaxed);
         }
-        let gathered = u64::try_from(self.catalog.gathered().await?).unwrap_or_default();
-        progress.gathered.store(gathered, Ordering::Relaxed);
+        match self.catalog.gathered().await {
+            Ok(gathered) => progress.gathered.store(gathered.unsigned_abs(), Ordering::Relaxed),
+            // Of very many it takes too long; only those who watch miss something.
+            Err(error) => tracing::warn!(%error, "how many recordings are to be gone through is not known"),
+        }
         loop {
             let indexed = self.catalog.index(walk, &at, ROWS_AT_ONCE, self.recheck_after).await?;
             match indexed.ok_or(WalkError::Lost)? {

@@ -253,7 +253,7 @@ impl Vault {
             tracing::warn!(kind, key, "the scrub found what {}", found.words);
             return Ok(());
         }
-        let remedy = match self.cure(found, part.stopping).await {
+        let remedy = match self.cure(found, &Throttle::default(), part.stopping).await {
             // One that cannot be cured must not end every pass.
             Err(AuditError::Bucket(error)) => {
                 self.bucket_answers().await?;

@@ -163,7 +163,7 @@ impl Vault {
         let chosen = self.choose_sample(run, count).await?;
         run.progress.to_read.store(chosen.len() as u64, Ordering::Relaxed);
         for some in chosen.chunks(PAGE_ROWS.unsigned_abs() as usize) {
-            let rows = self.catalog.recordings(some).await?;
+            let rows = run.patiently(async || Ok(self.catalog.recordings(some).await?)).await?;
             self.verify_some(run, rows.into_iter().filter(|row| run.terms.samples(row))).await?;
         }
         Ok(())
@@ -235,7 +235,7 @@ impl Vault {
     async fn tell(&self, run: &Run<'_>, found: Found) -> Result<(), VerifyError> {
         let mut remedy = Remedy::None;
         if run.terms.repair {
-            remedy = match self.cure(&found, run.stopping).await {
+            remedy = match self.cure(&found, &run.terms.throttle, run.stopping).await {
                 Ok(remedy) => remedy,
                 Err(error) => Remedy::NotNow(error.to_string()),
             };
@@ -253,7 +253,8 @@ impl Vault {
         let mut until = Instant::now() + CLAIM_WITHIN;
         loop {
             run.go_on()?;
-            let Some(row) = self.catalog.recording(id).await? else { return Ok(Remedy::Lost) };
+            let row = run.patiently(async || Ok(self.catalog.recording(id).await?)).await?;
+            let Some(row) = row else { return Ok(Remedy::Lost) };
             match row.state {
                 State::Stored => return Ok(Remedy::Cured("is fetched again, and stored")),
                 State::Fetching => until = Instant::now() + CLAIM_WITHIN,
@@ -263,8 +264,9 @@ impl Vault {
             if row.state == State::Pending
                 && let Some(memory) = self.reserve_memory()
             {
-                let granted = Instant::now();
-                if let Some(claim) = self.catalog.claim_named(&claimant, id).await? {
+                let claiming =
+                    run.patiently(async || Ok((Instant::now(), self.catalog.claim_named(&claimant, id).await?)));
+                if let (granted, Some(claim)) = claiming.await? {
                     match self.fetch(&claim, granted, memory, run.stopping).await {
                         Outcome::Again(code) => return Ok(Remedy::NotNow(format!("it is tried again later: {code}"))),
                         Outcome::Stored | Outcome::Failed(_) | Outcome::Lost | Outcome::HandedBack => continue,

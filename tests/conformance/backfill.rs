@@ -1,6 +1,6 @@
 //! Backfills: who walks over which day, what is found once, and what is fetched last.
 
-use callvault::catalog::{BackfillRun, DayGrant, DayWalk, Find, FoundBy, Settled, Span};
+use callvault::catalog::{BackfillRun, DayCount, DayGrant, DayWalk, Find, FoundBy, Settled, Span};
 use callvault::domain::recording::State;
 use jiff::Timestamp;
 use jiff::civil::{Date, date};
@@ -11,9 +11,10 @@ use super::*;
 const SHORT: Duration = Duration::from_millis(300);
 const DAY: Date = date(2026, 11, 20);
 const ALL: Span = Span { since: None, until: None };
+const OTHER_DAYS: Span = Span { since: Some(DAY), until: None };
 
 async fn begin(catalog: &Arc<dyn Catalog>, span: Span) -> Option<BackfillRun> {
-    catalog.begin_backfill(account(), span).await.unwrap()
+    catalog.begin_backfill(account(), span, LONG).await.unwrap()
 }
 
 async fn grant(catalog: &Arc<dyn Catalog>, run: &BackfillRun, lease: Duration) -> DayGrant {
@@ -51,8 +52,6 @@ on_every_catalog! {
         assert_eq!(first.save_day_page(&walk.lease, "PageToken=2", 0).await.unwrap(), Settled::Done);
         assert_eq!(first.renew_day(&walk.lease, LONG).await.unwrap(), Settled::Done);
         assert_eq!(grant(&second, &run, SHORT).await, DayGrant::Held);
-        let other_days = Span { since: Some(DAY), until: None };
-        assert_eq!(begin(&second, other_days).await, None, "one is under way");
         assert_eq!(first.renew_day(&walk.lease, SHORT).await.unwrap(), Settled::Done);
 
         let next = granted(&second, &run, LONG).await;
@@ -63,7 +62,7 @@ on_every_catalog! {
         for settled in [
             first.renew_day(&walk.lease, LONG).await,
             first.save_day_page(&walk.lease, "PageToken=9", 1).await,
-            first.begin_day_pass(&walk.lease, true).await,
+            first.begin_day_pass(&walk.lease, 1).await,
             first.finish_day(&walk.lease, 1).await,
             first.hand_back_day(&walk.lease).await,
         ] {
@@ -81,6 +80,51 @@ on_every_catalog! {
         assert!(matches!(again, DayGrant::Granted(DayWalk { next_page: None, pages: 0, .. })), "{again:?}");
     }
 
+    async fn while_one_is_at_work_others_join_it_and_none_of_other_days_is_begun(database: Database) {
+        let (first, second) = (database.node().await, database.node().await);
+        let (run, at_once) = tokio::join!(begin(&first, ALL), begin(&second, ALL));
+        let (run, at_once) = (run.unwrap(), at_once.unwrap());
+        assert_eq!(run.run, at_once.run);
+        assert_ne!(run.process, at_once.process);
+        second.leave_backfill(&at_once).await.unwrap();
+        // No day is leased: it waits for what it brought.
+        assert_eq!(begin(&second, OTHER_DAYS).await, None);
+        // It is over for one that joined it, and not for the one that waits.
+        let joined = begin(&second, ALL).await.unwrap();
+        assert_eq!((joined.run, joined.is_resumed), (run.run, true));
+        second.complete_backfill(&joined).await.unwrap();
+        second.leave_backfill(&joined).await.unwrap();
+        assert_eq!(begin(&second, OTHER_DAYS).await, None);
+        assert_eq!(first.count_day(&run, DAY).await.unwrap(), Some(DayCount::default()));
+        let again = begin(&second, ALL).await.unwrap();
+        assert_eq!((again.run, again.is_resumed), (run.run, true));
+        second.leave_backfill(&again).await.unwrap();
+        // Who joins and is cut off is gone on for.
+        first.leave_backfill(&run).await.unwrap();
+        let resumed = begin(&second, ALL).await.unwrap();
+        assert_eq!((resumed.run, resumed.is_resumed), (run.run, true));
+
+        assert_eq!(second.stay_at_backfill(&resumed, SHORT).await.unwrap(), Settled::Done);
+        let other = eventually("it counts as cut off", async || begin(&first, OTHER_DAYS).await).await;
+        assert_eq!((other.run, other.is_resumed), (run.run + 1, false));
+        assert_eq!(second.stay_at_backfill(&resumed, LONG).await.unwrap(), Settled::Stale);
+        assert_eq!(first.stay_at_backfill(&other, LONG).await.unwrap(), Settled::Done);
+    }
+
+    async fn a_pass_that_is_begun_anew_keeps_nothing_of_the_one_before(database: Database) {
+        let catalog = database.node().await;
+        let run = begin(&catalog, ALL).await.unwrap();
+        let walk = granted(&catalog, &run, LONG).await;
+        for passes in [3, 0] {
+            catalog.take_finds(&walk.lease, &[find(1), find(2)], LONG).await.unwrap();
+            assert_eq!(catalog.save_day_page(&walk.lease, "PageToken=2", 1).await.unwrap(), Settled::Done);
+            assert_eq!(catalog.begin_day_pass(&walk.lease, passes).await.unwrap(), Settled::Done);
+        }
+        assert_eq!(catalog.hand_back_day(&walk.lease).await.unwrap(), Settled::Done);
+        let next = granted(&catalog, &run, LONG).await;
+        assert_eq!((next.next_page, next.pages, next.news, next.passes), (None, 0, 0, 0));
+    }
+
     async fn another_backfill_counts_afresh_and_ends_the_one_before(database: Database) {
         let catalog = database.node().await;
         let first = begin(&catalog, ALL).await.unwrap();
@@ -88,6 +132,7 @@ on_every_catalog! {
         catalog.take_finds(&walk.lease, &[find(1)], LONG).await.unwrap();
         assert_eq!(catalog.finish_day(&walk.lease, 0).await.unwrap(), Settled::Done);
         catalog.complete_backfill(&first).await.unwrap();
+        catalog.leave_backfill(&first).await.unwrap();
 
         let second = begin(&catalog, ALL).await.unwrap();
         assert_eq!((second.run, second.is_resumed), (first.run + 1, false));

@@ -49,6 +49,21 @@ async fn kinds(catalog: &Arc<dyn Catalog>) -> Vec<String> {
 }
 
 on_every_catalog! {
+    async fn what_is_gone_is_stored_as_what_else_lies_there(database: Database) {
+        let catalog = database.node().await;
+        let claim = stored(&catalog).await;
+        catalog.doubt(&claim.lease).await.unwrap();
+        let duty = grant_one(&catalog, LONG).await;
+        let other = object(&claim.lease.id, b"another take");
+        let replaced = Finding::Replaced("is not there".to_owned(), other.clone(), Box::default());
+        assert_eq!(catalog.settle_recheck(&duty, &replaced, LONG).await.unwrap(), Settled::Done);
+        let known = catalog.recording(&recording_id(1)).await.unwrap().unwrap();
+        assert_eq!((known.state, known.object, known.last_error), (State::Stored, Some(other), None));
+        assert!(kinds(&catalog).await.ends_with(&["recording.lost".to_owned(), "recording.stored".to_owned()]));
+        let history = catalog.history(&recording_id(1)).await.unwrap();
+        assert_eq!(history.last().unwrap().detail["previous_sha256"], Digest::of(b"audio").to_string());
+    }
+
     async fn nothing_is_owed_by_what_went_well(database: Database) {
         let catalog = database.node().await;
         stored(&catalog).await;

@@ -9,7 +9,10 @@ use callvault::twilio::simulator::{Audio, Body, Fault, SimulatedRecording, speec
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
+use crate::recheck::sql;
+use crate::support::cluster::Node;
 use crate::support::eventually;
+use crate::support::relay::{Act, Rule};
 use crate::support::world::{Parts, World, account, call_sid, debug_binary, recording_id};
 
 const FIRST_DAY: &str = "2026-10-01T00:00:00Z";
@@ -68,6 +71,22 @@ async fn accepted(world: &World) -> (usize, usize) {
         of.extend(events.iter().map(|event| event["recording"]["recording_sid"].as_str().unwrap().to_owned()));
         after = page["next"].as_str().unwrap().to_owned();
     }
+}
+
+/// All days of the list are walked over: what is left is to wait.
+async fn is_walked(world: &World, days: i64) {
+    eventually("all days are walked over", async || {
+        let walked = sql(world, "SELECT count(*) FROM backfill_days WHERE walked_at IS NOT NULL".to_owned()).await;
+        (walked == days).then_some(())
+    })
+    .await;
+}
+
+/// What a backfill that was to wait told, once it has ended.
+async fn told(child: Child) -> (Option<i32>, Value) {
+    let output = ended(child).await;
+    let json = serde_json::from_slice(&output.stdout);
+    (output.status.code(), json.unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&output.stderr))))
 }
 
 /// 25,000 recordings on one day, of which pages shift.
@@ -176,6 +195,112 @@ on_all_parts! {
         assert!(told["accounts"][0]["error"].as_str().unwrap().contains("ignores the filter"), "{told}");
     }
 
+    async fn one_that_waits_is_joined_and_none_of_other_days_takes_its_place(world: World) {
+        begun(&world).await;
+        for number in 1..=3 {
+            add(&world, number, 60);
+        }
+        let days = ["--since", "2026-10-01", "--until", "2026-10-01"];
+        let waiting = command(&world, &[&days[..], &["--json"]].concat()).spawn().unwrap();
+        is_walked(&world, 1).await;
+        let other_days = ["--since", "2026-09-30", "--until", "2026-10-01", "--no-wait"];
+        let (code, refused) = backfill(&world, &other_days).await;
+        assert_eq!(code, Some(1), "{refused}");
+        assert!(refused["accounts"][0]["error"].as_str().unwrap().contains("other days is under way"), "{refused}");
+        // Twice: the first of them ends it for itself alone.
+        for _ in 0..2 {
+            let (code, joined) = backfill(&world, &[&days[..], &["--no-wait"]].concat()).await;
+            assert_eq!((code, &joined["new"], &joined["on_the_way"]), (Some(0), &3.into(), &3.into()), "{joined}");
+        }
+        let _service = world.start().await;
+        let (code, told) = told(waiting).await;
+        assert_eq!((code, &told["adds_up"], &told["new"], &told["stored"]), (Some(0), &true.into(), &3.into(), &3.into()), "{told}");
+        assert_eq!(backfill(&world, &other_days).await.0, Some(0), "nobody is at work any more");
+    }
+
+    async fn one_that_was_cut_off_for_long_ends_when_another_took_its_place(world: World) {
+        begun(&world).await;
+        add(&world, 1, 60);
+        let days = ["--since", "2026-10-01", "--until", "2026-10-01", "--json"];
+        let frozen = command(&world, &days).spawn().unwrap();
+        is_walked(&world, 1).await;
+        let signal = |name: &str| {
+            let sent = Command::new("kill").args([name, &frozen.id().to_string()]).status();
+            assert!(sent.unwrap().success());
+        };
+        signal("-STOP");
+        eventually("its place is free", async || {
+            let (code, _) = backfill(&world, &["--since", "2026-09-30", "--until", "2026-10-01", "--no-wait"]).await;
+            (code == Some(0)).then_some(())
+        })
+        .await;
+        signal("-CONT");
+        let (code, told) = told(frozen).await;
+        assert_eq!(code, Some(1), "{told}");
+        assert!(told["accounts"][0]["error"].as_str().unwrap().contains("another backfill"), "{told}");
+    }
+
+    async fn nobody_waits_for_an_account_that_is_paused(world: World) {
+        begun(&world).await;
+        add(&world, 1, 60);
+        let days = ["--since", "2026-10-01", "--until", "2026-10-01", "--json"];
+        let waiting = command(&world, &days).spawn().unwrap();
+        is_walked(&world, 1).await;
+        world.simulator.refuse_credentials(account(), true);
+        let service = world.start().await;
+        let (code, paused) = told(waiting).await;
+        assert_eq!((code, &paused["on_the_way"]), (Some(1), &1.into()), "{paused}");
+        assert!(paused["accounts"][0]["error"].as_str().unwrap().contains("paused"), "{paused}");
+        world.simulator.refuse_credentials(account(), false);
+        eventually("the account is resumed", async || (service.json("/readyz").await.1["status"] == "ok").then_some(())).await;
+        let (code, again) = backfill(&world, &days[..4]).await;
+        assert_eq!((code, &again["new"], &again["stored"]), (Some(0), &1.into(), &1.into()), "it goes on: {again}");
+    }
+
+    async fn a_list_that_did_not_settle_is_gone_over_anew(world: World) {
+        begun(&world).await;
+        world.simulator.page_size_max(10);
+        for number in 1..=20 {
+            add(&world, number, i64::from(number));
+        }
+        let late = |number: u32| {
+            let at = FIRST_DAY.parse::<Timestamp>().unwrap() + SignedDuration::from_mins(i64::from(number));
+            SimulatedRecording::speech(recording_id(number), call_sid(number), at)
+        };
+        world.simulator.add_before_each_list((21..=26).map(late));
+        let args = ["--since", "2026-10-01", "--until", "2026-10-01", "--no-wait"];
+        let (code, told) = backfill(&world, &args).await;
+        assert_eq!(code, Some(1), "{told}");
+        assert!(told["accounts"][0]["error"].as_str().unwrap().contains("on each of 6 passes"), "{told}");
+        let lists = world.simulator.lists(account());
+        let (code, told) = backfill(&world, &args).await;
+        assert_eq!((code, &told["adds_up"], &told["found"]), (Some(0), &true.into(), &26.into()), "{told}");
+        assert_eq!(world.simulator.lists(account()), lists + 3, "one whole pass, which finds nothing new");
+    }
+
+    async fn a_dry_run_says_what_would_be_erased_at_once(world: World) {
+        begun(&world).await;
+        let strict: AccountSid = "ACbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb".parse().unwrap();
+        world.add_account(strict);
+        let file = world.folder().join("accounts.toml");
+        let accounts = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(&file, format!("{accounts}retention = \"7d\"\nerase_at_twilio = true\n")).unwrap();
+        let now = Timestamp::now();
+        for (number, hours) in [(1, 1), (2, 24 * 8), (3, 24 * 9)] {
+            let id = RecordingId { account: strict, ..recording_id(number) };
+            let at = now - SignedDuration::from_hours(hours);
+            world.simulator.add(SimulatedRecording::speech(id, call_sid(number), at));
+        }
+        let output = ended(command(&world, &["--dry-run", "--json"]).spawn().unwrap()).await;
+        let (json, told) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let json: Value = serde_json::from_str(&json).unwrap_or_else(|error| panic!("{error}: {told}"));
+        assert_eq!((&json["new"], &json["past_retention"]), (&3.into(), &2.into()), "{json}");
+        assert_eq!(json["new_bytes"], 6 * 4000, "what is erased at once takes no place");
+        let line = told.lines().find(|line| line.contains(strict.as_str())).expect("it is told");
+        assert!(line.contains("2 of the new ones") && line.contains("at Twilio too"), "{line}");
+        assert!(!told.contains(account().as_str()), "the other one keeps all: {told}");
+    }
+
     async fn one_accounts_trouble_is_its_own(world: World) {
         let refused: AccountSid = "ACbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb".parse().unwrap();
         world.add_account(refused);
@@ -218,6 +343,30 @@ on_all_parts! {
         }
         service.recording_in(recording_id(20).recording, "stored").await;
     }
+}
+
+/// However much an earlier one found, and whether or not it can be forgotten now.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_earlier_one_found_keeps_no_other_from_beginning() {
+    let mut world = World::new(Parts::Servers).await;
+    world.set("CALLVAULT_LEASE", "1m");
+    begun(&world).await;
+    let node = Node::start(&world).await;
+    node.kill();
+    for number in 1..=1200 {
+        add(&world, number, 60);
+    }
+    add(&world, 1201, 24 * 60);
+    let finds = async || sql(&world, "SELECT count(*) FROM backfill_finds".to_owned()).await;
+    let (code, first) = backfill(&world, &["--since", "2026-10-01", "--until", "2026-10-01", "--no-wait"]).await;
+    assert_eq!((code, finds().await), (Some(0), 1200), "{first}");
+    node.catalog.rule(Rule::on("FROM backfill_finds WHERE", Act::Reset));
+    let second = ["--since", "2026-10-02", "--until", "2026-10-02", "--no-wait", "--json"];
+    let (code, told) = told(command(&world, &second).envs(node.settings()).spawn().unwrap()).await;
+    assert!(node.catalog.has_acted());
+    assert_eq!((code, &told["found"], finds().await), (Some(0), &1.into(), 1201), "{told}");
+    let (code, _) = backfill(&world, &["--since", "2026-10-03", "--until", "2026-10-03", "--no-wait"]).await;
+    assert_eq!((code, finds().await), (Some(0), 0), "the next one forgets what both found");
 }
 
 #[tokio::test]

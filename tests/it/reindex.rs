@@ -6,6 +6,7 @@ use callvault::twilio::simulator::speech_mp3;
 use object_store::{Attribute, Attributes};
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
+use sqlx::Connection;
 
 use crate::disasters::scene::{cursor, sids, told as told_after};
 use crate::holds::hold;
@@ -275,25 +276,130 @@ on_all_parts! {
         assert!(reindex(&["--restored"]).await);
         assert_eq!(told_after(&service, &read_until).await, sids([1, 2, 3, 4, 5]));
     }
+}
 
-    async fn a_reindex_that_is_killed_goes_on(world: World) {
-        let service = world.start().await;
-        let store = world.store(&service);
-        plant_many(&store, 1..=300, &speech_mp3()).await;
-        if world.parts == Parts::Servers {
-            lose_the_catalog(&mut world).await;
-        }
-        for after in [0, 100, 200, 300, 500] {
-            let mut killed = command(&world, &["reindex"]).spawn().unwrap();
-            tokio::time::sleep(Duration::from_millis(after)).await;
+/// More than one page of the bucket's list.
+const MANY: u32 = 1100;
+
+/// The recordings that the feed tells to be stored: each once, in the order in which they were.
+async fn each_was_told_once(service: &Service) {
+    let mut told = Vec::new();
+    let mut path = "/v1/events?type=recording.stored&limit=1000&wait=0".to_owned();
+    eventually("all were told", async || {
+        let (_, page) = service.json(&path).await;
+        let events = page["events"].as_array().expect("events").iter();
+        told.extend(events.map(|event| event["recording"]["recording_sid"].as_str().expect("a recording").to_owned()));
+        path = format!(
+            "/v1/events?type=recording.stored&limit=1000&wait=0&after={}",
+            page["next"].as_str().expect("a cursor")
+        );
+        (told.len() >= MANY as usize).then_some(())
+    })
+    .await;
+    let in_order: Vec<String> = (1..=MANY).map(|number| recording_id(number).recording.to_string()).collect();
+    assert!(told == in_order, "{} were told", told.len());
+}
+
+/// Killed before it has read a marker, in the middle of the first and of the second page
+/// of the list, and twice while it makes rows; whoever comes next does only what is left.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reindex_that_is_killed_goes_on() {
+    let world = World::new(Parts::Servers).await;
+    let node = Node::start(&world).await;
+    node.kill();
+    let store = world.real_store();
+    let keys = plant_many(&store, 1..=MANY, &speech_mp3()).await;
+    let rows = async || sql(&world, "SELECT count(*) FROM recordings".to_owned()).await;
+    let gathered = async || sql(&world, "SELECT count(*) FROM found_objects".to_owned()).await;
+    let looks_at = |number: usize| format!("HEAD /{}/{}", world.bucket(), keys[number - 1]);
+    // Of the first page every object was gathered by then: its name comes up again as a row.
+    let makes_a_row_of = |number: u32| recording_id(number).recording.to_string();
+    let steps = [
+        (&node.store, "prefix=.erased".to_owned(), (0, 0)),
+        (&node.store, looks_at(500), (0, 0)),
+        (&node.store, looks_at(1050), (0, 1000)),
+        (&node.catalog, makes_a_row_of(350), (300, 800)),
+        (&node.catalog, makes_a_row_of(750), (700, 400)),
+    ];
+    for (relay, pattern, stands) in steps {
+        relay.rule(Rule::on(&pattern, Act::Hold));
+        let mut killed = command(&world, &["reindex"]).envs(node.settings()).spawn().unwrap();
+        relay.acts().await;
+        killed.kill().unwrap();
+        killed.wait().unwrap();
+        relay.release();
+        eventually(&format!("killed at {pattern}, it leaves what was saved"), async || {
+            ((rows().await, gathered().await) == stands).then_some(())
+        })
+        .await;
+    }
+    let report = document(&run(&world, &["reindex", "--json"]).await, 0);
+    let left = (&report["complete"], &report["objects"], &report["recordings"]);
+    assert_eq!(left, (&true.into(), &0.into(), &400.into()), "what was done is not done again");
+    let clean = document(&run(&world, &["verify", "--json"]).await, 0);
+    assert_eq!(clean["recordings"], MANY, "each has one row: {clean}");
+    each_was_told_once(&world.start().await).await;
+}
+
+/// The same on SQLite: whoever has the write lock knows that the process is in the middle.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reindex_on_sqlite_that_is_killed_goes_on() {
+    let world = World::new(Parts::Embedded).await;
+    let service = world.start().await;
+    plant_many(&world.store(&service), 1..=MANY, &speech_mp3()).await;
+    let file = world.folder().join("callvault.db");
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(file).busy_timeout(Duration::ZERO);
+    let mut catalog = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
+    let mut killed = command(&world, &["reindex"]).spawn().unwrap();
+    loop {
+        assert!(killed.try_wait().unwrap().is_none(), "it is over before it could be killed");
+        // No sleep: while the second page is read and rows are made is all the time that there is.
+        let Ok(mut locked) = catalog.begin_with("BEGIN IMMEDIATE").await else { continue };
+        let gathered: i64 =
+            sqlx::query_scalar("SELECT count(*) FROM found_objects").fetch_one(&mut *locked).await.unwrap();
+        if gathered > 0 {
             killed.kill().unwrap();
             killed.wait().unwrap();
+            locked.rollback().await.unwrap();
+            break;
         }
-        let report = document(&run(&world, &["reindex", "--json"]).await, 0);
-        assert_eq!(report["complete"], true);
-        let clean = document(&run(&world, &["verify", "--json"]).await, 0);
-        assert_eq!(clean["recordings"], 300, "each has one row: {clean}");
+        locked.rollback().await.unwrap();
     }
+    let report = document(&run(&world, &["reindex", "--json"]).await, 0);
+    assert_eq!(report["complete"], true, "{report}");
+    each_was_told_once(&service).await;
+}
+
+/// Five million of them are not counted within the time that a statement has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reindex_does_not_need_to_know_how_many_there_are() {
+    let world = World::new(Parts::Servers).await;
+    let node = Node::start(&world).await;
+    node.kill();
+    plant_many(&world.real_store(), 1..=3, &speech_mp3()).await;
+    node.catalog.rule(Rule::on("count(*) AS found FROM found_objects", Act::HoldAnswer));
+    let mut reindex = command(&world, &["reindex", "--json"]);
+    reindex.envs(node.settings());
+    let ran = tokio::task::spawn_blocking(move || reindex.output().unwrap()).await.unwrap();
+    assert!(node.catalog.has_acted());
+    let report = document(&ran, 0);
+    assert_eq!((&report["recordings"], &report["complete"]), (&3.into(), &true.into()));
+}
+
+/// Its lease would last for ten minutes more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reindex_that_fails_keeps_nobody_waiting() {
+    let mut world = World::new(Parts::Servers).await;
+    world.set("CALLVAULT_LEASE", "10m");
+    plant_many(&world.real_store(), 1..=3, &speech_mp3()).await;
+    let relay = behind_relay(&mut world).await;
+    let denied = "HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+    relay.rule(Rule::on(&format!("HEAD /{}/CA", world.bucket()), Act::Answer(denied)).times(1000));
+    assert_eq!(run(&world, &["reindex"]).await.status.code(), Some(1));
+    assert!(relay.has_acted());
+    relay.release();
+    let ran = tokio::time::timeout(Duration::from_secs(60), run(&world, &["reindex", "--json"])).await;
+    assert_eq!(document(&ran.expect("it goes on at once"), 0)["recordings"], 3);
 }
 
 /// Its lease would last for ten minutes more.
@@ -389,15 +495,25 @@ async fn a_node_that_is_killed_while_it_reads_the_bucket_lets_nothing_back() {
     }
     world.set("CALLVAULT_LEASE", "1s");
     world.record(600);
+    let direct = world.settings["CALLVAULT_S3_ENDPOINT"].clone();
+    let relay = behind_relay(&mut world).await;
     let port = free_port();
-    for after in [150, 300, 450, 600, 900] {
+    // In the middle of each page of 200 markers.
+    for (number, read) in [(100, 0), (300, 200), (500, 400)] {
+        relay.rule(Rule::on(&format!("HEAD /{}/{}", world.bucket(), marker("erased", number)), Act::Hold));
         let service = world.start_unready(port, debug_binary());
-        tokio::time::sleep(Duration::from_millis(after)).await;
+        relay.acts().await;
         let url = format!("{}/webhooks/twilio/recording", service.url);
-        // Refused, not answered, or taken as news of what was erased.
-        let _ = world.callback(recording_id(600).recording).send(&world.http, &url).await;
+        let refused = eventually("it answers", async || {
+            world.callback(recording_id(600).recording).send(&world.http, &url).await.ok()
+        })
+        .await;
+        assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(sql(&world, "SELECT count(*) FROM recordings".to_owned()).await, read);
         service.kill();
+        relay.release();
     }
+    world.set("CALLVAULT_S3_ENDPOINT", direct);
     let service = world.start_on(port, debug_binary()).await;
     eventually("it is read", async || service.trouble("unindexed").await).await;
     assert_eq!(service.send(&world.callback(recording_id(600).recording)).await.status(), StatusCode::NO_CONTENT);

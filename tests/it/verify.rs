@@ -11,7 +11,8 @@ use serde_json::Value;
 use crate::erase::{delete, marker, path};
 use crate::holds::{held_marker, hold};
 use crate::recheck::metric;
-use crate::support::bucket::{attributes, document, plant, plant_many, put, remove, run};
+use crate::support::bucket::{attributes, command, document, plant, plant_many, put, remove, run};
+use crate::support::cluster::Node;
 use crate::support::eventually;
 use crate::support::relay::{Act, Relay, Rule};
 use crate::support::world::{ACCOUNT, Parts, Service, Store, World, call_sid, recording_id};
@@ -189,6 +190,34 @@ on_all_parts! {
         assert!(store.keys().await.contains(&keys[1]), "the damaged copy may be all there is");
     }
 
+    async fn what_twilio_has_no_more_is_stored_at_once_as_what_else_lies_there(world: World) {
+        let service = world.start().await;
+        let store = world.store(&service);
+        let key = plant(&store, 1, &speech_mp3(), 1).await;
+        document(&run(&world, &["reindex", "--json"]).await, 0);
+        let other = plant(&store, 1, b"another take", 0).await;
+        remove(&store, &key).await;
+        let repaired = document(&run(&world, &["verify", "--repair", "--json"]).await, 0);
+        assert_eq!((of_kind(&repaired, "missing"), &repaired["lost"]), (names([1]), &0.into()), "{repaired}");
+        let shown = service.recording_in(recording_id(1).recording, "stored").await;
+        assert_eq!(shown["key"], other);
+        assert_eq!(found_in_all(&document(&run(&world, &["verify", "--json"]).await, 0)), 0);
+    }
+
+    async fn repairing_reads_no_faster_than_it_may(world: World) {
+        let (_service, store, keys) = stocked(&world, 1).await;
+        let mut rotten = speech_mp3().to_vec();
+        rotten[100] ^= 1;
+        put(&store, &keys[0], &rotten, attributes(&recording_id(1), 1, &speech_mp3(), 1)).await;
+        plant(&store, 7, &speech_mp3(), 7).await;
+        // Found, read again before it is mended, and read before it becomes a row: three seconds each.
+        let bandwidth = (rotten.len() / 3).to_string();
+        let began = std::time::Instant::now();
+        let repaired = document(&run(&world, &["verify", "--repair", "--json", "--bandwidth", &bandwidth]).await, 0);
+        assert_eq!(found_in_all(&repaired), 2, "{repaired}");
+        assert!(began.elapsed() >= Duration::from_secs(9), "{:?}", began.elapsed());
+    }
+
     async fn a_part_of_the_recordings_is_verified_where_that_is_wished(world: World) {
         let (_service, store, keys) = stocked(&world, 20).await;
         for key in &keys {
@@ -315,6 +344,32 @@ async fn an_object_that_cannot_be_read_is_a_find_and_the_rest_is_verified() {
     let found = document(&run(&world, &["verify", "--json"]).await, 1);
     assert_eq!((of_kind(&found, "unreadable"), of_kind(&found, "missing")), (names([2]), names([4])), "{found}");
     assert_eq!((found_in_all(&found), &found["recordings"], &found["complete"]), (2, &5.into(), &true.into()));
+}
+
+/// The catalog drops a statement of each kind that a repair, or a sample, cannot do without.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hiccup_of_the_catalog_does_not_end_a_repair() {
+    let world = World::new(Parts::Servers).await;
+    let node = Node::start(&world).await;
+    node.kill();
+    let store = world.real_store();
+    world.record(1);
+    let keys = plant_many(&store, 1..=1, &speech_mp3()).await;
+    document(&run(&world, &["reindex", "--json"]).await, 0);
+    let repair = async |args: &[&str]| {
+        remove(&store, &keys[0]).await;
+        let mut command = command(&world, &[&["verify", "--repair", "--json"], args].concat());
+        command.envs(node.settings());
+        let repaired = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+        assert!(node.catalog.has_acted());
+        node.catalog.release();
+        document(&repaired, 0)
+    };
+    node.catalog.rule(Rule::on("SET state = 'fetching'", Act::Reset));
+    assert_eq!(of_kind(&repair(&[]).await, "missing"), names([1]));
+    node.catalog.rule(Rule::on("(account_sid, recording_sid) IN", Act::Reset));
+    assert_eq!(of_kind(&repair(&["--sample", "1"]).await, "missing"), names([1]));
+    assert!(store.keys().await.contains(&keys[0]));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

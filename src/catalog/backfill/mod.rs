@@ -6,6 +6,10 @@
 //! process ends, the next one goes on, and every recording counts once. A row
 //! is made for what the catalog does not know, and what is announced may move
 //! on; no other row is touched.
+//!
+//! Several processes may be at work on one backfill. Each says again and again that
+//! it is, and for as long as one does no backfill of other days is begun: it would
+//! forget what this one has found.
 
 mod count;
 
@@ -41,6 +45,8 @@ pub struct BackfillRun {
     pub account: AccountSid,
     /// Its number.
     pub run: i64,
+    /// The number of this process among those that are at work on it.
+    pub process: i64,
     /// When it was begun.
     pub begun_at: jiff::Timestamp,
     /// Whether it had been begun before, and was not over.
@@ -103,25 +109,43 @@ pub struct Find {
 
 const RUN_OF: &str =
     concat!("SELECT ", columns_of!(backfills), ", ", now!(), " AS now_ms FROM backfills WHERE account_sid = $1");
+/// There is a row to be locked, even where none was begun yet.
+const MAKE: &str = "INSERT INTO backfills (account_sid, run, begun_at, completed_at) SELECT $1, 0, now_ms, now_ms \
+     FROM clock WHERE 1 = 1 ON CONFLICT DO NOTHING";
 const BEGIN: &str = concat!(
-    "INSERT INTO backfills (account_sid, run, since_day, until_day, begun_at) SELECT $1, 1, $2, $3, now_ms \
-     FROM clock WHERE 1 = 1 ON CONFLICT (account_sid) DO UPDATE SET run = backfills.run + 1, since_day = $2, until_day = $3, begun_at = ",
+    "UPDATE backfills SET run = run + 1, since_day = $2, until_day = $3, begun_at = ",
     now!(),
-    ", completed_at = NULL"
+    ", completed_at = NULL WHERE account_sid = $1"
 );
-const UNDER_WAY: &str = concat!(
-    "SELECT day FROM backfill_days WHERE account_sid = $1 AND run = $2 AND leased_until > ",
+/// Whoever joins may bring more.
+const REOPEN: &str = "UPDATE backfills SET completed_at = NULL WHERE account_sid = $1";
+const ALIVE: &str =
+    concat!("SELECT process FROM backfill_processes WHERE account_sid = $1 AND alive_until > ", now!(), " LIMIT 1");
+const FORGET_PROCESSES: &str = "DELETE FROM backfill_processes WHERE account_sid = $1";
+const JOIN: &str = concat!(
+    "INSERT INTO backfill_processes (account_sid, process, run, alive_until) \
+     SELECT $1, coalesce(max(process), 0) + 1, $2, ",
     now!(),
-    " LIMIT 1"
+    " + $3 FROM backfill_processes WHERE account_sid = $1 RETURNING process"
 );
+const STAY: &str = concat!(
+    "UPDATE backfill_processes SET alive_until = ",
+    now!(),
+    " + $4 WHERE account_sid = $1 AND run = $2 AND process = $3"
+);
+const LEAVE: &str = "DELETE FROM backfill_processes WHERE account_sid = $1 AND run = $2 AND process = $3";
 const COMPLETE: &str = concat!(
     "UPDATE backfills SET completed_at = ",
     now!(),
     " WHERE account_sid = $1 AND run = $2 AND completed_at IS NULL"
 );
-const FORGET_DAYS: &str = "DELETE FROM backfill_days WHERE account_sid = $1 AND run <> $2";
-const OLD_DAYS: &str = "SELECT DISTINCT day FROM backfill_finds WHERE account_sid = $1 AND run <> $2";
-const FORGET_FINDS: &str = "DELETE FROM backfill_finds WHERE account_sid = $1 AND run <> $2 AND day = $3";
+/// Of many finds few days are left to look at.
+const OLD_DAYS: &str = "SELECT day FROM backfill_days WHERE account_sid = $1 AND run <> $2 ORDER BY day";
+const FORGET_DAY: &str = "DELETE FROM backfill_days WHERE account_sid = $1 AND day = $3 AND run <> $2";
+const FORGET_FINDS: &str = "DELETE FROM backfill_finds WHERE account_sid = $1 AND day = $3 AND run <> $2 AND recording_sid IN \
+     (SELECT recording_sid FROM backfill_finds WHERE account_sid = $1 AND day = $3 AND run <> $2 LIMIT $4)";
+/// Finds that are forgotten in one transaction: others write in between.
+const FORGOTTEN_AT_ONCE: i64 = 1000;
 
 const MAKE_DAY: &str = "INSERT INTO backfill_days (account_sid, day, run, epoch) VALUES ($1, $2, $3, 0) \
      ON CONFLICT (account_sid, day) DO UPDATE SET run = $3, epoch = backfill_days.epoch + 1, leased_until = NULL, \
@@ -152,10 +176,8 @@ const RENEW: &str = concat!("UPDATE backfill_days SET leased_until = ", now!(), 
 const NOTE_NEWS: &str = concat!("UPDATE backfill_days SET news = news + $5, leased_until = ", now!(), " + $6", held!());
 const SAVE_PAGE: &str =
     concat!("UPDATE backfill_days SET next_page = $5, pages = pages + 1, unreadable = unreadable + $6", held!());
-const BEGIN_PASS: &str = concat!(
-    "UPDATE backfill_days SET next_page = NULL, pages = 0, news = 0, unreadable = 0, passes = passes + $5",
-    held!()
-);
+const BEGIN_PASS: &str =
+    concat!("UPDATE backfill_days SET next_page = NULL, pages = 0, news = 0, unreadable = 0, passes = $5", held!());
 const FINISH: &str = concat!(
     "UPDATE backfill_days SET next_page = NULL, pages = 0, news = 0, unreadable = unreadable + $5, leased_until = NULL, \
      walked_at = ",
@@ -172,47 +194,74 @@ impl DayLease {
 }
 
 impl dyn Catalog + '_ {
-    /// Begins a backfill of an account, or goes on with the one of the same days
-    /// that is not over. None: one of other days is under way.
-    pub async fn begin_backfill(&self, account: AccountSid, span: Span) -> Result<Option<BackfillRun>> {
+    /// Begins a backfill of an account, or goes on with the one of the same days that
+    /// is not over, or that others are at work on. None: they are on one of other days.
+    /// Whoever is at work says so again ([`Self::stay_at_backfill`]) before that time is over.
+    pub async fn begin_backfill(
+        &self,
+        account: AccountSid,
+        span: Span,
+        lease: Duration,
+    ) -> Result<Option<BackfillRun>> {
         let asked = [span.since, span.until].map(|day| day.map(|day| day.to_string()));
         let mut session = self.begin().await?;
+        session.execute(MAKE, args![account]).await?;
         let locking = if session.is_postgres() { " FOR UPDATE" } else { "" };
-        let known = session.row(AssertSqlSafe(format!("{RUN_OF}{locking}")), args![account]).await?;
-        if let Some(row) = known
-            && row.get::<Option<i64>>("completed_at")?.is_none()
-        {
-            let run: i64 = row.get("run")?;
-            if [row.get::<Option<String>>("since_day")?, row.get("until_day")?] == asked {
-                session.rollback().await?;
-                let begun_at = row.time("begun_at")?;
-                return Ok(Some(BackfillRun { account, run, begun_at, is_resumed: true }));
-            }
-            if session.row(UNDER_WAY, args![account, run]).await?.is_some() {
-                session.rollback().await?;
-                return Ok(None);
-            }
+        let known = the_one(session.row(AssertSqlSafe(format!("{RUN_OF}{locking}")), args![account]).await?)?;
+        let are_its_days = [known.get::<Option<String>>("since_day")?, known.get("until_day")?] == asked;
+        let is_alive = session.row(ALIVE, args![account]).await?.is_some();
+        let is_over = known.get::<Option<i64>>("completed_at")?.is_some();
+        if is_alive && !are_its_days {
+            session.rollback().await?;
+            return Ok(None);
         }
-        let [since, until] = asked;
-        session.execute(BEGIN, args![account, since, until]).await?;
-        let row = session.row(RUN_OF, args![account]).await?;
-        let row = row.ok_or_else(|| CatalogError::Unreadable("a backfill that was begun is not there".to_owned()))?;
-        let begun = BackfillRun { account, run: row.get("run")?, begun_at: row.time("begun_at")?, is_resumed: false };
+        let is_resumed = are_its_days && (is_alive || !is_over);
+        if is_resumed {
+            session.execute(REOPEN, args![account]).await?;
+        } else {
+            let [since, until] = asked;
+            session.execute(FORGET_PROCESSES, args![account]).await?;
+            session.execute(BEGIN, args![account, since, until]).await?;
+        }
+        let row = the_one(session.row(RUN_OF, args![account]).await?)?;
+        let (run, begun_at) = (row.get("run")?, row.time("begun_at")?);
+        let joined = the_one(session.row(JOIN, args![account, run, lease]).await?)?;
+        let process = joined.get("process")?;
         session.commit().await?;
-        Ok(Some(begun))
+        Ok(Some(BackfillRun { account, run, process, begun_at, is_resumed }))
     }
 
-    /// Forgets what earlier backfills of the account noted.
+    /// This process is still at work on a backfill. Stale: another one was begun since.
+    pub async fn stay_at_backfill(&self, run: &BackfillRun, lease: Duration) -> Result<Settled> {
+        self.settle_backfill(STAY, args![run.account, run.run, run.process, lease]).await
+    }
+
+    /// This process is not at work on a backfill any more.
+    pub async fn leave_backfill(&self, run: &BackfillRun) -> Result<()> {
+        self.settle_backfill(LEAVE, args![run.account, run.run, run.process]).await.map(|_| ())
+    }
+
+    /// Forgets what earlier backfills of the account noted, in small parts: there may
+    /// be millions of finds. What is left where it fails is forgotten by the next one.
     pub async fn forget_earlier_backfills(&self, run: &BackfillRun) -> Result<()> {
         let old = self.read().await?.rows(OLD_DAYS, args![run.account, run.run]).await?;
         for row in old {
+            let day: String = row.get("day")?;
+            let of_day = || args![run.account, run.run, day.as_str()];
+            loop {
+                let mut session = self.begin().await?;
+                let args = of_day().into_iter().chain(args![FORGOTTEN_AT_ONCE]).collect();
+                let forgotten = session.execute(FORGET_FINDS, args).await?;
+                session.commit().await?;
+                if forgotten == 0 {
+                    break;
+                }
+            }
             let mut session = self.begin().await?;
-            session.execute(FORGET_FINDS, args![run.account, run.run, row.get::<String>("day")?]).await?;
+            session.execute(FORGET_DAY, of_day()).await?;
             session.commit().await?;
         }
-        let mut session = self.begin().await?;
-        session.execute(FORGET_DAYS, args![run.account, run.run]).await?;
-        session.commit().await
+        Ok(())
     }
 
     /// All days are walked over, and what they brought is counted.
@@ -285,36 +334,39 @@ impl dyn Catalog + '_ {
 
     /// Prolongs the lease of a day.
     pub async fn renew_day(&self, lease: &DayLease, duration: Duration) -> Result<Settled> {
-        self.settle_day(RENEW, lease.args_and(args![duration])).await
+        self.settle_backfill(RENEW, lease.args_and(args![duration])).await
     }
 
     /// A page is done, and `next` is Twilio's query for the page after it.
     pub async fn save_day_page(&self, lease: &DayLease, next: &str, unreadable: i64) -> Result<Settled> {
-        self.settle_day(SAVE_PAGE, lease.args_and(args![next, unreadable])).await
+        self.settle_backfill(SAVE_PAGE, lease.args_and(args![next, unreadable])).await
     }
 
-    /// The next page is the first one again: of another pass, or of the same one
-    /// where it could not go on.
-    pub async fn begin_day_pass(&self, lease: &DayLease, is_another: bool) -> Result<Settled> {
-        self.settle_day(BEGIN_PASS, lease.args_and(args![i64::from(is_another)])).await
+    /// The next page is the first one again, of a pass before which so many were done.
+    pub async fn begin_day_pass(&self, lease: &DayLease, passes: i64) -> Result<Settled> {
+        self.settle_backfill(BEGIN_PASS, lease.args_and(args![passes])).await
     }
 
     /// The day is done.
     pub async fn finish_day(&self, lease: &DayLease, unreadable: i64) -> Result<Settled> {
-        self.settle_day(FINISH, lease.args_and(args![unreadable])).await
+        self.settle_backfill(FINISH, lease.args_and(args![unreadable])).await
     }
 
     /// The day may be gone on with at once, by any process.
     pub async fn hand_back_day(&self, lease: &DayLease) -> Result<Settled> {
-        self.settle_day(HAND_BACK, lease.args_and(args![])).await
+        self.settle_backfill(HAND_BACK, lease.args_and(args![])).await
     }
 
-    async fn settle_day(&self, statement: &'static str, args: Vec<Value>) -> Result<Settled> {
+    async fn settle_backfill(&self, statement: &'static str, args: Vec<Value>) -> Result<Settled> {
         let mut session = self.begin().await?;
         let changed = session.execute(statement, args).await?;
         session.commit().await?;
         Ok(if changed == 1 { Settled::Done } else { Settled::Stale })
     }
+}
+
+fn the_one(row: Option<Row>) -> Result<Row> {
+    row.ok_or_else(|| CatalogError::Unreadable("a backfill that was begun is not there".to_owned()))
 }
 
 /// Takes one find, where it tells something. Says what it is to the backfill.

@@ -8,7 +8,7 @@ mod report;
 
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::CommandFactory;
 use clap::error::ErrorKind;
 use futures::StreamExt;
@@ -26,7 +26,7 @@ use crate::catalog::{DayCount, Span};
 use crate::config::Config;
 use crate::domain::sid::AccountSid;
 use crate::telemetry;
-use crate::vault::backfill::{Backfill, Progress};
+use crate::vault::backfill::{Backfill, BackfillError, Progress};
 
 /// Accounts that are walked over at once.
 const ACCOUNTS_AT_ONCE: usize = 8;
@@ -41,11 +41,15 @@ const STANDSTILL: Duration = Duration::from_secs(30);
 /// Walks over the list of each account day by day and takes what this service
 /// does not know. Running nodes fetch it, when nothing else is due: start
 /// `callvault serve` with the same settings. It may be stopped at any time; the
-/// same command goes on from there. Ends when all that it brought is stored or
-/// failed.
+/// same command goes on from there, or joins one that is under way; one of other
+/// days is refused meanwhile. Ends when all that it brought is stored or failed,
+/// or Twilio refuses the credentials.
 ///
-/// Exit status: 0 done; 1 something failed or was stopped, or the numbers do
-/// not add up to what Twilio's list has; 2 wrong usage or settings.
+/// What is older than CALLVAULT_RETENTION is erased as soon as it is there, at
+/// Twilio too where the account says erase_at_twilio: --dry-run tells how much.
+///
+/// Exit status: 0 done; 1 something failed, was refused or stopped, or the numbers
+/// do not add up to what Twilio's list has; 2 wrong usage or settings.
 ///
 /// Examples:
 ///   callvault backfill --dry-run
@@ -199,54 +203,87 @@ async fn bring_in_account(
         |error: String| AccountReport { account_sid: account, numbers: Numbers::default(), error: Some(error) };
     let progress = match backfill.begin(account, span).await {
         Ok(Some(progress)) => progress,
-        Ok(None) => return failed("a backfill of other days is under way; let it end first".to_owned()),
+        Ok(None) => {
+            return failed(
+                "a backfill of other days is under way, or was cut off a moment ago; let it end first".to_owned(),
+            );
+        }
         Err(error) => return failed(error.to_string()),
     };
     if progress.run().is_resumed {
         tell(&format!("{account}: going on with the backfill that was begun at {:.0}", progress.run().begun_at));
     }
-    let walked = tokio::select! {
-        walked = backfill.walk(&progress, span) => walked.map_err(|error| error.to_string()),
-        () = watch(backfill, &progress, &show, false) => unreachable!("it is not told to end"),
-        () = stopping.cancelled() => Err("stopped".to_owned()),
+    let worked = tokio::select! {
+        worked = work(backfill, &progress, span, args, stopping, &show) => worked,
+        () = backfill.stay(&progress) => Err(BackfillError::Superseded.into()),
     };
     backfill.hand_back(&progress).await;
-    if walked.is_ok() && !args.no_wait {
-        tokio::select! {
-            () = watch(backfill, &progress, &show, true) => {}
-            () = stopping.cancelled() => {}
-        }
-    }
-    let counted = backfill.count(&progress).await.map_err(|error| error.to_string());
-    let mut error = walked.and(counted).err();
-    if error.is_none()
-        && !stopping.is_cancelled()
-        && let Err(not_noted) = backfill.complete(&progress).await
-    {
-        error = Some(not_noted.to_string());
-    }
+    backfill.leave(&progress).await;
+    let error = worked.err().map(|error| error.to_string());
     AccountReport { account_sid: account, numbers: Numbers::from(progress.sum()), error }
 }
 
+/// From the first day to the last number.
+async fn work(
+    backfill: &Backfill,
+    progress: &Progress,
+    span: Span,
+    args: &Args,
+    stopping: &CancellationToken,
+    show: &impl Fn(DayCount),
+) -> anyhow::Result<()> {
+    let mut worked = tokio::select! {
+        walked = backfill.walk(progress, span) => walked.map_err(Into::into),
+        watched = watch(backfill, progress, show, false) => watched.map_err(Into::into),
+        () = stopping.cancelled() => Err(anyhow!("stopped")),
+    };
+    backfill.hand_back(progress).await;
+    if worked.is_ok() && !args.no_wait {
+        worked = tokio::select! {
+            watched = watch(backfill, progress, show, true) => watched.map_err(Into::into),
+            () = stopping.cancelled() => Ok(()),
+        };
+    }
+    let counted = backfill.count(progress).await;
+    worked?;
+    counted?;
+    if !stopping.is_cancelled() {
+        backfill.complete(progress).await?;
+    }
+    Ok(())
+}
+
 /// Looks at the numbers again and again; with `until_settled`, until nothing that
-/// was brought is under way any more.
-async fn watch(backfill: &Backfill, progress: &Progress, show: &impl Fn(DayCount), until_settled: bool) {
+/// was brought is under way any more, or nothing of the account can be fetched.
+async fn watch(
+    backfill: &Backfill,
+    progress: &Progress,
+    show: &impl Fn(DayCount),
+    until_settled: bool,
+) -> Result<(), BackfillError> {
+    let account = progress.run().account;
     let (mut last, mut moved_at, mut is_told) = (0, Instant::now(), false);
     loop {
         let began = Instant::now();
         match backfill.count(progress).await {
             Ok(()) => {}
+            Err(BackfillError::Superseded) => return Err(BackfillError::Superseded),
             Err(error) => tracing::debug!(%error, "the numbers are not known at the moment"),
         }
         let sum = progress.sum();
         show(sum);
         if until_settled && sum.is_walked && sum.new_under_way == 0 {
-            return;
+            return Ok(());
+        }
+        if until_settled && backfill.is_paused(account).await.unwrap_or(false) {
+            return Err(BackfillError::Paused);
         }
         if sum.new_under_way != last {
-            (last, moved_at) = (sum.new_under_way, Instant::now());
+            (last, moved_at, is_told) = (sum.new_under_way, Instant::now(), false);
         } else if until_settled && !is_told && moved_at.elapsed() > STANDSTILL {
-            tell("nothing was stored for a while: is `callvault serve` running with the same settings?");
+            tell(&format!(
+                "{account}: nothing was stored for a while: is `callvault serve` running with the same settings?"
+            ));
             is_told = true;
         }
         tokio::time::sleep(COUNT_EVERY.max(began.elapsed() * COUNT_PARTS)).await;

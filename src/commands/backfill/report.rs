@@ -31,6 +31,10 @@ pub(super) struct Numbers {
     /// Of what is new: as it was stored, or, of a dry run, as it is estimated.
     new_bytes: u64,
     of_unknown_length: u64,
+    /// Of what is new, in a dry run: erased by its age as soon as it is there.
+    past_retention: u64,
+    #[serde(skip)]
+    erased_at_twilio: bool,
     #[serde(skip)]
     is_survey: bool,
 }
@@ -53,6 +57,8 @@ impl From<DayCount> for Numbers {
             new_failed: count.new_failed,
             new_bytes: count.new_bytes,
             of_unknown_length: 0,
+            past_retention: 0,
+            erased_at_twilio: false,
             is_survey: false,
         }
     }
@@ -68,6 +74,8 @@ impl From<Survey> for Numbers {
             unreadable: survey.unreadable,
             new_bytes: survey.estimated_bytes,
             of_unknown_length: survey.of_unknown_length,
+            past_retention: survey.past_retention,
+            erased_at_twilio: survey.erased_at_twilio,
             is_survey: true,
             ..Self::default()
         }
@@ -92,6 +100,8 @@ impl std::iter::Sum for Numbers {
             new_failed: sum.new_failed + one.new_failed,
             new_bytes: sum.new_bytes + one.new_bytes,
             of_unknown_length: sum.of_unknown_length + one.of_unknown_length,
+            past_retention: sum.past_retention + one.past_retention,
+            erased_at_twilio: sum.erased_at_twilio || one.erased_at_twilio,
             is_survey: sum.is_survey || one.is_survey,
         })
     }
@@ -160,6 +170,16 @@ impl Report {
 
     /// Whether all went well, in words where not.
     pub(super) fn verdict(&self) -> anyhow::Result<()> {
+        for AccountReport { account_sid, numbers, .. } in &self.accounts {
+            let where_else = if numbers.erased_at_twilio { ", at Twilio too" } else { "" };
+            if numbers.past_retention > 0 {
+                tell(&format!(
+                    "{account_sid}: {} of the new ones are older than its retention: they would be erased as soon as they \
+                     are there{where_else}; --since leaves them out",
+                    numbers.past_retention
+                ));
+            }
+        }
         for report in &self.accounts {
             if let Some(error) = &report.error {
                 tell(&format!("{}: {error}", report.account_sid));

@@ -2,8 +2,8 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
-use super::Simulator;
 use super::faults::Fault;
+use super::{SimulatedRecording, Simulator};
 use crate::domain::sid::{AccountSid, RecordingSid};
 
 /// How lists are answered.
@@ -17,6 +17,8 @@ pub(super) struct Lists {
     pub(super) shifts: bool,
     /// Entries that say of no recording which it is.
     pub(super) garbled: HashSet<RecordingSid>,
+    /// What is there only from the next request for a first page on, one each.
+    pub(super) arriving: VecDeque<SimulatedRecording>,
     script: HashMap<AccountSid, VecDeque<Option<Fault>>>,
     requests: HashMap<AccountSid, u64>,
 }
@@ -48,6 +50,12 @@ impl Simulator {
     /// Leaves out of a recording's entry which one it is.
     pub fn garble(&self, recording: RecordingSid) {
         self.shared.state().lists.garbled.insert(recording);
+    }
+
+    /// Adds one of these right before each request for the first page of an account's
+    /// list is answered: a list that does not settle.
+    pub fn add_before_each_list(&self, recordings: impl IntoIterator<Item = SimulatedRecording>) {
+        self.shared.state().lists.arriving.extend(recordings);
     }
 
     /// What the next requests for the list of an account's recordings meet, one

@@ -306,6 +306,14 @@ impl State {
         script.next.pop_front().or_else(|| script.always.clone())
     }
 
+    /// A request for a page of an account's list came; gives what it is to meet.
+    fn next_of_lists(&mut self, account: AccountSid, is_first_page: bool) -> Option<Fault> {
+        if let Some(arriving) = is_first_page.then(|| self.lists.arriving.pop_front()).flatten() {
+            self.recordings.insert(arriving.id.recording, arriving);
+        }
+        self.lists.next_fault(account)
+    }
+
     fn remember(&mut self, seen: Seen) {
         if self.seen.len() == SEEN_MAX {
             self.seen.pop_front();

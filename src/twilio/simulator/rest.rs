@@ -55,7 +55,7 @@ impl Exchange {
     }
 
     pub(super) async fn list_of_account(&self, account: AccountSid, query: &str) -> Answer {
-        let fault = self.shared.state().lists.next_fault(account);
+        let fault = self.shared.state().next_of_lists(account, !query.contains("PageToken"));
         match fault {
             None => self.list(account, None, query),
             Some(Fault::RateLimited { retry_after }) => rate_limited(retry_after),

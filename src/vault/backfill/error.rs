@@ -19,7 +19,7 @@ pub enum BackfillError {
     #[error(transparent)]
     Catalog(#[from] CatalogError),
     /// Twilio refuses the credentials.
-    #[error("the account is paused: Twilio refuses its credentials")]
+    #[error("the account is paused: Twilio refuses its credentials; `callvault doctor` tells more")]
     Paused,
     /// What came is not what was asked for.
     #[error("Twilio was asked for the recordings of {0}, and gave some of other days: it ignores the filter")]
@@ -31,7 +31,7 @@ pub enum BackfillError {
     #[error("Twilio's list of {0} had something new on each of {PASSES_MAX} passes")]
     NeverSettles(Date),
     /// Another one of the account was begun since.
-    #[error("another backfill of the account was begun meanwhile")]
+    #[error("another backfill of the account was begun while this one did not reach the catalog")]
     Superseded,
     /// Another process has the day by now.
     #[error("the lease of a day was lost")]

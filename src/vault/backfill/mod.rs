@@ -23,6 +23,7 @@ pub use error::BackfillError;
 pub use survey::Survey;
 
 use super::Dice;
+use super::erase::{Retention, retention};
 use super::lease::keep;
 use super::pace::Manners;
 use super::reconcile::{day, made_at, next_page};
@@ -58,6 +59,7 @@ pub struct Backfill {
     manners: Manners,
     dice: Dice,
     lease: Duration,
+    retention: BTreeMap<AccountSid, Retention>,
 }
 
 /// One account's, from the beginning of the process to its end.
@@ -95,21 +97,37 @@ impl Progress {
 impl Backfill {
     /// Backfills by these settings.
     pub fn new(config: &Config, catalog: Arc<dyn Catalog>, twilio: Twilio, dice: Dice) -> Self {
-        Self { manners: Manners::new(catalog, twilio, config.retry), dice, lease: config.lease }
+        let manners = Manners::new(catalog, twilio, config.retry);
+        Self { manners, dice, lease: config.lease, retention: retention(&config.accounts) }
     }
 
     /// Begins, or goes on with what was begun for the same days. None: another
     /// process is at it for other days.
     pub async fn begin(&self, account: AccountSid, span: Span) -> Result<Option<Progress>, CatalogError> {
-        let Some(run) = self.catalog().begin_backfill(account, span).await? else { return Ok(None) };
+        let Some(run) = self.catalog().begin_backfill(account, span, self.lease).await? else { return Ok(None) };
         Ok(Some(Progress { run, days: Mutex::default(), pages: AtomicU64::new(0), held: Mutex::default() }))
+    }
+
+    /// Says again and again that this process is at work, so that no backfill of other
+    /// days is begun meanwhile. Returns when one was, while the catalog was not reached.
+    pub async fn stay(&self, progress: &Progress) {
+        loop {
+            tokio::time::sleep(self.lease / 3).await;
+            match self.catalog().stay_at_backfill(&progress.run, self.lease).await {
+                Ok(Settled::Done) => {}
+                Ok(Settled::Stale) => return,
+                Err(error) => tracing::debug!(%error, "that the backfill goes on is said again later"),
+            }
+        }
     }
 
     /// Walks over all days, the oldest first: what arrives meanwhile is on the last of
     /// them. May be dropped: [`Self::hand_back`] is to follow.
     pub async fn walk(&self, progress: &Progress, span: Span) -> Result<(), BackfillError> {
-        self.catalog().forget_earlier_backfills(&progress.run).await?;
         let account = progress.run.account;
+        if let Err(error) = self.catalog().forget_earlier_backfills(&progress.run).await {
+            tracing::warn!(%account, %error, "what earlier backfills found is not all forgotten; the next one goes on with that");
+        }
         let mut ahead = self.days_of(span)?;
         while let Some((first, last)) = ahead.pop() {
             for day in self.narrow(account, (first, last), &mut ahead).await? {
@@ -119,6 +137,13 @@ impl Backfill {
             }
         }
         Ok(())
+    }
+
+    /// This process is not at work any more, on whatever days.
+    pub async fn leave(&self, progress: &Progress) {
+        if let Err(error) = self.catalog().leave_backfill(&progress.run).await {
+            tracing::debug!(%error, "the end of a backfill is not told; it counts as one that goes on for a lease");
+        }
     }
 
     /// Lets other processes go on with what this one was walking over.
@@ -144,6 +169,11 @@ impl Backfill {
             progress.days().insert(day, count);
         }
         Ok(())
+    }
+
+    /// Whether Twilio refuses the credentials of the account: nothing of it is fetched.
+    pub async fn is_paused(&self, account: AccountSid) -> Result<bool, CatalogError> {
+        Ok(!self.catalog().paused(&[account]).await?.is_empty())
     }
 
     fn catalog(&self) -> &Arc<dyn Catalog> {
@@ -219,7 +249,7 @@ impl Backfill {
     /// A page, once Twilio may be asked for it.
     async fn page(&self, account: AccountSid, listing: Listing, next: Option<&str>) -> Result<ListPage, BackfillError> {
         while self.catalog().is_left_alone(account).await? {
-            if !self.catalog().paused(&[account]).await?.is_empty() {
+            if self.is_paused(account).await? {
                 return Err(BackfillError::Paused);
             }
             tokio::time::sleep(AGAIN_AFTER).await;
@@ -262,7 +292,7 @@ impl Backfill {
         loop {
             let page = match self.page_of_day(lease.account, lease.day, next_page.as_deref()).await {
                 Err(error) if error.is_of_the_page() && next_page.is_some() && restarts < RESTARTS_MAX => {
-                    held(self.catalog().begin_day_pass(&lease, false).await?)?;
+                    held(self.catalog().begin_day_pass(&lease, passes).await?)?;
                     (next_page, pages, news) = (None, 0, 0);
                     seen.clear();
                     restarts += 1;
@@ -281,10 +311,12 @@ impl Backfill {
                 return held(self.catalog().finish_day(&lease, unreadable).await?);
             } else {
                 passes += 1;
-                if passes >= PASSES_MAX {
+                let has_passes_left = passes < PASSES_MAX;
+                // Whoever comes after this one has all passes again.
+                held(self.catalog().begin_day_pass(&lease, if has_passes_left { passes } else { 0 }).await?)?;
+                if !has_passes_left {
                     return Err(BackfillError::NeverSettles(lease.day));
                 }
-                held(self.catalog().begin_day_pass(&lease, true).await?)?;
                 (pages, news) = (0, 0);
                 seen.clear();
             }
