@@ -73,6 +73,7 @@ impl App {
         let public_url = config.public_url.clone().unwrap_or_else(|| format!("http://{address}"));
         let vault = Arc::new(vault(&config).await?);
         telemetry::accounts(vault.accounts());
+        telemetry::callback_accounts(vault.accounts());
         if let Some(store) = vault.bucket.embedded() {
             store.must_be_here().and_then(|()| store.announce(address)).context("the bucket cannot be served")?;
         }

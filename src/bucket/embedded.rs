@@ -66,6 +66,11 @@ struct Keys {
 }
 
 impl Embedded {
+    /// Whether there is a store in that folder: its keys are made with it.
+    pub fn is_in(folder: &Path) -> bool {
+        folder.join(KEYS_FILE).exists()
+    }
+
     /// Opens the store in that folder, which is made where there is none.
     pub fn open(folder: &Path) -> Result<Self> {
         let failed = |why: String| BucketError::Folder { folder: folder.display().to_string(), why };

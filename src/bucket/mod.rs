@@ -39,7 +39,7 @@ pub use inspect::ObjectFacts;
 pub use link::{Disposition, Link, LinkBase, LinkMethod};
 pub use list::{ListedObject, ListedPage, PAGE_MAX};
 pub use read::Reading;
-pub use rules::Lifecycle;
+pub use rules::{Lifecycle, Versions};
 pub use throttle::Throttle;
 pub use upload::{NewObject, SINGLE_PUT_MAX_BYTES, Staging, UPLOAD_RESERVE_BYTES};
 pub use versions::Version;

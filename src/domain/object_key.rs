@@ -84,6 +84,12 @@ impl Layout {
         Some((digest.parse().ok()?, format.parse().ok()?))
     }
 
+    /// What the keys of all that is kept begin with, recordings and markers.
+    pub fn kept(&self) -> impl Iterator<Item = String> {
+        let calls = ["CA", "CF"].into_iter();
+        calls.chain([Marker::Erased, Marker::Held].map(Marker::folder)).map(|begin| format!("{}{begin}", self.prefix))
+    }
+
     /// Where attempts are staged.
     pub fn staging_folder(&self) -> String {
         format!("{}.staging/", self.prefix)

@@ -27,8 +27,8 @@ pub use parts::{TROUBLES, catalog_answered, store_answered, trouble};
 use registry::{Kind, Metric};
 pub use registry::{keep_up, metric_names, metrics};
 pub use requests::{
-    CALLBACK_OUTCOMES, DELIVERY_KINDS, QUESTION_OUTCOMES, callback, delivery, http_answered, http_route, memory_hit,
-    method_label, question,
+    CALLBACK_OUTCOMES, DELIVERY_KINDS, QUESTION_OUTCOMES, callback, callback_accounts, callback_signed, delivery,
+    http_answered, http_route, memory_hit, method_label, question,
 };
 pub use running::Running;
 pub use scrub::{scrub_bytes, scrub_checked, scrub_found, scrub_lag, scrub_progress};

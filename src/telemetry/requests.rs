@@ -7,10 +7,12 @@ use std::time::Duration;
 use metrics::{Counter, Histogram, counter, histogram};
 
 use super::registry::{Kind, Metric};
+use crate::domain::sid::AccountSid;
 
 const HTTP_REQUESTS: &str = "callvault_http_requests_total";
 const HTTP_SECONDS: &str = "callvault_http_request_seconds";
 const CALLBACKS: &str = "callvault_callbacks_total";
+const SIGNATURES: &str = "callvault_callback_signatures_total";
 const DELIVERIES: &str = "callvault_deliveries_total";
 const QUESTIONS: &str = "callvault_questions_total";
 const MEMORY_HITS: &str = "callvault_memory_hits_total";
@@ -18,9 +20,10 @@ const MEMORY_HITS: &str = "callvault_memory_hits_total";
 /// The methods that are counted by name; clients that make one up make no label.
 pub(super) const METHODS: &[&str] = &["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "other"];
 
-/// What became of a callback.
+/// What became of a callback. `foreign`: badly signed, too, but by it no account of
+/// ours misses a recording.
 pub const CALLBACK_OUTCOMES: &[&str] =
-    &["accepted", "known", "bad_signature", "malformed", "unsupported_media_type", "unavailable"];
+    &["accepted", "known", "bad_signature", "foreign", "malformed", "unsupported_media_type", "unavailable"];
 
 /// What was answered to "play this".
 pub const DELIVERY_KINDS: &[&str] = &["redirect", "stream", "not_ready", "gone", "unknown", "unavailable"];
@@ -30,7 +33,7 @@ pub const DELIVERY_KINDS: &[&str] = &["redirect", "stream", "not_ready", "gone",
 pub const QUESTION_OUTCOMES: &[&str] = &["found", "nothing", "unavailable", "overtaken", "handed_back", "refused"];
 
 /// Those whose labels are known only once the service is put together.
-pub(super) const OPEN: &[&str] = &[HTTP_REQUESTS, HTTP_SECONDS];
+pub(super) const OPEN: &[&str] = &[HTTP_REQUESTS, HTTP_SECONDS, SIGNATURES];
 
 pub(super) const METRICS: &[Metric] = &[
     Metric {
@@ -62,6 +65,22 @@ pub(super) const METRICS: &[Metric] = &[
 pub(super) fn declare() {
     metrics::describe_counter!(HTTP_REQUESTS, "Requests by route, method and status");
     metrics::describe_histogram!(HTTP_SECONDS, metrics::Unit::Seconds, "How long requests took until their headers");
+    metrics::describe_counter!(SIGNATURES, "Callbacks that tell of a recording, by account and whether it signed them");
+}
+
+/// The accounts that callbacks are taken of: no other becomes a label.
+pub fn callback_accounts(accounts: &[AccountSid]) {
+    for account in accounts {
+        for signature in ["right", "wrong"] {
+            counter!(SIGNATURES, "account" => account.to_string(), "signature" => signature).absolute(0);
+        }
+    }
+}
+
+/// A callback told of a recording of that account, which is configured.
+pub fn callback_signed(account: &AccountSid, is_right: bool) {
+    let signature = if is_right { "right" } else { "wrong" };
+    counter!(SIGNATURES, "account" => account.to_string(), "signature" => signature).increment(1);
 }
 
 /// A route that will be counted.

@@ -6,13 +6,13 @@ use std::time::Duration;
 use http::{Method, StatusCode};
 use jiff::Timestamp;
 use jiff::civil::Date;
-use reqwest::Response;
+use reqwest::{RequestBuilder, Response};
 use serde::Deserialize;
 use url::Url;
 use url::form_urlencoded::Serializer;
 
 use super::callback::{read_channels, read_duration, read_time};
-use super::client::Twilio;
+use super::client::{AuthToken, Twilio};
 use super::decrypt::Encryption;
 use super::media::{MediaError, refusal, unreachable};
 use super::source::{Source, SourceHost};
@@ -177,9 +177,22 @@ impl Twilio {
     /// not read the account itself, but every key that serves here reads this.
     pub async fn probe(&self, account: &AccountSid) -> Result<(), MediaError> {
         let host = self.home(account).ok_or(MediaError::NotConfigured)?;
+        self.get::<ListResource>(account, host, self.probe_url(account, host)).await.map(|_| ())
+    }
+
+    /// Whether Twilio accepts one of the account's tokens: callbacks are signed with a
+    /// token, whatever key requests are made with.
+    pub async fn probe_token(&self, account: &AccountSid, which: AuthToken) -> Result<(), MediaError> {
+        let host = self.home(account).ok_or(MediaError::NotConfigured)?;
+        let request = self.authorized_by(which, account, self.probe_url(account, host));
+        let request = request.ok_or(MediaError::NotConfigured)?;
+        self.resource::<ListResource>(request, host).await.map(|_| ())
+    }
+
+    fn probe_url(&self, account: &AccountSid, host: SourceHost) -> Url {
         let mut url = self.hosts().url(host, &format!("/2010-04-01/Accounts/{account}/Recordings.json"));
         url.set_query(Some("PageSize=1"));
-        self.get::<ListResource>(account, host, url).await.map(|_| ())
+        url
     }
 
     /// Of a `next`, only the query is Twilio's: host and path are always made here.
@@ -225,6 +238,15 @@ impl Twilio {
         url: Url,
     ) -> Result<Option<T>, MediaError> {
         let request = self.authorized(account, url).ok_or(MediaError::NotConfigured)?;
+        self.resource(request, host).await
+    }
+
+    /// The same by a request that is made already.
+    async fn resource<T: for<'de> Deserialize<'de>>(
+        &self,
+        request: RequestBuilder,
+        host: SourceHost,
+    ) -> Result<Option<T>, MediaError> {
         let response = request.timeout(TIMEOUT).send().await.map_err(unreachable)?;
         match response.status() {
             StatusCode::OK => read(response).await.map(Some),

@@ -13,7 +13,7 @@ use super::client::Twilio;
 use super::signature::{self, Signed};
 use super::source::{Source, SourceHost};
 use crate::domain::recording::{Details, RecordingId};
-use crate::domain::sid::AccountSid;
+use crate::domain::sid::{AccountSid, RecordingSid};
 
 /// The longest text of a field that is kept as text. Twilio's words are shorter.
 const TEXT_MAX_CHARS: usize = 64;
@@ -91,8 +91,10 @@ pub enum RefusedCallback {
     #[error("a callback is a form (application/x-www-form-urlencoded) or JSON (application/json)")]
     UnsupportedMediaType,
     /// Not signed, or not by the account that it names.
+    /// Holds the account that may miss a recording for it: None where it is not
+    /// configured, or no recording is named, and nothing is lost.
     #[error("X-Twilio-Signature does not fit the URL, the fields and the account's auth token")]
-    BadSignature,
+    BadSignature(Option<AccountSid>),
     /// Not what Twilio sends.
     #[error("{0}")]
     Malformed(String),
@@ -124,7 +126,9 @@ impl Twilio {
         let tokens = self.callback_tokens(&account);
         let header = raw.signature.unwrap_or_default();
         if !signature::is_valid(header, tokens, raw.url, signed) {
-            return Err(RefusedCallback::BadSignature);
+            let names_recording = fields.sid::<RecordingSid>("RecordingSid").is_ok_and(|sid| sid.is_some());
+            let is_ours = names_recording && self.home(&account).is_some();
+            return Err(RefusedCallback::BadSignature(is_ours.then_some(account)));
         }
         self.read_fields(account, &fields)
     }
@@ -398,10 +402,19 @@ mod tests {
     fn either_token_of_the_account_signs_and_no_other_accounts() {
         assert!(post(&fields(), "token-a").is_ok());
         assert!(post(&fields(), "token-a-2").is_ok());
-        assert_eq!(post(&fields(), "token-b"), Err(RefusedCallback::BadSignature));
-        assert_eq!(post(&with("AccountSid", OTHER), "token-a"), Err(RefusedCallback::BadSignature));
+        let refused_of = |account: &str| Err(RefusedCallback::BadSignature(Some(account.parse().unwrap())));
+        assert_eq!(post(&fields(), "token-b"), refused_of(ACCOUNT));
+        assert_eq!(post(&with("AccountSid", OTHER), "token-a"), refused_of(OTHER));
+    }
+
+    #[test]
+    fn nobody_misses_what_names_no_recording_of_an_account_of_ours() {
+        let nobodys = Err(RefusedCallback::BadSignature(None));
         let unknown = format!("AC{}", "9".repeat(32));
-        assert_eq!(post(&with("AccountSid", &unknown), "token-a"), Err(RefusedCallback::BadSignature));
+        assert_eq!(post(&with("AccountSid", &unknown), "token-a"), nobodys);
+        for recording in ["", "RE1"] {
+            assert_eq!(post(&with("RecordingSid", recording), "token-b"), nobodys, "{recording}");
+        }
     }
 
     #[test]

@@ -21,6 +21,15 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest silence within an answer, before and in its body.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// One of the tokens that an account's callbacks may be signed with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AuthToken {
+    /// `auth_token`.
+    Primary,
+    /// `secondary_auth_token`.
+    Secondary,
+}
+
 /// Twilio, as this service reaches it. Cloning is cheap.
 #[derive(Debug, Clone)]
 pub struct Twilio {
@@ -77,12 +86,39 @@ impl Twilio {
         self.accounts.get(account).map_or(&NONE, |account| &account.private_keys)
     }
 
+    /// One of the account's tokens, if it has it.
+    fn auth_token(&self, account: &AccountSid, which: AuthToken) -> Option<&SecretString> {
+        let account = self.accounts.get(account)?;
+        match which {
+            AuthToken::Primary => account.auth_token.as_ref(),
+            AuthToken::Secondary => account.secondary_auth_token.as_ref(),
+        }
+    }
+
     /// The tokens that may have signed a callback of this account: none where it is not configured.
     pub(super) fn callback_tokens(&self, account: &AccountSid) -> impl Iterator<Item = &SecretString> {
-        let account = self.accounts.get(account);
-        let primary = account.and_then(|account| account.auth_token.as_ref());
-        let secondary = account.and_then(|account| account.secondary_auth_token.as_ref());
-        primary.into_iter().chain(secondary)
+        [AuthToken::Primary, AuthToken::Secondary].into_iter().filter_map(|which| self.auth_token(account, which))
+    }
+
+    /// Whether the account's requests are made with an API key, and its tokens are never shown to Twilio.
+    pub fn has_api_key(&self, account: &AccountSid) -> bool {
+        self.accounts.get(account).is_some_and(|account| account.api_key.is_some())
+    }
+
+    /// Whether the account has that token.
+    pub fn has_auth_token(&self, account: &AccountSid, which: AuthToken) -> bool {
+        self.auth_token(account, which).is_some()
+    }
+
+    /// A request with one of the account's tokens; None where it has no such token.
+    pub(super) fn authorized_by(
+        &self,
+        which: AuthToken,
+        account: &AccountSid,
+        url: url::Url,
+    ) -> Option<reqwest::RequestBuilder> {
+        let token = self.auth_token(account, which)?;
+        Some(self.origin.get(url).basic_auth(account.as_str(), Some(token.expose_secret())))
     }
 
     /// A request with the account's credentials; None where it is not configured.

@@ -50,6 +50,6 @@ mod tests {
             })
         };
         assert!(matches!(read(url, &harmless.signature), Err(RefusedCallback::Malformed(_))));
-        assert!(matches!(read("https://example.com/", &harmless.signature), Err(RefusedCallback::BadSignature)));
+        assert!(matches!(read("https://example.com/", &harmless.signature), Err(RefusedCallback::BadSignature(None))));
     }
 }

@@ -18,4 +18,4 @@ pub mod signature;
 pub mod simulator;
 pub mod source;
 
-pub use client::Twilio;
+pub use client::{AuthToken, Twilio};

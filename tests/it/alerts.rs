@@ -7,8 +7,9 @@ use std::collections::BTreeSet;
 use reqwest::StatusCode;
 use serde_json::Value;
 
+use crate::doctor;
 use crate::support::compose::{deploy, yaml};
-use crate::support::world::{Parts, World};
+use crate::support::world::{Parts, World, recording_id};
 use measured::{Measured, measures, scrape};
 
 mod measured;
@@ -81,7 +82,7 @@ async fn no_alert_fires_on_a_healthy_run() {
     world.set("CALLVAULT_SCRUB_EVERY", "1h");
     // A machine that is busy with other tests is no trouble of the service.
     world.set("CALLVAULT_LEASE", "1m");
-    let service = world.start().await;
+    let service = doctor::running(&mut world).await;
     let began = scrape(&world, &service).await;
     for (name, label) in selected() {
         let is_there = began.keys().any(|series| series.starts_with(&name) && series.contains(&label));
@@ -95,7 +96,13 @@ async fn no_alert_fires_on_a_healthy_run() {
         let played = service.get(&format!("/v1/recordings/{}/audio", id.recording)).await;
         assert_eq!(played.status(), StatusCode::TEMPORARY_REDIRECT);
     }
-    let ended = measures(&world, &service, "callvault_fetches_total{outcome=\"stored\"}", 5.0).await;
+    // Strangers call, and somebody has doctor look.
+    let stranger = world.callback(recording_id(1).recording).with("AccountSid", &format!("AC{}", "9".repeat(32)));
+    for _ in 0..10 {
+        assert_eq!(service.send(&stranger).await.status(), StatusCode::FORBIDDEN);
+        doctor::finds(&world, &[]).await;
+    }
+    let ended = measures(&world, &service, "callvault_callbacks_total{outcome=\"foreign\"}", 20.0).await;
     let mut run = Measured::of(&world).node("node", &began, &ended, &ended);
     for minute in [5, 12, 30, 90] {
         run.fire(minute, &[]);

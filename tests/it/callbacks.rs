@@ -48,8 +48,21 @@ on_all_parts! {
         assert_eq!(world.simulator.seen(), []);
         // Whoever set it up wrong is told, and a flood of them fills no log.
         let log = service.log();
-        assert_eq!(log.matches("a callback was refused").count(), 1, "{log}");
-        assert!(log.contains(&format!("\"public_url\":\"{}\"", service.url)), "{log}");
+        let told: Vec<&str> = log.lines().filter(|line| line.contains("a callback was refused")).collect();
+        let [of_ours, of_strangers] = &told[..] else { panic!("{told:#?}") };
+        for (name, value) in [("public_url", service.url.as_str()), ("account", ACCOUNT)] {
+            assert!(of_ours.contains(&format!("\"{name}\":\"{value}\"")), "{of_ours}");
+        }
+        assert!(of_strangers.contains("no recording of an account of these settings"), "{of_strangers}");
+        let metrics = service.get("/metrics").await.text().await.unwrap();
+        let wrong = format!("callvault_callback_signatures_total{{account=\"{ACCOUNT}\",signature=\"wrong\"}} 7\n");
+        for series in [
+            "callvault_callbacks_total{outcome=\"bad_signature\"} 7\n",
+            "callvault_callbacks_total{outcome=\"foreign\"} 1\n",
+            &wrong,
+        ] {
+            assert!(metrics.contains(series), "{series} {metrics}");
+        }
     }
 
     async fn a_url_that_does_not_fit_its_fields_is_malformed(world: World) {

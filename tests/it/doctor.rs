@@ -4,20 +4,25 @@ use std::collections::BTreeMap;
 use std::process::Output;
 
 use axum::Router;
+use callvault::twilio::simulator::SimulatedAccount;
 use futures::StreamExt;
 use object_store::ObjectStore as _;
+use reqwest::StatusCode;
 use serde_json::Value;
 use tokio::net::TcpListener;
 
+use crate::recheck::sql;
+use crate::support::bucket::{document, run};
+use crate::support::eventually;
 use crate::support::python::{PYTHON, said};
 use crate::support::servers::{Postgres, free_port};
-use crate::support::world::{Parts, Service, World, account, debug_binary};
+use crate::support::world::{ACCOUNT, AUTH_TOKEN, Parts, Service, World, account, debug_binary};
 
 /// Settings that differ from those of the service.
 type Own<'a> = &'a [(&'a str, &'a str)];
 
 /// A world that knows its public URL, and a service in it.
-async fn running(world: &mut World) -> Service {
+pub async fn running(world: &mut World) -> Service {
     let port = free_port();
     world.set("CALLVAULT_PUBLIC_URL", format!("http://127.0.0.1:{port}"));
     world.start_on(port, debug_binary()).await
@@ -36,7 +41,14 @@ async fn doctor(world: &World, own: Own<'_>) -> Output {
 }
 
 /// What it finds that is not well: the check, and its status.
-async fn finds(world: &World, own: Own<'_>) -> Vec<(String, String)> {
+pub async fn finds(world: &World, own: Own<'_>) -> Vec<(String, String)> {
+    let not_well = checks(world, own).await.into_iter().filter(|check| check["status"] != "ok");
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    not_well.map(|check| (text(&check["check"]), text(&check["status"]))).collect()
+}
+
+/// All that it looks at.
+async fn checks(world: &World, own: Own<'_>) -> Vec<Value> {
     let ended = doctor(world, own).await;
     let told = String::from_utf8_lossy(&ended.stdout).into_owned();
     let report: Value =
@@ -45,15 +57,12 @@ async fn finds(world: &World, own: Own<'_>) -> Vec<(String, String)> {
     let is_wrong = checks.iter().any(|check| check["status"] == "wrong");
     assert_eq!(ended.status.code(), Some(i32::from(is_wrong)), "{told}");
     assert_eq!(report["ok"], !is_wrong);
-    let not_well = checks.iter().filter(|check| check["status"] != "ok");
-    not_well
-        .map(|check| {
-            // Each says what would mend it, and none shows a secret or a link.
-            assert!(check["cure"].as_str().is_some_and(|cure| !cure.is_empty()), "{check}");
-            assert!(!told.contains("X-Amz-Signature") && !told.contains("auth-token-of"), "{told}");
-            (check["check"].as_str().unwrap().to_owned(), check["status"].as_str().unwrap().to_owned())
-        })
-        .collect()
+    for check in checks.iter().filter(|check| check["status"] != "ok") {
+        // Each says what would mend it, and none shows a secret or a link.
+        assert!(check["cure"].as_str().is_some_and(|cure| !cure.is_empty()), "{check}");
+        assert!(!told.contains("X-Amz-Signature") && !told.contains("auth-token-of"), "{told}");
+    }
+    checks.clone()
 }
 
 /// The checks that find something wrong, warnings apart.
@@ -117,6 +126,103 @@ async fn each_part_that_is_broken_is_found() {
     assert_eq!(wrong(&world, &[]).await, Vec::<String>::new());
 }
 
+/// Settings of accounts in a file, and of none beside it.
+fn accounts_in_file(world: &mut World, name: &str, accounts: &str) {
+    let path = world.folder().join(name);
+    std::fs::write(&path, accounts).unwrap();
+    world.set("CALLVAULT_CONFIG", path.to_str().unwrap());
+    for name in ["ACCOUNT_SID", "AUTH_TOKEN", "API_KEY", "API_SECRET"] {
+        world.set(&format!("CALLVAULT_TWILIO_{name}"), "");
+    }
+}
+
+/// Requests go well with the key, whatever becomes of callbacks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokens_that_twilio_refuses_are_found_beside_a_key_that_it_takes() {
+    let mut world = World::new(Parts::Embedded).await;
+    let (key, secret) = (format!("SK{}", "c".repeat(32)), "secret-of-the-key");
+    let keyless = format!("AC{}", "c".repeat(32));
+    for (sid, auth_token) in [(account(), AUTH_TOKEN), (keyless.parse().unwrap(), "nobody-has-it")] {
+        let api_key = Some((key.clone(), secret.to_owned()));
+        world.simulator.add_account(SimulatedAccount { sid, auth_token: auth_token.to_owned(), api_key });
+    }
+    world.set("CALLVAULT_TWILIO_API_KEY", &key);
+    world.set("CALLVAULT_TWILIO_API_SECRET", secret);
+    world.set("CALLVAULT_TWILIO_AUTH_TOKEN", "auth-token-of-old");
+    let service = running(&mut world).await;
+    let refused = service.send(&world.callback(world.record(1).recording)).await;
+    assert_eq!(refused.status(), StatusCode::FORBIDDEN);
+    assert_eq!(wrong(&world, &[]).await, ["twilio.auth_token"]);
+    drop(service);
+
+    let with_key =
+        |sid: &str| format!("[[accounts]]\nsid = \"{sid}\"\napi_key = \"{key}\"\napi_secret = \"{secret}\"\n");
+    let tokens = format!("auth_token = \"{AUTH_TOKEN}\"\nsecondary_auth_token = \"auth-token-of-old\"\n");
+    let file = format!("{}{tokens}{}", with_key(ACCOUNT), with_key(&keyless));
+    accounts_in_file(&mut world, "tokens.toml", &file);
+    let service = running(&mut world).await;
+    let found: Vec<_> = checks(&world, &[]).await;
+    let found: Vec<[&str; 3]> = found
+        .iter()
+        .filter(|check| check["status"] != "ok")
+        .map(|check| ["check", "status", "account_sid"].map(|name| check[name].as_str().unwrap()))
+        .collect();
+    let expected = [["twilio.secondary_auth_token", "warning", ACCOUNT], ["twilio.auth_token", "warning", &keyless]];
+    assert_eq!(found, expected);
+    drop(service);
+}
+
+/// Nodes may have a token of old of any account, not of the first one alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_account_whose_callbacks_the_nodes_refuse_is_named() {
+    let mut world = World::new(Parts::Embedded).await;
+    let other = format!("AC{}", "b".repeat(32));
+    world.add_account(other.parse().unwrap());
+    let service = running(&mut world).await;
+    assert_eq!(wrong(&world, &[]).await, Vec::<String>::new());
+    let auth_token = "auth-token-of-today";
+    let rotated = SimulatedAccount { sid: other.parse().unwrap(), auth_token: auth_token.to_owned(), api_key: None };
+    world.simulator.add_account(rotated);
+    let path = world.folder().join("today.toml");
+    std::fs::write(&path, format!("[[accounts]]\nsid = \"{other}\"\nauth_token = \"{auth_token}\"\n")).unwrap();
+    let found = checks(&world, &[("CALLVAULT_CONFIG", path.to_str().unwrap())]).await;
+    let wrong: Vec<_> = found.iter().filter(|check| check["status"] == "wrong").collect();
+    assert!(matches!(wrong[..], [one] if one["check"] == "public_url" && one["account_sid"] == *other), "{wrong:?}");
+    drop(service);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_catalog_that_does_not_know_the_bucket_is_found() {
+    let mut world = World::new(Parts::Servers).await;
+    let service = world.start().await;
+    let id = world.record(1);
+    assert_eq!(service.send(&world.callback(id.recording)).await.status(), StatusCode::NO_CONTENT);
+    service.recording_in(id.recording, "stored").await;
+    drop(service);
+    world.set("CALLVAULT_DATABASE_URL", Postgres::shared().new_database().await);
+    let service = running(&mut world).await;
+    eventually("its markers are read", async || service.trouble("unindexed").await).await;
+    assert_eq!(wrong(&world, &[]).await, ["catalog.bucket"]);
+    sql(&world, "UPDATE catalog SET unread = 1".to_owned()).await;
+    assert_eq!(wrong(&world, &[]).await, ["catalog.bucket"]);
+    sql(&world, "UPDATE catalog SET unread = 0".to_owned()).await;
+    document(&run(&world, &["reindex", "--json"]).await, 0);
+    assert_eq!(wrong(&world, &[]).await, Vec::<String>::new());
+    drop(service);
+}
+
+#[tokio::test]
+async fn a_folder_without_parts_is_told_and_left_as_it_is() {
+    let world = World::new(Parts::Embedded).await;
+    assert_eq!(wrong(&world, &[]).await, ["catalog", "bucket"]);
+    let is_there = || std::fs::read_dir(world.folder()).unwrap().count();
+    assert_eq!(is_there(), 0, "nothing is made");
+    // Where only the store is away, nothing is made either.
+    std::fs::write(world.folder().join("callvault.db"), "").unwrap();
+    assert_eq!(wrong(&world, &[]).await, ["bucket"]);
+    assert_eq!(is_there(), 1, "nothing is made");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_lets_no_page_read_is_found() {
     let mut world = World::new(Parts::Servers).await;
@@ -149,8 +255,14 @@ fn minio(world: &World, program: &str) -> String {
 const RULE_THAT_EXPIRES: &str = r#"
 import os, boto3
 s3 = boto3.client("s3", endpoint_url=os.environ["ENDPOINT"], region_name="us-east-1")
-rule = {"ID": "old", "Status": "Enabled", "Filter": {"Prefix": ""}, "Expiration": {"Days": 30}}
+rule = {"ID": "old", "Status": "Enabled", "Filter": {"Prefix": PREFIX}, "Expiration": {"Days": 30}}
 s3.put_bucket_lifecycle_configuration(Bucket=os.environ["BUCKET"], LifecycleConfiguration={"Rules": [rule]})
+"#;
+
+const VERSIONS: &str = r#"
+import os, boto3
+s3 = boto3.client("s3", endpoint_url=os.environ["ENDPOINT"], region_name="us-east-1")
+s3.put_bucket_versioning(Bucket=os.environ["BUCKET"], VersioningConfiguration={"Status": STATUS})
 "#;
 
 /// A user who may do all but one thing.
@@ -183,8 +295,28 @@ async fn a_bucket_that_forbids_or_forgets_is_found() {
         let own = [("AWS_ACCESS_KEY_ID", user.as_str()), ("AWS_SECRET_ACCESS_KEY", "secret-0123456789")];
         assert_eq!(wrong(&world, &own).await, *expected, "without {forbidden}");
     }
-    minio(&world, RULE_THAT_EXPIRES);
-    assert_eq!(wrong(&world, &[]).await, ["bucket.lifecycle"]);
+    for (prefix, expected) in [("logs/", &[][..]), ("", &["bucket.lifecycle"]), ("CA", &["bucket.lifecycle"])] {
+        minio(&world, &format!("PREFIX = \"{prefix}\"\n{RULE_THAT_EXPIRES}"));
+        assert_eq!(wrong(&world, &[]).await, expected, "a rule for {prefix:?}");
+    }
+    drop(service);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_bucket_keeps_of_versions_is_told() {
+    let mut world = World::new(Parts::Servers).await;
+    let service = running(&mut world).await;
+    let told = async || {
+        let found = checks(&world, &[]).await;
+        let versions = found.iter().find(|check| check["check"] == "bucket.versions").unwrap();
+        versions["detail"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(told().await, "the bucket keeps no versions");
+    for (status, expected) in [("Enabled", "keeps versions"), ("Suspended", "keeps no more versions, but has")] {
+        minio(&world, &format!("STATUS = \"{status}\"\n{VERSIONS}"));
+        let told = told().await;
+        assert!(told.contains(expected), "{status}: {told}");
+    }
     drop(service);
 }
 

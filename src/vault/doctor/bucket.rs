@@ -7,7 +7,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 
 use super::{Finding, PATIENCE};
-use crate::bucket::{BucketError, Disposition, Lifecycle, Link, LinkBase, LinkMethod, NewObject};
+use crate::bucket::{BucketError, Disposition, Lifecycle, Link, LinkBase, LinkMethod, NewObject, Versions};
 use crate::config::Config;
 use crate::domain::digest::Digest;
 use crate::domain::media::Format;
@@ -46,7 +46,7 @@ pub(super) async fn examine(vault: &Vault, config: &Config, now: Timestamp) -> V
     }
     findings.push(specimen.remove(vault).await);
     findings.push(versions(vault, now).await);
-    findings.push(lifecycle(vault, now).await);
+    findings.extend(lifecycle(vault, now).await);
     findings
 }
 
@@ -181,8 +181,12 @@ async fn follow(config: &Config, link: &Link, page: Option<&str>) -> Result<(u16
 async fn versions(vault: &Vault, now: Timestamp) -> Finding {
     const CHECK: &str = "bucket.versions";
     match vault.bucket.keeps_versions(now).await {
-        Ok(true) => Finding::ok(CHECK, "the bucket keeps versions: erasing removes them all"),
-        Ok(false) => Finding::ok(CHECK, "the bucket keeps no versions"),
+        Ok(Versions::Kept) => Finding::ok(CHECK, "the bucket keeps versions: erasing removes them all"),
+        Ok(Versions::Suspended) => Finding::ok(
+            CHECK,
+            "the bucket keeps no more versions, but has those from before it was told so: erasing removes them all",
+        ),
+        Ok(Versions::None) => Finding::ok(CHECK, "the bucket keeps no versions"),
         Err(error) => Finding::warning(
             CHECK,
             format!("whether the bucket keeps versions is not known: {error}"),
@@ -191,27 +195,49 @@ async fn versions(vault: &Vault, now: Timestamp) -> Finding {
     }
 }
 
-async fn lifecycle(vault: &Vault, now: Timestamp) -> Finding {
+async fn lifecycle(vault: &Vault, now: Timestamp) -> Vec<Finding> {
     const CHECK: &str = "bucket.lifecycle";
     if vault.bucket.embedded().is_some() {
-        return Finding::ok(CHECK, "the embedded store needs no rules");
+        return vec![Finding::ok(CHECK, "the embedded store needs no rules")];
     }
-    match vault.bucket.lifecycle(now).await {
-        Ok(Lifecycle { expires_objects: true, .. }) => Finding::wrong(
-            CHECK,
+    let rules = match vault.bucket.lifecycle(now).await {
+        Ok(rules) => rules,
+        Err(error) => {
+            return vec![Finding::warning(
+                CHECK,
+                format!("the bucket's rules are not known: {error}"),
+                "allow s3:GetLifecycleConfiguration to whoever runs doctor",
+            )];
+        }
+    };
+    told_of_rules(CHECK, &rules)
+}
+
+fn told_of_rules(check: &'static str, rules: &Lifecycle) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if rules.expires_objects {
+        findings.push(Finding::wrong(
+            check,
             "a rule of the bucket deletes objects by their age, behind the catalog's back",
             "take the rule away, and set CALLVAULT_RETENTION or CALLVAULT_EVICT_AFTER instead",
-        ),
-        Ok(Lifecycle { ends_uploads: true, .. }) => Finding::ok(CHECK, "a rule ends uploads that nobody goes on with"),
-        Ok(_) => Finding::warning(
-            CHECK,
+        ));
+    }
+    if rules.archives_objects {
+        findings.push(Finding::wrong(
+            check,
+            "a rule of the bucket moves objects to a class from which they cannot be read before they are restored",
+            "take the rule away, or let it move them to GLACIER_IR, STANDARD_IA or INTELLIGENT_TIERING; restore and \
+             copy back what was moved",
+        ));
+    }
+    findings.push(if rules.ends_uploads {
+        Finding::ok(check, "a rule ends uploads that nobody goes on with")
+    } else {
+        Finding::warning(
+            check,
             "no rule ends uploads that nobody goes on with",
             "add a rule AbortIncompleteMultipartUpload of 7 days; MinIO ends them after a day by itself",
-        ),
-        Err(error) => Finding::warning(
-            CHECK,
-            format!("the bucket's rules are not known: {error}"),
-            "allow s3:GetLifecycleConfiguration to whoever runs doctor",
-        ),
-    }
+        )
+    });
+    findings
 }

@@ -14,10 +14,13 @@ use secrecy::ExposeSecret;
 use serde::Serialize;
 
 use super::Vault;
+use crate::bucket::Embedded;
 use crate::catalog::CatalogError;
-use crate::config::{Config, Database};
+use crate::config::{BucketConfig, Config, Database};
 use crate::domain::sid::AccountSid;
 use crate::telemetry::innermost;
+use crate::twilio::AuthToken;
+use crate::twilio::media::MediaError;
 
 /// A part that does not answer for so long is away.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -66,9 +69,33 @@ impl Finding {
         Self { status: Status::Wrong, cure: Some(cure.into()), ..Self::ok(check, detail) }
     }
 
+    fn at_most_a_warning(self) -> Self {
+        let status = if self.status == Status::Wrong { Status::Warning } else { self.status };
+        Self { status, ..self }
+    }
+
     fn of(self, account: AccountSid) -> Self {
         Self { account_sid: Some(account), ..self }
     }
+}
+
+/// What is found where the parts lie in a folder that has none, which a vault over
+/// them would make there. None: there are parts to look at.
+pub fn no_parts(config: &Config) -> Option<Vec<Finding>> {
+    let BucketConfig::Embedded(folder) = &config.bucket else { return None };
+    if Embedded::is_in(folder) {
+        return None;
+    }
+    const CURE: &str = "run it in the folder that the node runs in; a new node's are made by `callvault serve`";
+    let mut findings = settings(config);
+    if let Database::Sqlite(path) = &config.database
+        && !path.exists()
+    {
+        findings.push(Finding::wrong("catalog", format!("{} is not there", path.display()), CURE));
+    }
+    let detail = format!("there is no embedded store in {}, so nothing more is looked at", folder.display());
+    findings.push(Finding::wrong("bucket", detail, CURE));
+    Some(findings)
 }
 
 /// Looks at everything, and says a finding for each. `own_time` is this
@@ -79,7 +106,7 @@ pub async fn examine(vault: &Vault, config: &Config, own_time: Timestamp) -> Vec
     let now = vault.now().unwrap_or(own_time);
     findings.extend(bucket::examine(vault, config, now).await);
     for account in vault.accounts() {
-        findings.push(credentials(vault, *account).await);
+        findings.extend(credentials(vault, *account).await.into_iter().map(|finding| finding.of(*account)));
     }
     findings.extend(public_url::examine(vault, config).await);
     findings
@@ -131,7 +158,10 @@ async fn catalog(vault: &Vault, config: &Config) -> Vec<Finding> {
         Err(_) => vec![unreachable("the catalog does not answer".to_owned())],
         Ok(Err(error)) => vec![unreachable(error.to_string())],
         Ok(Ok(0)) => match vault.catalog.check().await {
-            Ok(()) => vec![Finding::ok(CHECK, "it answers, is migrated and can be written"), clock(vault)],
+            Ok(()) => {
+                let answers = Finding::ok(CHECK, "it answers, is migrated and can be written");
+                vec![answers, knows_bucket(vault).await, clock(vault)]
+            }
             Err(error) => vec![not_writable(CHECK, &error)],
         },
         Ok(Ok(missing)) => vec![Finding::warning(
@@ -146,6 +176,30 @@ fn not_writable(check: &'static str, error: &CatalogError) -> Finding {
     Finding::wrong(check, error.to_string(), "let the user write its tables, on the primary")
 }
 
+/// Whether the catalog knows what the bucket has. A new one over a full bucket does not.
+async fn knows_bucket(vault: &Vault) -> Finding {
+    const CHECK: &str = "catalog.bucket";
+    const CURE: &str = "see that CALLVAULT_DATABASE_URL names the right database; if the old one is lost, run \
+                        `callvault reindex`, which makes the catalog anew from the bucket";
+    let known = async { Ok::<_, CatalogError>((vault.catalog.is_read().await?, vault.catalog.is_indexed().await?)) };
+    match known.await {
+        Ok((true, true)) => Finding::ok(CHECK, "it knows what the bucket has"),
+        Ok((true, false)) => Finding::wrong(
+            CHECK,
+            "it is unindexed: it does not know the bucket's recordings, nothing is reconciled or let go, and what \
+             neither it nor Twilio knows is answered with 503",
+            CURE,
+        ),
+        Ok((false, _)) => Finding::wrong(
+            CHECK,
+            "it is unread: no node has read yet what of the bucket was erased or is held, and until then none takes \
+             or fetches anything",
+            CURE,
+        ),
+        Err(error) => Finding::wrong(CHECK, error.to_string(), "see catalog"),
+    }
+}
+
 fn clock(vault: &Vault) -> Finding {
     const CURE: &str = "set this machine's clock, and keep it (chrony, systemd-timesyncd)";
     let off_by = vault.catalog.clock().off_by();
@@ -157,23 +211,52 @@ fn clock(vault: &Vault) -> Finding {
     }
 }
 
-async fn credentials(vault: &Vault, account: AccountSid) -> Finding {
-    const CHECK: &str = "twilio.credentials";
-    let asked = tokio::time::timeout(PATIENCE, vault.twilio.probe(&account)).await;
-    let finding = match asked {
-        Ok(Ok(())) => Finding::ok(CHECK, "Twilio accepts them"),
-        Ok(Err(error @ crate::twilio::media::MediaError::Unauthorized(_))) => Finding::wrong(
-            CHECK,
-            error.to_string(),
-            "take the auth token or an API key with its secret from Twilio's console; an API key belongs to one \
-             account and one region",
-        ),
-        Ok(Err(error)) => Finding::wrong(
-            CHECK,
+/// Twilio's word on the credentials of requests, and on the tokens of callbacks: with an
+/// API key the one says nothing of the other.
+async fn credentials(vault: &Vault, account: AccountSid) -> Vec<Finding> {
+    const TOKEN: &str = "twilio.auth_token";
+    let twilio = &vault.twilio;
+    let asked = within(twilio.probe(&account)).await;
+    let has_answered = matches!(asked, Some(Ok(()) | Err(MediaError::Unauthorized(_))));
+    let cure = "take the auth token or an API key with its secret from Twilio's console; an API key belongs to one \
+                account and one region";
+    let mut findings = vec![accepted("twilio.credentials", asked, cure)];
+    if !has_answered {
+        return findings;
+    }
+    if twilio.has_api_key(&account) && twilio.has_auth_token(&account, AuthToken::Primary) {
+        let asked = within(twilio.probe_token(&account, AuthToken::Primary)).await;
+        let cure = "take the primary auth token from Twilio's console: whatever API key there is, Twilio signs \
+                    callbacks with that token, and the nodes refuse what is signed otherwise";
+        findings.push(accepted(TOKEN, asked, cure));
+    } else if !twilio.can_check_callbacks(&account) {
+        let detail = "there is none: no callback of the account can be checked, and all are refused";
+        findings.push(Finding::warning(TOKEN, detail, "give the account its auth token, beside its API key"));
+    }
+    if twilio.has_auth_token(&account, AuthToken::Secondary) {
+        let asked = within(twilio.probe_token(&account, AuthToken::Secondary)).await;
+        let cure = "take it out of the settings if it was replaced; else take it from Twilio's console anew";
+        // Callbacks are taken all the same, for as long as Twilio signs with the other one.
+        findings.push(accepted("twilio.secondary_auth_token", asked, cure).at_most_a_warning());
+    }
+    findings
+}
+
+/// What is answered in time; None: nothing.
+async fn within<T>(asked: impl Future<Output = T>) -> Option<T> {
+    tokio::time::timeout(PATIENCE, asked).await.ok()
+}
+
+/// What Twilio says of credentials; None: nothing.
+fn accepted(check: &'static str, asked: Option<Result<(), MediaError>>, cure: &'static str) -> Finding {
+    match asked {
+        Some(Ok(())) => Finding::ok(check, "Twilio accepts it"),
+        Some(Err(error @ MediaError::Unauthorized(_))) => Finding::wrong(check, error.to_string(), cure),
+        Some(Err(error)) => Finding::wrong(
+            check,
             innermost(&error).to_string(),
             "let this machine reach CALLVAULT_TWILIO_ORIGIN, over CALLVAULT_TWILIO_PROXY where there is one",
         ),
-        Err(_) => Finding::wrong(CHECK, "Twilio does not answer", "let this machine reach CALLVAULT_TWILIO_ORIGIN"),
-    };
-    finding.of(account)
+        None => Finding::wrong(check, "Twilio does not answer", "let this machine reach CALLVAULT_TWILIO_ORIGIN"),
+    }
 }

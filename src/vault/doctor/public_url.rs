@@ -44,8 +44,9 @@ pub(super) async fn examine(vault: &Vault, config: &Config) -> Vec<Finding> {
             "set it to what Twilio calls, without /webhooks/twilio/recording",
         ));
     }
-    let signing = vault.accounts().iter().find(|account| vault.twilio.can_check_callbacks(account));
-    let Some(account) = signing else {
+    let signing = vault.accounts().iter().filter(|account| vault.twilio.can_check_callbacks(account));
+    let signing: Vec<AccountSid> = signing.copied().collect();
+    let Some(first) = signing.first() else {
         findings.push(Finding::warning(
             CHECK,
             "no account has an auth token: no callback can be checked, and all are refused",
@@ -53,32 +54,51 @@ pub(super) async fn examine(vault: &Vault, config: &Config) -> Vec<Finding> {
         ));
         return findings;
     };
-    findings.push(leads_back(vault, config, &public_url, *account).await.unwrap_or_else(|wrong| wrong));
+    if let Err(wrong) = refuses_forged(vault, config, &public_url, first).await {
+        findings.push(wrong);
+        return findings;
+    }
+    for account in &signing {
+        let taken = takes_signed(vault, config, &public_url, account).await;
+        findings.push(taken.unwrap_or_else(|wrong| wrong).of(*account));
+    }
     findings
 }
 
-async fn leads_back(vault: &Vault, config: &Config, public_url: &str, account: AccountSid) -> Result<Finding, Finding> {
-    let url = format!("{public_url}/webhooks/twilio/recording");
-    let signed = vault.twilio.harmless_callback(&account, &url);
+fn callback_url(public_url: &str) -> String {
+    format!("{public_url}/webhooks/twilio/recording")
+}
+
+/// A server that answers everything alike is found out by a signature that is wrong.
+async fn refuses_forged(vault: &Vault, config: &Config, public_url: &str, account: &AccountSid) -> Result<(), Finding> {
+    let url = callback_url(public_url);
+    let body = vault.twilio.harmless_callback(account, &url).body;
+    match send(config, &url, &body, "bm90IHNpZ25lZA==").await? {
+        (403, Some(code)) if code == "bad_signature" => Ok(()),
+        (status, _) => Err(no_callvault(public_url, status)),
+    }
+}
+
+async fn takes_signed(
+    vault: &Vault,
+    config: &Config,
+    public_url: &str,
+    account: &AccountSid,
+) -> Result<Finding, Finding> {
+    let url = callback_url(public_url);
+    let signed = vault.twilio.harmless_callback(account, &url);
     let (status, code) = send(config, &url, &signed.body, &signed.signature).await?;
     match (status, code.as_deref()) {
-        (400, Some("invalid_request")) => {}
-        (403, Some("bad_signature")) => {
-            return Err(Finding::wrong(
-                CHECK,
-                format!("{public_url} is a callvault that finds the signature wrong"),
-                "CALLVAULT_PUBLIC_URL must be the same on every node, and what stands in front of them must not \
-                 change the path or the query; its nodes need the same auth tokens as these settings",
-            ));
-        }
-        _ => return Err(no_callvault(public_url, status)),
-    }
-    // A server that answers everything alike is found out by a signature that is wrong.
-    match send(config, &url, &signed.body, "bm90IHNpZ25lZA==").await? {
-        (403, Some(code)) if code == "bad_signature" => {
+        (400, Some("invalid_request")) => {
             Ok(Finding::ok(CHECK, format!("{public_url} leads to a node that takes signed callbacks")))
         }
-        (status, _) => Err(no_callvault(public_url, status)),
+        (403, Some("bad_signature")) => Err(Finding::wrong(
+            CHECK,
+            format!("{public_url} is a callvault that finds the signature wrong"),
+            "CALLVAULT_PUBLIC_URL must be the same on every node, and what stands in front of them must not \
+             change the path or the query; its nodes need the same auth tokens as these settings",
+        )),
+        _ => Err(no_callvault(public_url, status)),
     }
 }
 
