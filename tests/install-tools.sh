@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the tests need and the machine lacks: PostgreSQL, an S3 store,
-# nginx, Chromium, ffmpeg, curl, sqlite3, faketime, a Python with boto3, the AWS CLI, MinIO's
+# nginx, Chromium, ffmpeg, curl, jq, sqlite3, faketime, a Python with boto3, the AWS CLI, MinIO's
 # client, playwright, ruff and what applications are made of (celery, flask), from npm
 # what builds and looks at pages (tests/browser/package.json), a Python that asks the API
 # all that its document allows (schemathesis), and what checks deploy/: helm, mc,
@@ -70,7 +70,7 @@ if ! command -v chromium >/dev/null; then
   apt_install chromium
 fi
 
-for program in ffmpeg curl sqlite3; do
+for program in ffmpeg curl jq sqlite3; do
   if ! command -v "$program" >/dev/null; then
     say "installing $program from the distribution's packages"
     apt_install "$program"

@@ -169,6 +169,7 @@ def moving():
     """MOVING.md, from the first command to the last, and what each step promises."""
     shell = Shell({
         "https://recordings.example.com": os.environ["SERVICE_URL"], "AC…": os.environ["ACCOUNT"],
+        "http://callvault.internal:8080": os.environ["SERVICE_URL"],
         "TOKEN=…": f"TOKEN={os.environ['AUTH_TOKEN']}", "CA…": call(1),
     })
     user, ran = [], []

@@ -6,8 +6,8 @@ use std::process::Command;
 use callvault::config::{Config, SETTINGS};
 use serde_json::Value;
 
-use crate::succeeds;
 use crate::support::{compose, deploy, python_tool, root, trial_env};
+use crate::{is_content, succeeds};
 
 fn node() -> Value {
     compose(&trial_env())["services"]["node-1"].clone()
@@ -54,6 +54,27 @@ fn a_node_is_not_killed_before_it_has_handed_over() {
     let grace = callvault::config::parse::duration(node()["stop_grace_period"].as_str().unwrap()).unwrap();
     let default = SETTINGS.iter().find(|setting| setting.env == "CALLVAULT_SHUTDOWN_TIMEOUT").unwrap().default;
     assert!(grace > callvault::config::parse::duration(default).unwrap());
+}
+
+/// `up --wait` waits for this check, and the upgrade goes on to the next node after it.
+#[test]
+fn a_node_is_waited_for_until_it_is_ready_and_not_only_alive() {
+    let healthcheck = &node()["healthcheck"];
+    let words: Vec<&str> = healthcheck["test"].as_array().unwrap().iter().map(|word| word.as_str().unwrap()).collect();
+    let is_ready = |answer| {
+        let check = |port| {
+            let here = |word: &&str| word.replace("127.0.0.1/8080", &format!("127.0.0.1/{port}"));
+            let mut check = Command::new(words[1]);
+            check.args(words[2..].iter().map(here));
+            check
+        };
+        is_content(check, "/readyz", answer)
+    };
+    assert_eq!(words[0], "CMD");
+    assert!(is_ready(Some("HTTP/1.0 200 OK\r\ncontent-length: 0\r\n\r\n")));
+    assert!(!is_ready(Some("HTTP/1.0 503 Service Unavailable\r\n\r\n")));
+    assert!(!is_ready(None));
+    assert!(deploy("compose.yaml").contains("--wait $node || break; done"), "one that is not ready is the last");
 }
 
 #[test]

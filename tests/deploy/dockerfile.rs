@@ -1,11 +1,9 @@
 //! deploy/Dockerfile: by its linter, and its health check as it will be run.
 
-use std::io::{Read, Write};
-use std::net::TcpListener;
 use std::process::Command;
 
-use crate::succeeds;
 use crate::support::{deploy, python_tool, root};
+use crate::{is_content, succeeds};
 
 fn dockerfile() -> String {
     // Continued lines are one.
@@ -40,26 +38,12 @@ fn the_image_is_built_from_the_lock_file_and_runs_as_nobody_on_all_addresses() {
 fn is_healthy(answer: Option<&'static str>) -> bool {
     let check = last("HEALTHCHECK");
     let words: Vec<String> = serde_json::from_str(check.split_once("CMD").unwrap().1.trim()).unwrap();
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = format!("0.0.0.0:{}", listener.local_addr().unwrap().port());
-    match answer {
-        None => drop(listener),
-        Some(answer) => {
-            std::thread::spawn(move || {
-                let (mut socket, _) = listener.accept().unwrap();
-                let mut request = Vec::new();
-                while !request.ends_with(b"\r\n\r\n") {
-                    let mut byte = [0];
-                    socket.read_exact(&mut byte).unwrap();
-                    request.push(byte[0]);
-                }
-                assert!(request.starts_with(b"GET /healthz HTTP/1.0\r\n"));
-                socket.write_all(answer.as_bytes()).unwrap();
-            });
-        }
-    }
-    let ended = Command::new(&words[0]).args(&words[1..]).env("CALLVAULT_LISTEN", address).output().unwrap();
-    ended.status.success()
+    let check = |port| {
+        let mut check = Command::new(&words[0]);
+        check.args(&words[1..]).env("CALLVAULT_LISTEN", format!("0.0.0.0:{port}"));
+        check
+    };
+    is_content(check, "/healthz", answer)
 }
 
 #[test]

@@ -11,21 +11,92 @@ fn statements(sql: &str) -> Vec<String> {
     code.split(';').map(words).filter(|statement| !statement.is_empty()).collect()
 }
 
-/// Why a node that does not know of a statement could not go on after it.
-fn breaks_older_nodes(statement: &str, created: &[String]) -> Option<&'static str> {
-    let words: Vec<&str> = statement.split(' ').collect();
-    let is_new = |table: &str| created.iter().any(|name| name == table.trim_matches(['"', '(']));
-    match words[..] {
-        ["CREATE", "TABLE" | "INDEX", ..] => None,
-        ["CREATE", "UNIQUE", "INDEX", ..] => {
-            let table = words.iter().position(|word| *word == "ON").map(|at| words[at + 1]);
-            (!table.is_some_and(is_new)).then_some("what older nodes write may be refused")
+/// What earlier statements of the same step made: no older node knows of it.
+#[derive(Default)]
+struct New {
+    tables: Vec<String>,
+    /// Of tables that were there: table and column.
+    columns: Vec<(String, String)>,
+}
+
+impl New {
+    fn of(statements: &[String]) -> Self {
+        let mut new = Self::default();
+        for statement in statements {
+            let words: Vec<&str> = statement.split(' ').collect();
+            match words[..] {
+                ["CREATE", "TABLE", table, ..] => new.tables.push(name(table)),
+                ["ALTER", "TABLE", table, "ADD", "COLUMN", column, ..] => {
+                    new.columns.push((name(table), name(column)));
+                }
+                _ => {}
+            }
         }
-        ["INSERT", "INTO", table, ..] | ["UPDATE", table, ..] | ["DELETE", "FROM", table, ..] if is_new(table) => None,
-        ["UPDATE", ..] => None,
-        ["ALTER", "TABLE", _, "ADD", "COLUMN", ..] => {
-            let required = statement.contains("NOT NULL") && !statement.contains("DEFAULT");
-            (required || statement.contains("UNIQUE")).then_some("older nodes do not fill that column")
+        new
+    }
+
+    fn has_table(&self, table: &str) -> bool {
+        self.tables.contains(&name(table))
+    }
+
+    fn has_column(&self, table: &str, column: &str) -> bool {
+        self.columns.contains(&(name(table), name(column)))
+    }
+}
+
+/// A name without what may stand around or behind it.
+fn name(word: &str) -> String {
+    word.split('(').next().unwrap_or_default().trim_matches(['"', ')', ',', ' ']).to_owned()
+}
+
+/// The columns that an UPDATE sets.
+fn set_by(statement: &str) -> Vec<&str> {
+    let behind = statement.split_once(" SET ").map_or("", |(_, behind)| behind);
+    let end = [" WHERE ", " FROM "].iter().filter_map(|word| behind.find(word)).min().unwrap_or(behind.len());
+    let mut depth = 0;
+    let assignments = behind[..end].split(|c| {
+        depth += i32::from(c == '(') - i32::from(c == ')');
+        c == ',' && depth == 0
+    });
+    assignments.map(|assignment| assignment.split('=').next().unwrap_or_default().trim()).collect()
+}
+
+/// Words behind which a column refuses what older nodes write, or more is done than to add one.
+const MORE_THAN_A_COLUMN: &[&str] =
+    &["UNIQUE", "CHECK", "REFERENCES", "PRIMARY", "CONSTRAINT", "GENERATED", "DROP", "ALTER", "RENAME", "ADD"];
+
+/// Why a node that does not know of a statement could not go on after it.
+fn breaks_older_nodes(statement: &str, new: &New) -> Option<&'static str> {
+    let words: Vec<&str> = statement.split(' ').collect();
+    let of_whom = |after: &str| words.iter().position(|word| *word == after).map(|at| words[at + 1]);
+    match words[..] {
+        ["CREATE", "TABLE", ..] => {
+            let refers_to = of_whom("REFERENCES");
+            (!refers_to.is_none_or(|table| new.has_table(table))).then_some("what older nodes delete may be refused")
+        }
+        ["CREATE", "INDEX", ..] => None,
+        ["CREATE", "UNIQUE", "INDEX", ..] => {
+            let is_new = of_whom("ON").is_some_and(|table| new.has_table(table));
+            (!is_new).then_some("what older nodes write may be refused")
+        }
+        ["INSERT", "INTO", table, ..] | ["UPDATE", table, ..] | ["DELETE", "FROM", table, ..]
+            if new.has_table(table) =>
+        {
+            None
+        }
+        ["UPDATE", table, ..] => {
+            let set = set_by(statement);
+            let are_new = !set.is_empty() && set.iter().all(|column| new.has_column(table, column));
+            (!are_new).then_some("older nodes know what it changes")
+        }
+        ["ALTER", "TABLE", _, "ADD", "COLUMN", _, ref how @ ..] => {
+            let how = how.join(" ");
+            let mut said = how.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+            if said.any(|word| MORE_THAN_A_COLUMN.contains(&word)) {
+                return Some("what older nodes write may be refused, or it does more than to add");
+            }
+            let required = how.contains("NOT NULL") && !how.contains("DEFAULT");
+            required.then_some("older nodes do not fill that column")
         }
         _ => Some("it does more than to add"),
     }
@@ -42,12 +113,9 @@ fn every_step_after_the_first_only_adds() {
                 continue;
             }
             let statements = statements(&std::fs::read_to_string(&path).unwrap());
-            let table = |statement: &String| {
-                statement.strip_prefix("CREATE TABLE ")?.split([' ', '(']).next().map(str::to_owned)
-            };
-            let created: Vec<String> = statements.iter().filter_map(table).collect();
+            let new = New::of(&statements);
             for statement in &statements {
-                let why = breaks_older_nodes(statement, &created);
+                let why = breaks_older_nodes(statement, &new);
                 assert_eq!(why, None, "{}: {statement}", path.display());
                 seen += 1;
             }
@@ -58,16 +126,28 @@ fn every_step_after_the_first_only_adds() {
 
 #[test]
 fn what_would_stop_an_older_node_is_noticed() {
-    let created = ["NEW".to_owned()];
-    let sql = "DROP TABLE recordings; ALTER TABLE a RENAME TO b; ALTER TABLE a DROP COLUMN b; \
-               ALTER TABLE a ADD COLUMN b TEXT NOT NULL; CREATE UNIQUE INDEX i ON recordings (b); DELETE FROM events;";
-    for statement in statements(sql) {
-        assert!(breaks_older_nodes(&statement, &created).is_some(), "{statement}");
+    const ADDED: &str = "CREATE TABLE new (a BIGINT); ALTER TABLE a ADD COLUMN n BIGINT;";
+    let check = |sql: &str| {
+        let new = New::of(&statements(&format!("{ADDED}{sql}")));
+        statements(sql).into_iter().map(|one| (breaks_older_nodes(&one, &new), one)).collect::<Vec<_>>()
+    };
+    let breaks = "DROP TABLE recordings; ALTER TABLE a RENAME TO b; ALTER TABLE a DROP COLUMN b; \
+        ALTER TABLE a ADD COLUMN b TEXT NOT NULL; CREATE UNIQUE INDEX i ON recordings (b); DELETE FROM events; \
+        ALTER TABLE a ADD COLUMN b TEXT CHECK (b <> ''); ALTER TABLE a ADD COLUMN b TEXT REFERENCES new; \
+        ALTER TABLE a ADD COLUMN b TEXT REFERENCES new(a); ALTER TABLE a ADD COLUMN b TEXT UNIQUE; \
+        ALTER TABLE a ADD COLUMN b TEXT, DROP COLUMN c; ALTER TABLE a ADD COLUMN b TEXT, ADD CONSTRAINT c CHECK (d > 0); \
+        ALTER TABLE a ADD COLUMN b BIGINT NOT NULL DEFAULT 0, ALTER COLUMN c SET NOT NULL; \
+        CREATE TABLE d (c TEXT REFERENCES recordings (sid)); INSERT INTO a SELECT 1; \
+        UPDATE a SET old = 1; UPDATE a SET n = 1, old = 2; UPDATE b SET n = 1; \
+        UPDATE a SET n = coalesce(n, 1), old = 2 WHERE n IS NULL; CREATE TRIGGER t AFTER INSERT ON a;";
+    for (why, statement) in check(breaks) {
+        assert!(why.is_some(), "{statement}");
     }
-    let sql = "CREATE TABLE new (a BIGINT); CREATE UNIQUE INDEX i ON new (a); INSERT INTO new (a) SELECT 1; \
-               ALTER TABLE a ADD COLUMN b TEXT; -- DROP TABLE a;\n ALTER TABLE a ADD COLUMN c BIGINT NOT NULL DEFAULT 0;";
-    for statement in statements(sql) {
-        assert_eq!(breaks_older_nodes(&statement, &created), None, "{statement}");
+    let goes_on = "CREATE UNIQUE INDEX i ON new (a); INSERT INTO new (a) SELECT 1; ALTER TABLE a ADD COLUMN b TEXT; \
+        -- DROP TABLE a;\n ALTER TABLE a ADD COLUMN c BIGINT NOT NULL DEFAULT 0; CREATE TABLE b (c BIGINT REFERENCES new); \
+        UPDATE new SET a = 1; UPDATE a SET n = 1; UPDATE a SET n = coalesce(n, 1) FROM new WHERE new.a = a.old;";
+    for (why, statement) in check(goes_on) {
+        assert_eq!(why, None, "{statement}");
     }
 }
 

@@ -3,7 +3,9 @@
 //! What a reader has to put in is put in (`Terminal::put_in`); everything else is run
 //! as it stands on the page.
 
+mod commands;
 mod names;
+mod sealed;
 mod walks;
 
 use std::collections::BTreeMap;
@@ -15,9 +17,13 @@ type Proof = (&'static str, &'static str);
 
 const WALKS: &str = "tests/it/handbook/walks.rs";
 const DISASTERS: &str = "tests/it/disasters.rs";
+const COMMANDS_RUN: &str = "tests/it/handbook/commands.rs";
+const SEALED: &str = "tests/it/handbook/sealed.rs";
 const PROGRAMS: &str = "tests/it/clients/programs.rs";
 const README: Proof = (WALKS, "the_readme_leads_from_nothing_to_many_nodes");
 const GUIDE: Proof = (WALKS, "the_guide_sets_up_database_bucket_and_service");
+const COMMANDS: Proof = (COMMANDS_RUN, "a_command_runs_where_a_node_does_and_where_none_does");
+const ENCRYPTED: Proof = (SEALED, "a_key_that_came_late_opens_all_that_failed_for_it");
 const MOVING: Proof = (PROGRAMS, "an_application_moves_over_as_its_page_says");
 const CATALOG_LOST: Proof = (DISASTERS, "a_lost_catalog_is_made_anew_as_the_guide_says");
 const CATALOG_OLD: Proof = (DISASTERS, "a_catalog_from_a_backup_is_brought_up_to_date_as_the_guide_says");
@@ -58,7 +64,9 @@ const PROOFS: &[(&str, &str, &[Proof])] = &[
         &[(PROGRAMS, "the_worker_is_told_and_reads_the_bucket_through_restarts_of_both")],
     ),
     ("deploy/OPERATING.md", "Operating callvault", &[GUIDE]),
+    ("deploy/OPERATING.md", "Running a command", &[COMMANDS, COMMANDS, COMMANDS, COMMANDS]),
     ("deploy/OPERATING.md", "Twilio", &[GUIDE]),
+    ("deploy/OPERATING.md", "Encrypted recordings", &[ENCRYPTED, ENCRYPTED]),
     ("deploy/OPERATING.md", "PostgreSQL", &[GUIDE]),
     ("deploy/OPERATING.md", "The bucket", &[GUIDE, GUIDE, GUIDE, GUIDE]),
     ("deploy/OPERATING.md", "Sizing", &[GUIDE, GUIDE]),
@@ -98,7 +106,7 @@ fn every_command_on_every_page_is_run_by_a_test() {
     }
     // What runs here and in the disasters takes its blocks by their heading.
     for (path, heading, proofs) in PROOFS {
-        for (file, test) in proofs.iter().filter(|(file, _)| [WALKS, DISASTERS].contains(file)) {
+        for (file, test) in proofs.iter().filter(|(file, _)| [WALKS, COMMANDS_RUN, SEALED, DISASTERS].contains(file)) {
             let named = page(file).contains(&format!("\"{heading}\""));
             assert!(named, "{test} does not read {path}, {heading}");
         }

@@ -2,9 +2,13 @@
 //! kind are planted, journeys are made that use or refuse them, and the logs are
 //! searched.
 
+use std::panic::AssertUnwindSafe;
+use std::process::{ExitStatus, Output};
+
 use aws_lc_rs::rsa::KeySize;
 use callvault::domain::digest::Digest;
 use callvault::twilio::simulator::{Audio, Fault};
+use futures::FutureExt;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -12,6 +16,8 @@ use crate::encrypted::{Pair, encryption, pair, record};
 use crate::support::bucket::command;
 use crate::support::compose::root;
 use crate::support::eventually;
+use crate::support::pages::Terminal;
+use crate::support::python::said;
 use crate::support::secrets::Forbidden;
 use crate::support::servers::free_port;
 use crate::support::world::{
@@ -269,4 +275,36 @@ fn what_is_forbidden_is_found_however_it_is_written() {
     }
     let innocent = "route=/s/{token} recording=RE0 From Authenticated basically \"Authorization: Bearer <key>\"";
     assert_eq!(forbidden.found_in(innocent), Vec::<String>::new());
+}
+
+/// Fails as a test does whose log holds a secret.
+async fn is_found(told: impl Future<Output = ()>) -> bool {
+    AssertUnwindSafe(told).catch_unwind().await.is_err()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_pages_run_and_clients_log_is_searched_too() {
+    let world = World::new(Parts::Embedded).await;
+    let terminal = || Terminal::new(&world.folder(), &world.settings);
+    for leak in ["echo $CALLVAULT_TWILIO_AUTH_TOKEN >&2", "echo GET /s/0123456789 >&2; false"] {
+        let mut terminal = terminal();
+        assert!(is_found(async move { drop(terminal.run(leak).await) }).await, "{leak}");
+    }
+    let mut endless = terminal();
+    let leaks = async move {
+        endless.tells("echo $CALLVAULT_ADMIN_KEY >&2; echo ready; sleep 100", "ready", async || {}).await
+    };
+    assert!(is_found(leaks).await, "a block that goes on for ever");
+    let mut served = terminal();
+    served.does("echo $CALLVAULT_ADMIN_KEY >serve.log").await;
+    assert!(is_found(async move { served.end_servers() }).await, "what is served");
+    std::fs::remove_file(world.folder().join("serve.log")).unwrap();
+    let logged = |text: &str| Output { status: ExitStatus::default(), stdout: Vec::new(), stderr: text.into() };
+    let leaks = logged(&format!("the key {ADMIN_KEY} is refused"));
+    assert!(is_found(async move { drop(said(&leaks)) }).await, "a client");
+
+    // Nothing is found where nothing is, and results are for whoever asked.
+    let mut innocent = terminal();
+    assert_eq!(innocent.does("echo $CALLVAULT_ADMIN_KEY; echo nothing >&2").await.trim(), ADMIN_KEY);
+    assert_eq!(said(&logged("refused")), "");
 }

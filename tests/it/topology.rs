@@ -1,6 +1,7 @@
 //! The topology of deploy/compose.yaml, run as processes: its nodes with their
 //! settings, behind a real nginx with its configuration, on PostgreSQL and a real
-//! store with the service's own rights; through upgrade and rollback of a node.
+//! store with the service's own rights; through upgrade and rollback of a node, and
+//! with nodes that are not ready or cut off. What nginx said is searched for secrets.
 //!
 //! Only names of hosts become ports of this machine. What is in the files is
 //! read there, so that it cannot say one thing and be tested as another.
@@ -13,14 +14,17 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use callvault::domain::digest::Digest;
 use callvault::domain::recording::RecordingId;
+use callvault::twilio::signature::{self, Signed};
 use callvault::twilio::simulator::{Fault, speech_mp3};
 use futures::StreamExt;
 use futures::future::join_all;
 use reqwest::{Method, StatusCode};
+use secrecy::SecretString;
 use sqlx::{AssertSqlSafe, Connection, Executor};
 
 use crate::crashes::has_parts;
 use crate::support::compose::{compose, deploy, root, trial_env};
+use crate::support::relay::Relay;
 use crate::support::servers::{Nginx, ObjectStore, Postgres, free_port};
 use crate::support::world::{
     ACCOUNT, ADMIN_KEY, AUTH_TOKEN, Parts, Service, World, call_sid, debug_binary, recording_id,
@@ -31,7 +35,9 @@ use crate::support::{audit, cluster, eventually};
 struct Topology {
     world: World,
     url: String,
-    _nginx: Nginx,
+    nginx: Nginx,
+    /// What the compose file asks a node for, to know that it is ready.
+    check: Vec<String>,
 }
 
 /// Replaces what must be there exactly so often.
@@ -53,7 +59,33 @@ impl Topology {
         more.iter().for_each(|(name, value)| world.set(name, *value));
         let nodes = world.start_nodes(3).await;
         let nginx = Nginx::with_config(port, &nginx_conf(port, &nodes));
-        (Self { world, url, _nginx: nginx }, nodes)
+        let check = compose["services"]["node-1"]["healthcheck"]["test"].as_array().expect("nodes are asked");
+        let check: Vec<String> = check.iter().map(|word| word.as_str().unwrap().to_owned()).collect();
+        (Self { world, url, nginx, check }, nodes)
+    }
+
+    /// Whether the compose file takes that node for ready.
+    async fn is_ready(&self, node: &Service) -> bool {
+        assert_eq!(self.check[0], "CMD");
+        let here = |word: &String| word.replace("127.0.0.1/8080", &format!("127.0.0.1/{}", node.port));
+        let words: Vec<String> = self.check[1..].iter().map(here).collect();
+        let check = move || Command::new(&words[0]).args(&words[1..]).output().expect("it runs");
+        tokio::task::spawn_blocking(check).await.expect("it is waited for").status.success()
+    }
+
+    /// Waits for a node as `up --wait` does.
+    async fn waits_for(&self, node: &Service) {
+        eventually("the node's check is content", async || self.is_ready(node).await.then_some(())).await;
+    }
+
+    /// Starts a node that reaches the catalog by way of that relay, on the port of another.
+    async fn start_behind(&self, relay: &Relay, port: u16) -> Service {
+        let by_relay = relay.instead_of(&self.world.settings["CALLVAULT_DATABASE_URL"]);
+        let own = [("CALLVAULT_DATABASE_URL".to_owned(), by_relay)].into();
+        let node = self.world.start_unready_with(port, &own);
+        let alive = format!("{}/healthz", node.url);
+        eventually("the process answers", async || self.world.http.get(&alive).send().await.ok()).await;
+        node
     }
 
     fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
@@ -63,6 +95,15 @@ impl Topology {
     async fn call_back(&self, id: RecordingId) {
         let url = format!("{}/webhooks/twilio/recording", self.url);
         let answer = self.world.callback(id.recording).send(&self.world.http, &url).await.expect("nginx answers");
+        assert_eq!(answer.status(), StatusCode::NO_CONTENT, "{id}: {:?}", answer.text().await);
+    }
+
+    /// The same by GET: who spoke stands in the URL.
+    async fn call_back_by_get(&self, id: RecordingId) {
+        let url = format!("{}/webhooks/twilio/recording?{}", self.url, self.world.callback(id.recording).form());
+        let signature = signature::sign(&SecretString::from(AUTH_TOKEN), &url, Signed::UrlAlone);
+        let request = self.world.http.get(&url).header("x-twilio-signature", signature);
+        let answer = request.send().await.expect("nginx answers");
         assert_eq!(answer.status(), StatusCode::NO_CONTENT, "{id}: {:?}", answer.text().await);
     }
 
@@ -80,10 +121,30 @@ impl Topology {
     async fn play(&self, number: u32) -> Digest {
         let path = format!("/v1/calls/{}/audio?wait=30", call_sid(number));
         let answer = self.request(Method::GET, &path).send().await.expect("nginx answers");
-        assert_eq!(answer.status(), StatusCode::TEMPORARY_REDIRECT, "{number}: {:?}", answer.text().await);
+        self.listen(answer).await
+    }
+
+    /// A share of a call's recording.
+    async fn share(&self, number: u32) -> String {
+        let path = format!("/v1/calls/{}/share", call_sid(number));
+        let answer =
+            self.request(Method::POST, &path).json(&serde_json::json!({})).send().await.expect("nginx answers");
+        assert_eq!(answer.status(), StatusCode::CREATED, "{number}: {:?}", answer.text().await);
+        let made: serde_json::Value = answer.json().await.unwrap();
+        made["url"].as_str().unwrap().to_owned()
+    }
+
+    /// Plays a share as whoever has its URL does.
+    async fn play_share(&self, url: &str) -> Digest {
+        self.listen(self.world.http.get(url).send().await.expect("nginx answers")).await
+    }
+
+    /// What is behind a redirect to the store.
+    async fn listen(&self, answer: reqwest::Response) -> Digest {
+        assert_eq!(answer.status(), StatusCode::TEMPORARY_REDIRECT, "{:?}", answer.text().await);
         let link = answer.headers()["location"].to_str().unwrap().to_owned();
         let audio = self.world.http.get(link).send().await.expect("the store answers");
-        assert_eq!(audio.status(), StatusCode::OK, "{number}");
+        assert_eq!(audio.status(), StatusCode::OK);
         Digest::of(&audio.bytes().await.unwrap())
     }
 
@@ -105,6 +166,15 @@ impl Topology {
                 }
             }
             seen.breaks.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+}
+
+impl Drop for Topology {
+    fn drop(&mut self) {
+        // A second failure would end all tests of the process.
+        if !std::thread::panicking() {
+            self.world.forbidden().is_not_in(&self.nginx.log());
         }
     }
 }
@@ -243,7 +313,6 @@ fn nginx_conf(port: u16, nodes: &[Service]) -> String {
     // Addresses need no name server.
     config = replace(&config, "resolver 127.0.0.11 valid=5s;", "", 1);
     config = replace(&config, " resolve;", ";", 3);
-    config = replace(&config, "error_log stderr warn;", "", 1);
     replace(&config, "pid /var/run/nginx.pid;", "", 1)
 }
 
@@ -262,11 +331,24 @@ impl Load {
             let id = topology.world.record(number);
             match number % 4 {
                 0 => topology.put(number, id).await,
+                1 => topology.call_back_by_get(id).await,
                 _ => topology.call_back(id).await,
             }
             assert_eq!(topology.play(number).await, Digest::of(&speech_mp3()), "{number}");
+            let share = topology.share(number).await;
+            assert_eq!(topology.play_share(&share).await, Digest::of(&speech_mp3()), "{number}");
             self.played.fetch_add(1, Ordering::SeqCst);
         }
+    }
+
+    /// Runs it from several clients, until that is over.
+    async fn during(&self, topology: &Topology, what: impl Future<Output = ()>) {
+        const CLIENTS: usize = 6;
+        let until_over = async {
+            what.await;
+            self.is_over.store(true, Ordering::SeqCst);
+        };
+        tokio::join!(until_over, join_all((0..CLIENTS).map(|_| self.run(topology))));
     }
 
     /// Returns when so many more have played.
@@ -290,33 +372,32 @@ async fn migrate_further(world: &World) {
     catalog.execute("UPDATE recordings SET of_a_newer_version = 1").await.unwrap();
 }
 
-/// Ends a node as docker compose does, and starts it again.
-async fn replace_node(world: &World, node: &mut Service, meanwhile: impl Future<Output = ()>) {
+/// Ends a node as docker compose does, and starts it again, until it takes it for ready.
+async fn replace_node(topology: &Topology, node: &mut Service, meanwhile: impl Future<Output = ()>) {
     node.signal("TERM");
     assert_eq!(node.end().await.code(), Some(0), "{}", node.log());
     meanwhile.await;
-    *node = world.start_on(node.port, debug_binary()).await;
+    *node = topology.world.start_unready(node.port, debug_binary());
+    topology.waits_for(node).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_request_is_lost_while_nodes_are_upgraded_and_rolled_back() {
-    const CLIENTS: usize = 6;
     const BETWEEN_STEPS: u32 = 20;
     let (topology, mut nodes) = Topology::start(&[]).await;
     let (load, seen) = (Load::default(), Seen::default());
     let rollout = async {
         load.goes_on(BETWEEN_STEPS).await;
-        replace_node(&topology.world, &mut nodes[2], migrate_further(&topology.world)).await;
+        replace_node(&topology, &mut nodes[2], migrate_further(&topology.world)).await;
         load.goes_on(BETWEEN_STEPS).await;
         // Back to this version, on the newer one's catalog; and then all the others.
         for at in [2, 0, 1] {
-            replace_node(&topology.world, &mut nodes[at], async {}).await;
+            replace_node(&topology, &mut nodes[at], async {}).await;
             load.goes_on(BETWEEN_STEPS).await;
         }
-        load.is_over.store(true, Ordering::SeqCst);
     };
     let all = async {
-        tokio::join!(rollout, join_all((0..CLIENTS).map(|_| load.run(&topology))));
+        load.during(&topology, rollout).await;
         let mut expected: Vec<_> = (1..=load.calls.load(Ordering::SeqCst)).map(sid).collect();
         expected.sort();
         eventually("every event has come", async || (seen.stored().len() >= expected.len()).then_some(())).await;
@@ -328,6 +409,91 @@ async fn no_request_is_lost_while_nodes_are_upgraded_and_rolled_back() {
     }
     assert!(seen.breaks.load(Ordering::SeqCst) > 0, "no node held the stream");
     audit::content(&topology.world).await;
+}
+
+/// A node that has not met the catalog yet, as while it migrates; and one that was
+/// ready and is cut off from it. Both answer 503 to what they cannot do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_not_ready_or_cut_off_costs_no_request() {
+    const ENOUGH: u32 = 20;
+    // What a node had in hand when it was cut off waits for its lease, and listeners with it.
+    let (topology, mut nodes) = Topology::start(&[("CALLVAULT_LEASE", "2s")]).await;
+    let (load, relay) = (Load::default(), Relay::to(Postgres::shared().port).await);
+    let trouble = async {
+        relay.refuse();
+        nodes[2].kill();
+        nodes[2] = topology.start_behind(&relay, nodes[2].port).await;
+        assert!(!topology.is_ready(&nodes[2]).await, "the upgrade would go on to the next one");
+        load.goes_on(ENOUGH).await;
+        relay.heal();
+        topology.waits_for(&nodes[2]).await;
+        load.goes_on(ENOUGH).await;
+        relay.refuse();
+        load.goes_on(ENOUGH).await;
+    };
+    load.during(&topology, trouble).await;
+    let said = topology.nginx.log();
+    assert!(said.contains("503, 204"), "it was asked, and then another one:\n{said}");
+}
+
+/// Their 503s take no node out of the balancer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_played_is_played_on_while_no_node_reaches_the_catalog() {
+    let (topology, mut nodes) = Topology::start(&[]).await;
+    let relay = Relay::to(Postgres::shared().port).await;
+    let (known, news) = (topology.world.record(1), topology.world.record(2));
+    for node in &mut nodes {
+        node.kill();
+        *node = topology.start_behind(&relay, node.port).await;
+        topology.waits_for(node).await;
+    }
+    topology.call_back(known).await;
+    for node in &nodes {
+        node.play(&format!("/v1/calls/{}/audio?wait=30", call_sid(1))).await;
+    }
+    relay.refuse();
+    let webhook = format!("{}/webhooks/twilio/recording", topology.url);
+    for _ in 0..10 {
+        let callback = topology.world.callback(news.recording);
+        let refused = callback.send(&topology.world.http, &webhook).await.expect("nginx answers");
+        assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(topology.play(1).await, Digest::of(&speech_mp3()));
+    }
+    relay.heal();
+    eventually("callbacks are taken again", async || {
+        let answer = topology.world.callback(news.recording).send(&topology.world.http, &webhook).await.ok()?;
+        (answer.status() == StatusCode::NO_CONTENT).then_some(())
+    })
+    .await;
+}
+
+/// What goes wrong with a node is told of the request that it happened to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nginx_names_no_share_and_no_person_when_nodes_are_gone() {
+    let (topology, nodes) = Topology::start(&[]).await;
+    topology.call_back(topology.world.record(1)).await;
+    topology.play(1).await;
+    let share = topology.share(1).await;
+    let token = share.rsplit_once('/').unwrap().1;
+    nodes[0].kill();
+    for number in 2..8 {
+        topology.call_back_by_get(topology.world.record(number)).await;
+        topology.play_share(&share).await;
+    }
+    nodes[1].kill();
+    nodes[2].kill();
+    let otherwise_spelled = share.replace("/s/", "/%73/");
+    for url in [&share, &otherwise_spelled] {
+        assert_eq!(topology.world.http.get(url).send().await.unwrap().status(), StatusCode::BAD_GATEWAY);
+    }
+    let said = eventually("all of it is told", async || {
+        let said = topology.nginx.log();
+        (said.matches("GET /s/{token} 502 ").count() == 2).then_some(said)
+    })
+    .await;
+    assert!(said.contains("GET /webhooks/twilio/recording 204 "), "{said}");
+    assert!(said.contains("502, 307"), "a node was asked in vain:\n{said}");
+    assert!(!said.contains(token), "{said}");
 }
 
 fn sid(number: u32) -> String {

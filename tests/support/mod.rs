@@ -14,6 +14,8 @@ pub mod servers;
 pub mod service;
 pub mod world;
 
+use std::io::Read;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// The longest that anything here may take before a test fails. It is only
@@ -35,6 +37,19 @@ pub async fn eventually_within<T>(patience: Duration, what: &str, mut condition:
         assert!(tokio::time::Instant::now() < until, "waited {patience:?} in vain for: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// What comes out of a pipe, as it comes.
+pub fn kept(mut pipe: impl Read + Send + 'static) -> Arc<Mutex<String>> {
+    let text = Arc::new(Mutex::new(String::new()));
+    let kept = text.clone();
+    std::thread::spawn(move || {
+        let mut piece = [0; 4096];
+        while let Ok(len @ 1..) = pipe.read(&mut piece) {
+            kept.lock().expect("a text").push_str(&String::from_utf8_lossy(&piece[..len]));
+        }
+    });
+    text
 }
 
 /// What random schedules are made of: `CALLVAULT_TEST_SEED`, which repeats a run,

@@ -1,11 +1,12 @@
 //! The pages of the handbook, and a terminal that does what they say.
 
 use std::collections::BTreeMap;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use super::compose::root;
+use super::kept;
+use super::secrets::Forbidden;
 use super::world::debug_binary;
 
 /// The command that runs until it is ended. It is the last of its block.
@@ -86,6 +87,7 @@ pub fn commands<const BLOCKS: usize>(path: &str, heading: &str) -> [String; BLOC
 }
 
 /// A terminal: what a block exports is there in the next one. What it started ends with it.
+/// Nothing that runs in it may say what no log may hold. (What it writes is for its reader.)
 pub struct Terminal {
     env: BTreeMap<String, String>,
     folder: PathBuf,
@@ -145,7 +147,13 @@ impl Terminal {
             self.env.extend(pairs.map(|(name, value)| (name.to_owned(), value.to_owned())));
             std::fs::remove_file(exported).expect("it was there");
         }
+        self.nothing_secret_is_in(&String::from_utf8_lossy(&ran.stderr));
         ran
+    }
+
+    /// With the settings that it has by now.
+    fn nothing_secret_is_in(&self, said: &str) {
+        Forbidden::of(&self.env, &self.folder).is_not_in(said);
     }
 
     /// Runs a block that must end well; gives what it wrote.
@@ -162,7 +170,8 @@ impl Terminal {
             block.trim_end().strip_suffix(SERVE).unwrap_or_else(|| panic!("{SERVE} is not the last of\n{block}"));
         self.does(rest).await;
         let mut shell = self.shell(&format!("exec {SERVE}"));
-        shell.stdout(Stdio::null()).stderr(std::fs::File::create(self.folder.join("serve.log")).expect("a file"));
+        let log = std::fs::File::options().create(true).append(true).open(self.folder.join("serve.log"));
+        shell.stdout(Stdio::null()).stderr(log.expect("a file"));
         self.servers.push(shell.spawn().expect("bash starts"));
     }
 
@@ -170,17 +179,10 @@ impl Terminal {
     pub async fn tells(&mut self, block: &str, text: &str, mut meanwhile: impl AsyncFnMut()) {
         let mut shell = self.shell(&format!("trap 'kill 0' EXIT\n{}", self.filled(block)));
         std::os::unix::process::CommandExt::process_group(&mut shell, 0);
-        let mut child = shell.stdout(Stdio::piped()).spawn().expect("bash starts");
+        let mut child = shell.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("bash starts");
         let group = child.id();
-        let mut stdout = child.stdout.take().expect("a pipe");
-        let written = std::sync::Arc::new(std::sync::Mutex::new(String::new()));
-        let kept = written.clone();
-        std::thread::spawn(move || {
-            let mut piece = [0; 4096];
-            while let Ok(len @ 1..) = stdout.read(&mut piece) {
-                kept.lock().expect("a text").push_str(&String::from_utf8_lossy(&piece[..len]));
-            }
-        });
+        let written = kept(child.stdout.take().expect("a pipe"));
+        let said = kept(child.stderr.take().expect("a pipe"));
         super::eventually(&format!("{text:?} is written"), async || {
             meanwhile().await;
             written.lock().expect("a text").contains(text).then_some(())
@@ -190,6 +192,7 @@ impl Terminal {
         let ended = Command::new("kill").args(["-TERM", "--", &format!("-{group}")]).status();
         assert!(ended.expect("kill runs").success());
         child.wait().expect("it is reaped");
+        self.nothing_secret_is_in(&said.lock().expect("a text"));
     }
 
     /// Ends what serves.
@@ -199,9 +202,13 @@ impl Terminal {
             let _ = server.wait();
         }
         self.servers.clear();
+        // A second failure would end all tests of the process.
+        if !std::thread::panicking() {
+            self.nothing_secret_is_in(&self.log());
+        }
     }
 
-    /// What the last server said.
+    /// What its servers said.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.folder.join("serve.log")).unwrap_or_default()
     }

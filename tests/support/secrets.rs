@@ -1,6 +1,7 @@
 //! What no log may hold. One list, for whatever a test starts: what shows a secret
 //! whoever's it is, and the secrets of the settings that a process was given. Each
-//! node is held against it when it ends, and each command that a test runs.
+//! node is held against it when it ends, each command that a test or a page runs, the
+//! programs that use the clients, and the nginx of the compose file.
 
 use std::collections::BTreeMap;
 use std::path::Path;

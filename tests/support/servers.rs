@@ -66,7 +66,8 @@ fn keep(name: &str, prepare: &str, start: &str, args: &[&str], unprivileged: boo
          while read -r word; do case $word in stop) end ;; start) {start} child=$! ;; esac; done; \
          end; cd /; rm -rf \"$0\""
     );
-    let log = std::fs::File::create(folder.join("log")).expect("a log file");
+    // Appended to: nginx opens it once more, as its stdout.
+    let log = std::fs::File::options().create(true).append(true).open(folder.join("log")).expect("a log file");
     let mut command = Command::new("sh");
     command
         .arg("-c")
@@ -362,12 +363,18 @@ impl Nginx {
         let folders = "client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi; \
                        uwsgi_temp_path uwsgi; scgi_temp_path scgi;";
         let config = config.replacen("http {", &format!("http {{ {folders}"), 1);
-        let config = format!("daemon off; pid nginx.pid; error_log stderr warn; {user}\n{config}");
+        let said = if config.contains("error_log ") { "" } else { "error_log stderr warn;" };
+        let config = format!("daemon off; pid nginx.pid; {said} {user}\n{config}");
         let prepare = "cat >nginx.conf <<'EOF'\n".to_owned() + &config + "EOF\n";
         let start = "\"$1\" -p \"$PWD\" -c nginx.conf &";
         let mut kept = keep("nginx", &prepare, start, &[nginx.to_str().expect("a path")], false);
         wait_until(&mut kept, "nginx", || answers(port, "GET /healthz HTTP/1.0\r\n\r\n", " 200 "));
         Self { kept: Some(kept) }
+    }
+
+    /// What it said, and whom it answered what.
+    pub fn log(&self) -> String {
+        log_of(self.kept.as_ref().expect("it runs until it is dropped"))
     }
 
     /// The process that started it.

@@ -142,10 +142,7 @@ impl World {
 
     /// The same on that port, with settings of its own.
     pub async fn start_with(&self, port: u16, own: &BTreeMap<String, String>) -> Service {
-        let mut settings = self.settings.clone();
-        settings.extend(own.clone());
-        let service = Service::spawn(debug_binary(), port, self.folder.path(), &settings, self.http.clone());
-        self.until_ready(service).await
+        self.until_ready(self.start_unready_with(port, own)).await
     }
 
     async fn until_ready(&self, service: Service) -> Service {
@@ -159,6 +156,13 @@ impl World {
         })
         .await;
         service
+    }
+
+    /// The same with settings of its own, and without waiting for it.
+    pub fn start_unready_with(&self, port: u16, own: &BTreeMap<String, String>) -> Service {
+        let mut settings = self.settings.clone();
+        settings.extend(own.clone());
+        Service::spawn(debug_binary(), port, self.folder.path(), &settings, self.http.clone())
     }
 
     /// Starts a service and does not wait for it.

@@ -12,7 +12,7 @@ and where they share a cache folder the audio is downloaded once.
 One file, the standard library only, Python 3.9 or newer, on Linux and its like. Copy
 it into your application. Settings come from the environment:
 
-    CALLVAULT_URL        where the service is: https://recordings.example.com
+    CALLVAULT_URL        where the service is, inside: http://callvault.internal:8080
     CALLVAULT_API_KEY    a key with the scopes read,ingest (read is enough where
                          no call_log has a recording_url)
     CALLVAULT_CACHE_DIR  where files are kept; a folder of your own in the system's
@@ -252,7 +252,7 @@ class Client:
     ) -> None:
         if not re.match(r"https?://[^/]+", url):
             raise ValueError(
-                "CALLVAULT_URL is not set to where callvault is, such as https://recordings.example.com"
+                "CALLVAULT_URL is not set to where callvault is, such as http://callvault.internal:8080"
             )
         if not api_key:
             raise ValueError(

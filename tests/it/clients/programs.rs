@@ -12,17 +12,18 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 
 use super::{client, ended, url_of};
-use crate::support::eventually;
-use crate::support::python::{CLIENTS, PROGRAMS, PYTHON, python, said};
+use crate::support::python::{CLIENTS, PROGRAMS, PYTHON, logs_no_secret, python, said};
 use crate::support::servers::free_port;
 use crate::support::world::{
     ACCOUNT, ADMIN_KEY, AUTH_TOKEN, Parts, Service, World, call_sid, debug_binary, recording_id, started_at,
 };
+use crate::support::{eventually, kept};
 
 /// The worker as its page starts it, in a folder with a copy of the programs.
 struct Worker {
     child: Child,
     lines: Arc<Mutex<Vec<Value>>>,
+    logged: Arc<Mutex<String>>,
 }
 
 impl Worker {
@@ -49,8 +50,9 @@ impl Worker {
         let block = said(&page.output().unwrap()).trim().to_owned();
         let (exports, last) = block.rsplit_once('\n').expect("exports, and the worker");
         let mut command = Command::new("sh");
-        with_bucket(command.env_clear().args(["-ec", &format!("{exports}\nexec {last}")]).stdout(Stdio::piped()));
-        let mut child = command.spawn().expect("a shell");
+        with_bucket(command.env_clear().args(["-ec", &format!("{exports}\nexec {last}")]));
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("a shell");
+        let logged = kept(child.stderr.take().unwrap());
         let lines = Arc::new(Mutex::new(Vec::new()));
         let (stdout, told) = (BufReader::new(child.stdout.take().unwrap()), lines.clone());
         std::thread::spawn(move || {
@@ -58,7 +60,7 @@ impl Worker {
                 told.lock().unwrap().push(serde_json::from_str(&line).expect("JSON"));
             }
         });
-        Self { child, lines }
+        Self { child, lines, logged }
     }
 
     /// What it printed of that recording, once it has.
@@ -78,6 +80,11 @@ impl Drop for Worker {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        let logged = self.logged.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        match std::thread::panicking() {
+            true => eprintln!("--- log of the worker ---\n{logged}"),
+            false => logs_no_secret(&logged),
+        }
     }
 }
 
