@@ -31,7 +31,7 @@ pub use requests::{
     method_label, question,
 };
 pub use running::Running;
-pub use scrub::{scrub_bytes, scrub_checked, scrub_found, scrub_lag, scrub_progress};
+pub use scrub::{scrub_bytes, scrub_checked, scrub_found, scrub_stands};
 pub use streams::{STREAM_ENDS, stream_ended, stream_opened, streamed_bytes};
 pub use telling::{WEBHOOK_OUTCOMES, feed_lag, webhook_posted, webhooks_wait};
 pub use traces::{flush_traces, go_on, host_name, traceparent};
