@@ -4,11 +4,15 @@
 
 use std::collections::BTreeSet;
 
+use callvault::twilio::simulator::Fault;
 use reqwest::StatusCode;
 use serde_json::Value;
 
+use crate::support::bucket::run;
 use crate::support::compose::{deploy, yaml};
-use crate::support::world::{Parts, World};
+use crate::support::eventually;
+use crate::support::servers::free_port;
+use crate::support::world::{Parts, World, debug_binary};
 use measured::{Measured, measures, scrape};
 
 mod measured;
@@ -42,11 +46,13 @@ runs! {
         "CallvaultReconcileLag";
     catalog_and_bucket_are_away: "CallvaultCatalogUnreachable", "CallvaultBucketUnreachable", "CallvaultCallbacksLost",
         "CallvaultFeedLag";
+    what_twilio_has_cannot_be_read: "CallvaultRecordingsFailed", "CallvaultTwilioListUnreadable";
     the_store_fails: "CallvaultBucketUnreachable", "CallvaultStoreFailing", "CallvaultFetchesFailing",
         "CallvaultLettingGoOwed", "CallvaultPendingTooLong", "CallvaultScrubLag";
-    a_node_dies_and_receivers_take_nothing: "CallvaultLeasesExpiring", "CallvaultWebhookLag", "CallvaultWebhooksGivenUp";
+    a_node_dies_and_receivers_take_nothing: "CallvaultLeasesExpiring", "CallvaultNodeDown", "CallvaultWebhookLag",
+        "CallvaultWebhooksGivenUp";
     objects_are_lost_and_the_catalog_is: "CallvaultRecordingsLost", "CallvaultScrubFinds", "CallvaultTwilioCopyDiffers",
-        "CallvaultCatalogUnindexed";
+        "CallvaultRecordingsFailed", "CallvaultCatalogUnindexed";
     the_catalog_is_slow_and_wrong_and_a_clock_is: "CallvaultCatalogSlow", "CallvaultLoopFailing", "CallvaultClockOff",
         "CallvaultBucketUnreachable";
 }
@@ -81,7 +87,9 @@ async fn no_alert_fires_on_a_healthy_run() {
     world.set("CALLVAULT_SCRUB_EVERY", "1h");
     // A machine that is busy with other tests is no trouble of the service.
     world.set("CALLVAULT_LEASE", "1m");
-    let service = world.start().await;
+    let port = free_port();
+    world.set("CALLVAULT_PUBLIC_URL", format!("http://127.0.0.1:{port}"));
+    let service = world.start_on(port, debug_binary()).await;
     let began = scrape(&world, &service).await;
     for (name, label) in selected() {
         let is_there = began.keys().any(|series| series.starts_with(&name) && series.contains(&label));
@@ -95,9 +103,55 @@ async fn no_alert_fires_on_a_healthy_run() {
         let played = service.get(&format!("/v1/recordings/{}/audio", id.recording)).await;
         assert_eq!(played.status(), StatusCode::TEMPORARY_REDIRECT);
     }
+    // Who looks whether all is well makes no trouble.
+    let doctor = run(&world, &["doctor"]).await;
+    assert!(doctor.status.success(), "{}", String::from_utf8_lossy(&doctor.stdout));
     let ended = measures(&world, &service, "callvault_fetches_total{outcome=\"stored\"}", 5.0).await;
-    let mut run = Measured::of(&world).node("node", &began, &ended, &ended);
+    never_fires(Measured::of(&world).node("node", &began, &ended, &ended));
+}
+
+/// While a run goes on so, and for long after.
+fn never_fires(mut run: Measured) {
     for minute in [5, 12, 30, 90] {
         run.fire(minute, &[]);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_alert_fires_while_a_backfill_takes_its_time() {
+    let world = runs::world().await;
+    let service = world.start().await;
+    let began = scrape(&world, &service).await;
+    for number in 101..=120 {
+        world.simulator.script(world.record(number).recording, [Fault::Held(1000)]);
+    }
+    let backfill = run(&world, &["backfill", "--since", "2026-11-23", "--until", "2026-11-23", "--no-wait"]).await;
+    assert!(backfill.status.success(), "{}", String::from_utf8_lossy(&backfill.stderr));
+    for number in 1..=5 {
+        let id = world.record(number);
+        service.send(&world.callback(id.recording)).await;
+        service.recording_in(id.recording, "stored").await;
+    }
+    let waits = ["callvault_oldest_backfill_pending_seconds"];
+    let (before, ended) = runs::while_they_grow(&world, &service, &waits).await;
+    never_fires(Measured::of(&world).node("node", &began, &before, &ended));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_alert_fires_while_old_recordings_go_by_their_age() {
+    let mut world = runs::world().await;
+    world.set("CALLVAULT_RETENTION", "1h");
+    let service = world.start().await;
+    let began = scrape(&world, &service).await;
+    let mut number = 0;
+    let ended = eventually("some are gone, and some are owed as always", async || {
+        number += 1;
+        service.send(&world.callback(world.record(number).recording)).await;
+        let now = scrape(&world, &service).await;
+        let [gone, owed] =
+            ["callvault_erasures_total{outcome=\"done\"}", "callvault_letting_go_owed{what=\"erasure\"}"];
+        (now[gone] >= 20.0 && now[owed] >= 1.0).then_some(now)
+    })
+    .await;
+    never_fires(Measured::of(&world).node("node", &began, &ended, &ended));
 }
