@@ -300,7 +300,7 @@ async fn enter(session: &mut Session, said: &Announcement, state: State) -> Resu
             let args = args![id.account, id.recording, ErrorCode::TwilioFailed.as_str(), words.as_str()];
             session.execute(TO_FAILED, args).await?;
             let detail = json!({"code": ErrorCode::TwilioFailed, "detail": words, "twilio_error_code": error_code});
-            feed::append(session, id, "recording.failed", detail).await
+            feed::append_failed(session, id, ErrorCode::TwilioFailed, detail).await
         }
         _ => Ok(()),
     }

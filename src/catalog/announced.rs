@@ -96,7 +96,7 @@ impl dyn Catalog + '_ {
             return session.rollback().await;
         }
         session.execute(TO_FAILED, args![id.account, id.recording, code.as_str(), detail]).await?;
-        feed::append(&mut session, id, "recording.failed", json!({"code": code, "detail": detail})).await?;
+        feed::append_failed(&mut session, id, code, json!({"code": code, "detail": detail})).await?;
         session.commit().await?;
         self.announce_change();
         Ok(())

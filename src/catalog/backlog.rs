@@ -4,35 +4,56 @@ use std::time::Duration;
 
 use sqlx::AssertSqlSafe;
 
+use super::clock::between;
 use super::sql::{args, now, place_each};
-use super::{Catalog, Result};
+use super::{Catalog, CatalogError, Result};
 use crate::domain::sid::AccountSid;
 
-/// Of each account the first entry in an index: no row is counted.
+/// How long the oldest that are not stored yet have been pending.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// Of what came by itself; None: nothing waits.
+    pub oldest: Option<Duration>,
+    /// Of what a backfill brought, and nothing else was heard of.
+    pub oldest_of_backfill: Option<Duration>,
+}
+
+/// Of an account the first entry in an index: no row is counted.
+macro_rules! oldest {
+    ($is_backfill:literal) => {
+        concat!(
+            "(SELECT r.pending_since FROM recordings r WHERE r.account_sid = a.column1 AND r.is_backfill = ",
+            $is_backfill,
+            " AND r.state IN ('pending', 'fetching') AND r.pending_since IS NOT NULL ORDER BY r.pending_since LIMIT 1)"
+        )
+    };
+}
 const OLDEST_PENDING: &str = concat!(
-    "SELECT (SELECT r.pending_since FROM recordings r WHERE r.account_sid = a.column1 \
-     AND r.state IN ('pending', 'fetching') AND r.pending_since IS NOT NULL ORDER BY r.pending_since LIMIT 1) \
-     AS pending_since, ",
+    "SELECT ",
+    oldest!("0"),
+    " AS oldest, ",
+    oldest!("1"),
+    " AS oldest_of_backfill, ",
     now!(),
     " AS now_ms FROM"
 );
 
 impl dyn Catalog + '_ {
-    /// For how long the oldest of these accounts' recordings has been pending that is not stored yet.
-    pub async fn oldest_pending(&self, accounts: &[AccountSid]) -> Result<Option<Duration>> {
+    /// For how long the oldest of these accounts' recordings have been pending that are not stored yet.
+    pub async fn backlog(&self, accounts: &[AccountSid]) -> Result<Backlog> {
+        let mut backlog = Backlog::default();
         if accounts.is_empty() {
-            return Ok(None);
+            return Ok(backlog);
         }
         let mut args = args![];
         let places = place_each(accounts.iter().copied(), &mut args);
         let sql = format!("{OLDEST_PENDING} (VALUES ({})) AS a", places.join("), ("));
-        let mut oldest = None;
         for row in self.read().await?.rows(AssertSqlSafe(sql), args).await? {
-            if let Some(since) = row.time_opt("pending_since")? {
-                let waited = Duration::try_from(row.time("now_ms")?.duration_since(since)).unwrap_or_default();
-                oldest = oldest.max(Some(waited));
-            }
+            let now = row.time("now_ms")?;
+            let waited = |since| Ok::<_, CatalogError>(row.time_opt(since)?.map(|since| between(since, now)));
+            backlog.oldest = backlog.oldest.max(waited("oldest")?);
+            backlog.oldest_of_backfill = backlog.oldest_of_backfill.max(waited("oldest_of_backfill")?);
         }
-        Ok(oldest)
+        Ok(backlog)
     }
 }

@@ -66,12 +66,19 @@ pub struct BucketWalk {
 }
 
 /// Where a walk stands, for those who only look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WalkAhead {
     /// How long until a part of it may be granted.
     pub due_in: Duration,
-    /// How long ago the last whole one began; None: there was none.
-    pub covered_for: Option<Duration>,
+    /// How long ago the last whole one began. Where there was none yet: how long the
+    /// first one has been under way, or has been waited for since the catalog was made.
+    pub uncovered_for: Duration,
+    /// Whether there was a whole one.
+    pub was_covered: bool,
+    /// Where the one under way goes on; None between two of them.
+    pub under_way: Option<Position>,
+    /// How many recordings there are, as was last counted for it.
+    pub expected: Option<i64>,
 }
 
 const GRANT: &str = concat!(
@@ -85,7 +92,12 @@ const GRANT: &str = concat!(
     now!(),
     " AS now_ms"
 );
-const AHEAD: &str = concat!("SELECT due_at, covered_until, ", now!(), " AS now_ms FROM bucket_walks WHERE name = $1");
+const AHEAD: &str = concat!(
+    "SELECT due_at, begun_at, covered_until, stage, position, done, expected, \
+     (SELECT created_at FROM catalog WHERE only_row = 1) AS created_at, ",
+    now!(),
+    " AS now_ms FROM bucket_walks WHERE name = $1"
+);
 
 /// What every update of a walk ends with.
 macro_rules! held {
@@ -108,6 +120,10 @@ const FINISH: &str = concat!(
     held!()
 );
 
+fn position(row: &Row) -> Result<Position> {
+    Ok(Position { stage: row.get("stage")?, after: row.get("position")?, done: row.get("done")? })
+}
+
 impl BucketWalk {
     fn read(kind: BucketWalkKind, row: &Row) -> Result<Self> {
         let granted_at = row.time("now_ms")?;
@@ -116,7 +132,7 @@ impl BucketWalk {
             epoch: row.get("epoch")?,
             under_way_for: between(row.time("begun_at")?, granted_at),
             granted_at,
-            position: Position { stage: row.get("stage")?, after: row.get("position")?, done: row.get("done")? },
+            position: position(row)?,
             expected: row.get("expected")?,
         })
     }
@@ -146,10 +162,14 @@ impl dyn Catalog + '_ {
         let row = self.read().await?.row(AHEAD, args![kind.name()]).await?;
         let row = row.ok_or_else(|| CatalogError::Unreadable(format!("no walk is called {}", kind.name())))?;
         let now = row.time("now_ms")?;
-        let covered_until = row.time_opt("covered_until")?;
+        let (covered_until, begun_at) = (row.time_opt("covered_until")?, row.time_opt("begun_at")?);
+        let since = covered_until.or(begun_at).map_or_else(|| row.time("created_at"), Ok)?;
         Ok(WalkAhead {
             due_in: between(now, row.time("due_at")?),
-            covered_for: covered_until.map(|until| between(until, now)),
+            uncovered_for: between(since, now),
+            was_covered: covered_until.is_some(),
+            under_way: begun_at.map(|_| position(&row)).transpose()?,
+            expected: row.get("expected")?,
         })
     }
 

@@ -13,6 +13,7 @@ use std::time::Duration;
 use serde_json::json;
 use sqlx::AssertSqlSafe;
 
+use super::clock::between;
 use super::columns::columns_of;
 use super::duty::{Due, Duty, at_rest, grant, held};
 use super::lease::Settled;
@@ -65,6 +66,25 @@ pub struct Erasure {
     pub owes_twilio: bool,
     /// Tries that did not bring it to an end.
     pub failures: u32,
+}
+
+/// What is owed of recordings that were erased, or of holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Owed {
+    /// Of how many recordings.
+    pub count: u64,
+    /// For how long the oldest of them has owed it; nothing where none does.
+    pub oldest: Duration,
+}
+
+impl Owed {
+    pub(super) fn read(row: &Row) -> Result<Self> {
+        let now = row.time("now_ms")?;
+        Ok(Self {
+            count: row.get::<i64>("owed")?.unsigned_abs(),
+            oldest: row.time_opt("owed_since")?.map_or(Duration::ZERO, |since| between(since, now)),
+        })
+    }
 }
 
 impl Erasure {
@@ -169,13 +189,19 @@ const SETTLE: &str = concat!(
     now!(),
     " + $7 ELSE recheck_due_at END, \
      erase_failures = CASE WHEN $4 = 1 AND ($5 = 1 OR erase_twilio <> 1) THEN 0 ELSE erase_failures + 1 END, \
+     erase_owed_since = CASE WHEN $4 = 1 AND ($5 = 1 OR erase_twilio <> 1) THEN NULL \
+     ELSE coalesce(erase_owed_since, erase_due_at) END, \
      erase_due_at = CASE WHEN $4 = 1 AND ($5 = 1 OR erase_twilio <> 1) THEN NULL ELSE ",
     now!(),
     " + $6 END",
     held!()
 );
-const OWED: &str = "SELECT count(*) AS owed, coalesce(sum(CASE WHEN erase_failures >= $1 THEN 1 ELSE 0 END), 0) AS failing \
-                    FROM recordings WHERE erase_due_at IS NOT NULL";
+const OWED: &str = concat!(
+    "SELECT count(*) AS owed, coalesce(sum(CASE WHEN erase_failures >= $1 THEN 1 ELSE 0 END), 0) AS failing, \
+     min(coalesce(erase_owed_since, erase_due_at)) AS owed_since, ",
+    now!(),
+    " AS now_ms FROM recordings WHERE erase_due_at IS NOT NULL"
+);
 
 impl dyn Catalog + '_ {
     /// Erases a recording, or all of a call, in one transaction; `at_twilio` asks
@@ -317,11 +343,11 @@ impl dyn Catalog + '_ {
         self.settle_duty(SETTLE, duty.args_and(done)).await
     }
 
-    /// How many erased recordings owe something, and how many of them failed so often.
-    pub async fn erasures_owed(&self, failed_at_least: u32) -> Result<(u64, u64)> {
+    /// What erased recordings owe, and how many of them failed so often.
+    pub async fn erasures_owed(&self, failed_at_least: u32) -> Result<(Owed, u64)> {
         let row = self.read().await?.row(OWED, args![i64::from(failed_at_least)]).await?;
-        let Some(row) = row else { return Ok((0, 0)) };
-        Ok((row.get::<i64>("owed")?.unsigned_abs(), row.get::<i64>("failing")?.unsigned_abs()))
+        let Some(row) = row else { return Ok((Owed::default(), 0)) };
+        Ok((Owed::read(&row)?, row.get::<i64>("failing")?.unsigned_abs()))
     }
 }
 

@@ -21,7 +21,7 @@ use super::news::News;
 use super::rows::{self, HistoryEntry};
 use super::sql::{Row, Session, args, now};
 use super::{Catalog, CatalogError, Result};
-use crate::domain::recording::{Recording, RecordingId};
+use crate::domain::recording::{ErrorCode, Recording, RecordingId};
 use crate::domain::sid::{AccountSid, CallSid, RecordingSid};
 
 /// Events that a page is looked for in at most: some milliseconds.
@@ -175,6 +175,17 @@ const LATEST: &str =
 /// Appends an event to the feed, in the transaction of what it tells.
 pub(super) async fn append(session: &mut Session, id: &RecordingId, kind: &str, detail: Json) -> Result<()> {
     insert(session, 1, id, kind, detail).await
+}
+
+/// Appends that a recording is given up, and has it counted: whoever gives one up says so here.
+pub(super) async fn append_failed(
+    session: &mut Session,
+    id: &RecordingId,
+    code: ErrorCode,
+    detail: Json,
+) -> Result<()> {
+    session.gives_up(code);
+    append(session, id, "recording.failed", detail).await
 }
 
 /// Has every node forget what it remembers of the recording's calls, in the

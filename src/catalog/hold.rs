@@ -12,6 +12,7 @@ use sqlx::AssertSqlSafe;
 
 use super::accept::lock;
 use super::columns::columns_of;
+use super::erase::Owed;
 use super::lease::Settled;
 use super::sql::{Row, args, now};
 use super::{Catalog, Result, feed, rows};
@@ -81,13 +82,19 @@ const GRANT: &str = concat!(
 /// A hold that was set or released meanwhile has its own marker to come.
 const SETTLE: &str = concat!(
     "UPDATE recordings SET hold_marker_until = NULL, \
+     hold_marker_owed_since = CASE WHEN hold = $4 AND $5 = 1 THEN NULL \
+     ELSE coalesce(hold_marker_owed_since, hold_marker_due_at) END, \
      hold_marker_due_at = CASE WHEN hold <> $4 THEN ",
     now!(),
     " WHEN $5 = 1 THEN NULL ELSE ",
     now!(),
     " + $6 END WHERE account_sid = $1 AND recording_sid = $2 AND hold_marker_epoch = $3"
 );
-const OWED: &str = "SELECT count(*) AS owed FROM recordings WHERE hold_marker_due_at IS NOT NULL";
+const OWED: &str = concat!(
+    "SELECT count(*) AS owed, min(coalesce(hold_marker_owed_since, hold_marker_due_at)) AS owed_since, ",
+    now!(),
+    " AS now_ms FROM recordings WHERE hold_marker_due_at IS NOT NULL"
+);
 const OWES: &str = "SELECT 1 AS one FROM recordings WHERE account_sid = $1 AND recording_sid = $2 \
                     AND hold_marker_due_at IS NOT NULL";
 
@@ -120,10 +127,10 @@ impl dyn Catalog + '_ {
         Ok(self.read().await?.row(OWES, args![id.account, id.recording]).await?.is_some())
     }
 
-    /// How many recordings owe a marker of a hold, or its removal.
-    pub async fn hold_markers_owed(&self) -> Result<u64> {
+    /// What is owed of markers of holds, or of their removal.
+    pub async fn hold_markers_owed(&self) -> Result<Owed> {
         let row = self.read().await?.row(OWED, args![]).await?;
-        row.map_or(Ok(0), |row| Ok(row.get::<i64>("owed")?.unsigned_abs()))
+        row.map_or(Ok(Owed::default()), |row| Owed::read(&row))
     }
 
     /// Recordings whose markers of a hold are due, at most so many.

@@ -286,7 +286,7 @@ pub(super) async fn settle_failure(
             if session.execute(GIVE_UP, lease.args_and(args![code.as_str(), detail])).await? == 0 {
                 return Ok(Settled::Stale);
             }
-            feed::append(session, &lease.id, "recording.failed", told).await?;
+            feed::append_failed(session, &lease.id, code, told).await?;
         }
     }
     Ok(Settled::Done)

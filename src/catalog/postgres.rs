@@ -111,6 +111,7 @@ const MIGRATIONS: &[Step] = &[
     Step(15, "look_first", include_str!("migrations/postgres/0015_look_first.sql")),
     Step(16, "scrubbing", include_str!("migrations/postgres/0016_scrubbing.sql")),
     Step(17, "failed_content", include_str!("migrations/postgres/0017_failed_content.sql")),
+    Step(18, "waiting", include_str!("migrations/postgres/0018_waiting.sql")),
     Step(20, "backfill_processes", include_str!("migrations/postgres/0020_backfill_processes.sql")),
 ];
 

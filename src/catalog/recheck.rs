@@ -191,7 +191,8 @@ async fn give_up(session: &mut Session, known: &Recording, how: &str, again: Dur
     session
         .execute(TO_FAILED, args![id.account, id.recording, ErrorCode::ObjectLost.as_str(), detail.as_str()])
         .await?;
-    feed::append(session, id, "recording.failed", json!({"code": ErrorCode::ObjectLost, "detail": detail})).await?;
+    let told = json!({"code": ErrorCode::ObjectLost, "detail": detail});
+    feed::append_failed(session, id, ErrorCode::ObjectLost, told).await?;
     Ok(Settled::Done)
 }
 

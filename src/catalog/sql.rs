@@ -15,6 +15,7 @@ use sqlx::{Arguments, Decode, Postgres, Row as _, SqlSafeStr, Sqlite, Type};
 
 use super::{CatalogError, Result, STATEMENT_TIMEOUT};
 use crate::domain::digest::Digest;
+use crate::domain::recording::ErrorCode;
 use crate::domain::sid::{AccountSid, CallSid, ConferenceSid, RecordingSid};
 use crate::telemetry;
 
@@ -152,15 +153,21 @@ pub struct Session {
     in_transaction: bool,
     /// A statement is under way, or was given up: what the connection will say next is not known.
     unsettled: bool,
+    /// Recordings that its transaction gives up.
+    given_up: Vec<ErrorCode>,
 }
 
 impl Session {
     pub(super) fn sqlite(connection: PoolConnection<Sqlite>) -> Self {
-        Self { connection: Some(Connection::Sqlite(connection)), in_transaction: false, unsettled: false }
+        Self::on(Connection::Sqlite(connection))
     }
 
     pub(super) fn postgres(connection: PoolConnection<Postgres>) -> Self {
-        Self { connection: Some(Connection::Postgres(connection)), in_transaction: false, unsettled: false }
+        Self::on(Connection::Postgres(connection))
+    }
+
+    fn on(connection: Connection) -> Self {
+        Self { connection: Some(connection), in_transaction: false, unsettled: false, given_up: Vec::new() }
     }
 
     pub(super) fn is_postgres(&self) -> bool {
@@ -177,6 +184,7 @@ impl Session {
     pub async fn commit(mut self) -> Result<()> {
         self.execute("COMMIT", args![]).await?;
         self.in_transaction = false;
+        self.given_up.iter().copied().for_each(telemetry::recording_failed);
         Ok(())
     }
 
@@ -222,6 +230,11 @@ impl Session {
             }
         })
         .await
+    }
+
+    /// A recording is given up: it is counted once that is durable, and not before.
+    pub(super) fn gives_up(&mut self, code: ErrorCode) {
+        self.given_up.push(code);
     }
 
     /// The connection is not to be used again.

@@ -10,6 +10,7 @@ use crate::domain::sid::AccountSid;
 use super::registry::{Kind, Metric};
 
 const FETCHES: &str = "callvault_fetches_total";
+const FAILED: &str = "callvault_recordings_failed_total";
 const FETCH_SECONDS: &str = "callvault_fetch_seconds";
 pub(super) const FETCHES_RUNNING: &str = "callvault_fetches_running";
 const STORED_BYTES: &str = "callvault_stored_bytes_total";
@@ -21,6 +22,7 @@ const RECONCILE_WALKS: &str = "callvault_reconcile_walks_total";
 const RECONCILE_FOUND: &str = "callvault_reconcile_found_total";
 const RECONCILE_LAG: &str = "callvault_reconcile_lag_seconds";
 const OLDEST_PENDING: &str = "callvault_oldest_pending_seconds";
+const OLDEST_BACKFILL: &str = "callvault_oldest_backfill_pending_seconds";
 const LEASES_LOST: &str = "callvault_leases_lost_total";
 const LEASES_EXPIRED: &str = "callvault_leases_expired_total";
 const RATE_LIMITED: &str = "callvault_twilio_rate_limited_total";
@@ -44,7 +46,7 @@ const WALK_OUTCOMES: &[&str] = &["completed", "handed_back", "failed", "lost"];
 const FINDS: &[&str] = &["new", "announced", "unreadable"];
 
 /// Those whose labels are known only once the settings are.
-pub(super) const OPEN: &[&str] = &[FETCHES, RATE_LIMITED];
+pub(super) const OPEN: &[&str] = &[FETCHES, FAILED, RATE_LIMITED];
 
 pub(super) const METRICS: &[Metric] = &[
     Metric {
@@ -103,7 +105,13 @@ pub(super) const METRICS: &[Metric] = &[
         name: OLDEST_PENDING,
         kind: Kind::Gauge,
         help: "Seconds since the oldest recording that is not stored yet became pending, 0 where there is none; \
-               the same on every node with the same accounts",
+               what a backfill brought is left out; the same on every node with the same accounts",
+        label: None,
+    },
+    Metric {
+        name: OLDEST_BACKFILL,
+        kind: Kind::Gauge,
+        help: "The same of what a backfill brought, which is fetched when nothing else is due",
         label: None,
     },
     Metric {
@@ -123,8 +131,12 @@ pub(super) const METRICS: &[Metric] = &[
 pub(super) fn declare() {
     metrics::describe_counter!(FETCHES, "Attempts to fetch a recording by how they ended");
     let codes = ErrorCode::ALL.iter().map(|code| code.as_str());
-    for outcome in ["stored", "lost", "handed_back"].into_iter().chain(codes) {
+    for outcome in ["stored", "lost", "handed_back"].into_iter().chain(codes.clone()) {
         counter!(FETCHES, "outcome" => outcome).absolute(0);
+    }
+    metrics::describe_counter!(FAILED, "Recordings that were given up, by the code of the error: each counts once");
+    for code in codes {
+        counter!(FAILED, "code" => code).absolute(0);
     }
     metrics::describe_counter!(RATE_LIMITED, "How often Twilio answered 429, by account");
 }
@@ -141,9 +153,11 @@ pub fn rate_limited(account: &AccountSid) {
     counter!(RATE_LIMITED, "account" => account.to_string()).increment(1);
 }
 
-/// The oldest recording that is to be stored has waited for so long.
-pub fn oldest_pending(age: Duration) {
+/// The oldest recordings that are to be stored have waited for so long: of what came
+/// by itself, and of what a backfill brought.
+pub fn oldest_pending(age: Duration, of_backfill: Duration) {
     gauge!(OLDEST_PENDING).set(age.as_secs_f64());
+    gauge!(OLDEST_BACKFILL).set(of_backfill.as_secs_f64());
 }
 
 /// A lease was lost, or may be; `work` is one of [`LEASED_WORK`].
@@ -160,6 +174,11 @@ pub fn lease_expired() {
 pub fn fetch_ended(outcome: &'static str, took: Duration) {
     counter!(FETCHES, "outcome" => outcome).increment(1);
     histogram!(FETCH_SECONDS).record(took);
+}
+
+/// A recording was given up for that reason.
+pub fn recording_failed(code: ErrorCode) {
+    counter!(FAILED, "code" => code.as_str()).increment(1);
 }
 
 /// A recording of that length was stored.

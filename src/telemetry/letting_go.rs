@@ -1,5 +1,7 @@
 //! The metrics of what is erased, held, evicted and deleted at Twilio.
 
+use std::time::Duration;
+
 use metrics::{counter, gauge};
 
 use super::{Kind, Metric};
@@ -9,6 +11,7 @@ const ERASED_BY_AGE: &str = "callvault_erased_by_age_total";
 const EVICTIONS: &str = "callvault_evictions_total";
 const TWILIO_DELETIONS: &str = "callvault_twilio_deletions_total";
 const OWED: &str = "callvault_letting_go_owed";
+const OLDEST: &str = "callvault_letting_go_oldest_seconds";
 
 /// How a try at what is left of an erased recording ended.
 pub const ERASURE_OUTCOMES: &[&str] = &["done", "owed", "handed_back", "lost"];
@@ -46,6 +49,12 @@ pub(super) const METRICS: &[Metric] = &[
         help: "Recordings of which erasing, or the marker of a hold, is still owed; the same on every node",
         label: Some(("what", OWED_KINDS)),
     },
+    Metric {
+        name: OLDEST,
+        kind: Kind::Gauge,
+        help: "Seconds for which the oldest of these has been owed, 0 where nothing is; the same on every node",
+        label: Some(("what", OWED_KINDS)),
+    },
 ];
 
 /// A try at what is left of an erased recording ended; one of [`ERASURE_OUTCOMES`].
@@ -68,7 +77,8 @@ pub fn twilio_deletion_ended(outcome: &'static str) {
     counter!(TWILIO_DELETIONS, "outcome" => outcome).increment(1);
 }
 
-/// So many recordings owe that; one of [`OWED_KINDS`].
-pub fn owed(what: &'static str, count: u64) {
+/// So many recordings owe that, the oldest of them for so long; one of [`OWED_KINDS`].
+pub fn owed(what: &'static str, count: u64, oldest: Duration) {
     gauge!(OWED, "what" => what).set(count as f64);
+    gauge!(OLDEST, "what" => what).set(oldest.as_secs_f64());
 }

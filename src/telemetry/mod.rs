@@ -18,8 +18,8 @@ mod traces;
 
 pub use fetches::{
     RECHECK_OUTCOMES, REMOVED_KINDS, account_slowed, accounts, accounts_paused, fetch_ended, lease_expired, lease_lost,
-    oldest_pending, rate_limited, recheck_ended, recheck_removed, reconcile_found, reconcile_lag, stored_bytes,
-    unreadable_in_list, walk_ended,
+    oldest_pending, rate_limited, recheck_ended, recheck_removed, reconcile_found, reconcile_lag, recording_failed,
+    stored_bytes, unreadable_in_list, walk_ended,
 };
 pub use letting_go::{erased_by_age, erasure_ended, eviction_ended, owed, twilio_deletion_ended};
 pub use logs::{init_logs, innermost};
@@ -31,7 +31,7 @@ pub use requests::{
     http_answered, http_route, memory_hit, method_label, question,
 };
 pub use running::Running;
-pub use scrub::{scrub_bytes, scrub_checked, scrub_found, scrub_lag, scrub_progress};
+pub use scrub::{scrub_bytes, scrub_checked, scrub_found, scrub_stands};
 pub use streams::{STREAM_ENDS, stream_ended, stream_opened, streamed_bytes};
 pub use telling::{WEBHOOK_OUTCOMES, feed_lag, webhook_posted, webhooks_wait};
 pub use traces::{flush_traces, go_on, host_name, traceparent};

@@ -35,13 +35,14 @@ pub(super) const METRICS: &[Metric] = &[
     Metric {
         name: PROGRESS,
         kind: Kind::Gauge,
-        help: "How much of the pass was done when this node last did a part of it, from 0 to 1",
+        help: "How much of the pass is done, from 0 to 1, and 1 between two of them; the same on every node",
         label: None,
     },
     Metric {
         name: LAG,
         kind: Kind::Gauge,
-        help: "Seconds since the last whole scrub began; 0 where there was none yet",
+        help: "Seconds since the last whole scrub began, or the first one, where none is done yet; the same on every \
+               node, and 0 where scrubs are switched off",
         label: None,
     },
 ];
@@ -61,12 +62,8 @@ pub fn scrub_found(kind: &'static str) {
     counter!(FOUND, "kind" => kind).increment(1);
 }
 
-/// So much of a pass is done, from 0 to 1.
-pub fn scrub_progress(ratio: f64) {
-    gauge!(PROGRESS).set(ratio);
-}
-
-/// The last whole scrub began so long ago.
-pub fn scrub_lag(lag: Duration) {
+/// So much of a pass is done, from 0 to 1, and the last whole one began so long ago.
+pub fn scrub_stands(progress: f64, lag: Duration) {
+    gauge!(PROGRESS).set(progress);
     gauge!(LAG).set(lag.as_secs_f64());
 }

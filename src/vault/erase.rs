@@ -233,8 +233,9 @@ impl Vault {
     /// Tells people what is owed, and what fails again and again.
     pub async fn note_what_is_owed(&self) -> Result<(), CatalogError> {
         let (owed, failing) = self.catalog.erasures_owed(FAILURES_MAX).await?;
-        telemetry::owed("erasure", owed);
-        telemetry::owed("hold_marker", self.catalog.hold_markers_owed().await?);
+        telemetry::owed("erasure", owed.count, owed.oldest);
+        let owed = self.catalog.hold_markers_owed().await?;
+        telemetry::owed("hold_marker", owed.count, owed.oldest);
         self.health.note(
             "erasures_failing",
             match failing {

@@ -17,7 +17,7 @@ use super::cure::Remedy;
 use super::found::{Cure, Found};
 use super::reindex::{WalkError, held};
 use crate::bucket::Throttle;
-use crate::catalog::{BucketWalk, BucketWalkKind, Position};
+use crate::catalog::{BucketWalk, BucketWalkKind, Position, WalkAhead};
 use crate::domain::recording::{Recording, RecordingId};
 use crate::telemetry;
 
@@ -131,7 +131,7 @@ impl Vault {
     ) -> Result<Duration, WalkError> {
         let ahead = self.catalog.bucket_walk_ahead(round.kind).await?;
         if round.kind == BucketWalkKind::Scrub {
-            telemetry::scrub_lag(ahead.covered_for.unwrap_or_default());
+            telemetry::scrub_stands(progress(&ahead), ahead.uncovered_for);
         }
         if !ahead.due_in.is_zero() {
             return Ok(ahead.due_in);
@@ -169,7 +169,6 @@ impl Vault {
             None => {
                 held(self.catalog.finish_bucket_walk(walk, part.round.every).await?)?;
                 if is_scrub {
-                    telemetry::scrub_progress(1.0);
                     tracing::info!(took = ?walk.under_way_for, "the whole bucket was scrubbed");
                 }
             }
@@ -192,7 +191,6 @@ impl Vault {
             self.see_to(&found, part).await?;
         }
         let all = self.expected(part.walk).await?;
-        telemetry::scrub_progress(SHARE * (next.done as f64 / all.max(1) as f64).min(1.0));
         let pace =
             Pace { budget: part.round.every.mul_f64(SHARE), gone: part.walk.under_way_for, all, at_once: PART_ROWS };
         let pause = pace.pause(next.done);
@@ -266,6 +264,14 @@ impl Vault {
     }
 }
 
+/// How much of a pass is done, from 0 to 1, whichever nodes do it. Between two passes all is.
+fn progress(ahead: &WalkAhead) -> f64 {
+    let Some(at) = &ahead.under_way else { return if ahead.was_covered { 1.0 } else { 0.0 } };
+    let all = ahead.expected.unwrap_or(EXPECTED_UNCOUNTED).max(1);
+    let of_stage = (at.done as f64 / all as f64).min(1.0);
+    if at.stage == ROWS { SHARE * of_stage } else { SHARE + (1.0 - SHARE) * of_stage }
+}
+
 /// The recording behind which a pass goes on.
 fn place_of(position: &str) -> Option<RecordingId> {
     let (account, recording) = position.split_once('/')?;
@@ -303,6 +309,24 @@ mod tests {
                 Part { round: Round::scrub(every), walk: &walk, stopping: &stopping }.list_pause(done);
         }
         assert!(walk.under_way_for <= every, "{:?}", walk.under_way_for);
+    }
+
+    #[test]
+    fn what_is_done_of_a_pass_only_grows_and_is_all_between_two_of_them() {
+        let ahead = |under_way: Option<(i64, i64)>, was_covered| WalkAhead {
+            due_in: Duration::ZERO,
+            uncovered_for: Duration::ZERO,
+            was_covered,
+            under_way: under_way.map(|(stage, done)| Position { stage, after: None, done }),
+            expected: Some(100),
+        };
+        assert_eq!(progress(&ahead(None, false)), 0.0, "the first one is to begin");
+        let pass = [(ROWS, 0), (ROWS, 50), (ROWS, 100), (LIST, 50), (LIST, 100)];
+        let done: Vec<f64> = pass.map(|at| progress(&ahead(Some(at), true))).into();
+        assert_eq!((done[0], done[2]), (0.0, SHARE));
+        assert!(done.is_sorted_by(|earlier, later| earlier < later), "{done:?}");
+        assert_eq!(progress(&ahead(Some((LIST, 1000)), true)), 1.0, "more keys than recordings");
+        assert_eq!(progress(&ahead(None, true)), 1.0);
     }
 
     #[test]

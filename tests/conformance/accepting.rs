@@ -1,6 +1,6 @@
 //! Learning of recordings.
 
-use callvault::catalog::Settled;
+use callvault::catalog::{Backlog, Settled};
 use callvault::domain::recording::State;
 use futures::future::join_all;
 
@@ -45,12 +45,12 @@ on_every_catalog! {
 
     async fn what_has_waited_longest_is_known_until_it_is_stored(database: Database) {
         let catalog = database.node().await;
-        assert_eq!(catalog.oldest_pending(&accounts()).await.unwrap(), None);
+        let waited = async || catalog.backlog(&accounts()).await.unwrap().oldest;
+        assert_eq!(waited().await, None);
         accept(&catalog, [1, 2]).await;
         let claim = claim_some(&catalog, LONG, 1).await.remove(0);
-        let waited = async || catalog.oldest_pending(&accounts()).await.unwrap();
         assert!(waited().await.unwrap() < Duration::from_secs(600));
-        assert_eq!(catalog.oldest_pending(&[]).await.unwrap(), None);
+        assert_eq!(catalog.backlog(&[]).await.unwrap(), Backlog::default());
         for claim in [claim, claim_one(&catalog, LONG).await] {
             // What is being fetched waits as well.
             assert!(waited().await.is_some());

@@ -1,6 +1,6 @@
 //! Backfills: who walks over which day, what is found once, and what is fetched last.
 
-use callvault::catalog::{BackfillRun, DayCount, DayGrant, DayWalk, Find, FoundBy, Settled, Span};
+use callvault::catalog::{Backlog, BackfillRun, DayCount, DayGrant, DayWalk, Find, FoundBy, Settled, Span};
 use callvault::domain::recording::State;
 use jiff::Timestamp;
 use jiff::civil::{Date, date};
@@ -39,6 +39,24 @@ fn find(number: u32) -> Find {
 }
 
 on_every_catalog! {
+    async fn what_a_backfill_brought_waits_apart(database: Database) {
+        let catalog = database.node().await;
+        catalog.accept(&found(1)).await.unwrap();
+        let waits = async || {
+            let Backlog { oldest, oldest_of_backfill } = catalog.backlog(&accounts()).await.unwrap();
+            (oldest.is_some(), oldest_of_backfill.is_some())
+        };
+        assert_eq!(waits().await, (false, true));
+        catalog.accept(&callback(2, "completed")).await.unwrap();
+        assert_eq!(waits().await, (true, true));
+        let live = claim_some(&catalog, LONG, 1).await.remove(0).lease;
+        assert_eq!(catalog.store(&live, &object(&live.id, b"audio"), true).await.unwrap(), Settled::Done);
+        assert_eq!((live.id, waits().await), (recording_id(2), (false, true)));
+        // Somebody asks for what the backfill brought: it waits as any other.
+        catalog.accept(&callback(1, "completed")).await.unwrap();
+        assert_eq!(waits().await, (true, false));
+    }
+
     async fn a_day_is_walked_by_one_at_a_time_and_goes_on_where_it_was_saved(database: Database) {
         let (first, second) = (database.node().await, database.node().await);
         let run = begin(&first, ALL).await.unwrap();

@@ -292,7 +292,30 @@ on_every_catalog! {
         assert_eq!(catalog.finish_bucket_walk(&next, LONG).await.unwrap(), Settled::Done);
         assert_eq!(catalog.grant_bucket_walk(kind, "third", LONG).await.unwrap(), None, "the next one is not due");
         let ahead = catalog.bucket_walk_ahead(kind).await.unwrap();
-        assert!(ahead.due_in > LONG / 2 && ahead.covered_for.is_some());
+        assert!(ahead.due_in > LONG / 2 && ahead.was_covered);
+    }
+
+    async fn whoever_looks_at_a_walk_sees_how_far_it_is_and_since_when_none_was_whole(database: Database) {
+        let (catalog, other) = (database.node().await, database.node().await);
+        let kind = BucketWalkKind::Scrub;
+        let looked = async || other.bucket_walk_ahead(kind).await.unwrap();
+        let grows = async |than: Duration| {
+            eventually("it is waited for", async || Some(looked().await).filter(|ahead| ahead.uncovered_for > than)).await
+        };
+        let ahead = grows(Duration::ZERO).await;
+        assert_eq!((ahead.was_covered, ahead.under_way, ahead.expected), (false, None, None));
+        let first = walk(&catalog, kind).await;
+        assert_eq!(catalog.expect_of_bucket_walk(&first, 7).await.unwrap(), Settled::Done);
+        assert_eq!(catalog.leave_bucket_walk(&first, &at(1, "x"), Duration::ZERO).await.unwrap(), Settled::Done);
+        // Also of one that never ends.
+        let ahead = grows(Duration::from_millis(20)).await;
+        assert_eq!((ahead.was_covered, ahead.under_way, ahead.expected), (false, Some(at(1, "x")), Some(7)));
+        let again = walk(&catalog, kind).await;
+        assert_eq!(catalog.finish_bucket_walk(&again, Duration::ZERO).await.unwrap(), Settled::Done);
+        // It covers what was there when it began.
+        let ahead = looked().await;
+        assert!(ahead.uncovered_for >= Duration::from_millis(20), "{ahead:?}");
+        assert_eq!((ahead.was_covered, ahead.under_way), (true, None));
     }
 
     async fn what_was_counted_for_a_walk_is_kept_from_pass_to_pass(database: Database) {

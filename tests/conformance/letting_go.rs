@@ -1,7 +1,9 @@
 //! Letting go: what is erased stays erased, what is held stays, and what goes by
 //! itself goes once, by one holder.
 
-use callvault::catalog::{Duty, Erase, Erased, EventFilter, FoundBy, Lease, ListFilter, Progress, Settled};
+use std::time::Instant;
+
+use callvault::catalog::{Duty, Erase, Erased, EventFilter, FoundBy, Lease, ListFilter, Owed, Progress, Settled};
 use callvault::domain::object_key::Marker;
 use callvault::domain::recording::{ErrorCode, Recording, State};
 use futures::future::join_all;
@@ -233,11 +235,12 @@ on_every_catalog! {
 
         let cleared = Progress { cleared: true, gone_at_twilio: false };
         assert_eq!(nodes[1].settle_erasure(&duty, cleared, ZERO, ZERO).await.unwrap(), Settled::Done);
-        assert_eq!(nodes[1].erasures_owed(1).await.unwrap(), (1, 1));
+        let (owed, failing) = nodes[1].erasures_owed(1).await.unwrap();
+        assert_eq!((owed.count, failing), (1, 1));
         let duty = erasing(&nodes[1]).await.remove(0);
         assert_eq!(nodes[1].settle_erasure(&duty, all, ZERO, ZERO).await.unwrap(), Settled::Done);
         assert!(nodes[1].erasures(&[lease.id]).await.unwrap()[0].is_done());
-        assert_eq!((erasing(&nodes[0]).await, nodes[0].erasures_owed(1).await.unwrap()), (vec![], (0, 0)));
+        assert_eq!((erasing(&nodes[0]).await, nodes[0].erasures_owed(1).await.unwrap()), (vec![], (Owed::default(), 0)));
         // A recheck always follows.
         assert_eq!(nodes[0].grant_rechecks(10, LONG).await.unwrap().len(), 1);
     }
@@ -276,6 +279,44 @@ on_every_catalog! {
         assert!(catalog.erasures(&[id]).await.unwrap()[0].is_done() && written().await);
         let told = kinds(&catalog, 1).await;
         assert_eq!(told.iter().filter(|kind| *kind == "recording.erased").count(), 1, "{told:?}");
+    }
+
+    async fn what_is_owed_grows_old_however_often_it_is_tried(database: Database) {
+        let catalog = database.node().await;
+        let (erased, held) = (stored(&catalog, 1).await, stored(&catalog, 2).await);
+        let owed = async || [catalog.erasures_owed(1).await.unwrap().0, catalog.hold_markers_owed().await.unwrap()];
+        assert_eq!(owed().await, [Owed::default(); 2]);
+        catalog.erase(one(1), false).await.unwrap();
+        catalog.set_hold(&held.id, true).await.unwrap();
+        // Due long from now, and owed all the same.
+        for again in [ZERO, LONG] {
+            let duty = erasing(&catalog).await.remove(0);
+            assert_eq!(catalog.settle_erasure(&duty, Progress::default(), again, ZERO).await.unwrap(), Settled::Done);
+            let marker = catalog.grant_hold_marker(&held.id, LONG).await.unwrap().unwrap();
+            assert_eq!(catalog.settle_hold_marker(&marker, false, again).await.unwrap(), Settled::Done);
+            let before = owed().await;
+            assert_eq!(before.map(|owed| owed.count), [1, 1]);
+            eventually("both are older", async || {
+                let now = owed().await;
+                (0..2).all(|of| now[of].oldest > before[of].oldest + Duration::from_millis(20)).then_some(())
+            })
+            .await;
+        }
+        // Once it is done the next one is as young as it is.
+        catalog.erase(one(1), false).await.unwrap();
+        let duty = catalog.grant_erasure(&erased.id, LONG).await.unwrap().unwrap();
+        let all = Progress { cleared: true, gone_at_twilio: false };
+        assert_eq!(catalog.settle_erasure(&duty, all, ZERO, ZERO).await.unwrap(), Settled::Done);
+        let marker = catalog.grant_hold_marker(&held.id, LONG).await.unwrap().unwrap();
+        assert_eq!(catalog.settle_hold_marker(&marker, true, ZERO).await.unwrap(), Settled::Done);
+        assert_eq!(owed().await, [Owed::default(); 2]);
+        let anew = Instant::now();
+        catalog.erase(one(1), true).await.unwrap();
+        catalog.set_hold(&held.id, false).await.unwrap();
+        let young = owed().await;
+        // The catalog counts whole milliseconds.
+        let at_most = anew.elapsed() + Duration::from_millis(1);
+        assert!(young.iter().all(|owed| owed.count == 1 && owed.oldest <= at_most), "{young:?}");
     }
 
     async fn twilios_part_can_be_asked_for_at_any_time(database: Database) {
@@ -438,6 +479,6 @@ on_every_catalog! {
         let marker = catalog.grant_hold_marker(&lease.id, LONG).await.unwrap().unwrap();
         assert_eq!(catalog.settle_hold_marker(&marker, true, ZERO).await.unwrap(), Settled::Done);
         assert!(!catalog.owes_hold_marker(&lease.id).await.unwrap());
-        assert_eq!((catalog.hold_markers_due(10).await.unwrap(), catalog.hold_markers_owed().await.unwrap()), (vec![], 0));
+        assert_eq!((catalog.hold_markers_due(10).await.unwrap(), catalog.hold_markers_owed().await.unwrap()), (vec![], Owed::default()));
     }
 }

@@ -209,6 +209,12 @@ async fn look_ups_are_by_index_on_sqlite() {
             "(account_sid=? AND recording_sid=?)",
         ),
         (
+            "SELECT (SELECT r.pending_since FROM recordings r WHERE r.account_sid = a.column1 AND r.is_backfill = 0 \
+             AND r.state IN ('pending', 'fetching') AND r.pending_since IS NOT NULL ORDER BY r.pending_since LIMIT 1) \
+             FROM (VALUES ('AC1'), ('AC2')) AS a",
+            "recordings_by_waiting (account_sid=? AND is_backfill=?",
+        ),
+        (
             "SELECT a.column1, (SELECT recheck_due_at FROM recordings WHERE account_sid = a.column1 \
              AND recheck_due_at <= 1 AND state <> 'fetching' AND (duty_until IS NULL OR duty_until <= 1) \
              ORDER BY recheck_due_at LIMIT 1) AS due_at FROM (VALUES ('AC1'), ('AC2')) AS a ORDER BY due_at",

@@ -4,7 +4,9 @@
 use std::collections::BTreeSet;
 use std::process::Command;
 
+use callvault::domain::recording::ErrorCode;
 use callvault::telemetry::metric_names;
+use callvault::vault::found::FoundKind;
 use serde_json::Value;
 
 use crate::succeeds;
@@ -74,6 +76,9 @@ fn every_metric_that_an_alert_or_a_panel_names_is_there() {
 /// What people ask of a service that has run for years, and what answers it.
 const QUESTIONS: &[(&str, &[&str])] = &[
     ("how long the oldest recording waits", &["callvault_oldest_pending_seconds"]),
+    ("how long a backfill takes", &["callvault_oldest_backfill_pending_seconds"]),
+    ("what is given up", &["callvault_recordings_failed_total"]),
+    ("how long erasing takes", &["callvault_letting_go_oldest_seconds"]),
     ("how fetches end", &["callvault_fetches_total", "callvault_fetch_seconds"]),
     ("how many bytes are stored and given", &["callvault_stored_bytes_total", "callvault_streamed_bytes_total"]),
     ("how often leases are lost", &["callvault_leases_lost_total", "callvault_leases_expired_total"]),
@@ -108,6 +113,34 @@ fn every_metric_is_on_the_dashboard() {
     assert_eq!(hidden, Vec::<&str>::new());
 }
 
+/// The words in code of an alert's section.
+fn words_of_section(alert: &str) -> BTreeSet<String> {
+    let runbook = deploy("RUNBOOK.md");
+    let section = runbook.split("\n## ").find(|section| section.starts_with(&format!("{alert}\n")));
+    section.unwrap().split('`').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+#[test]
+fn the_runbook_tells_what_every_find_of_the_scrub_is() {
+    let rules = rules();
+    let expr = rules.iter().find(|rule| rule["alert"] == "CallvaultScrubFinds").unwrap()["expr"].as_str().unwrap();
+    let told = words_of_section("CallvaultScrubFinds");
+    for kind in FoundKind::ALL.iter().map(|kind| kind.as_str()) {
+        assert!(told.contains(kind) || expr.contains(kind), "{kind} fires, and nothing says what it is");
+    }
+}
+
+#[test]
+fn the_runbook_tells_what_to_do_for_every_reason_to_give_up() {
+    use ErrorCode::*;
+    let told = words_of_section("CallvaultRecordingsFailed");
+    // They are tried again for ever.
+    let never = [RateLimited, StoreError, Unauthorized];
+    for code in ErrorCode::ALL.iter().filter(|code| !never.contains(code)) {
+        assert!(told.contains(code.as_str()), "{code}");
+    }
+}
+
 #[test]
 fn every_alert_names_its_section_of_the_runbook_and_every_section_is_an_alerts() {
     let runbook = deploy("RUNBOOK.md");
@@ -117,7 +150,10 @@ fn every_alert_names_its_section_of_the_runbook_and_every_section_is_an_alerts()
     assert_eq!(alerts, sections);
     for rule in &rules {
         let anchor = rule["alert"].as_str().unwrap().to_lowercase();
-        assert_eq!(rule["annotations"]["runbook_url"], format!("deploy/RUNBOOK.md#{anchor}"));
+        // A link, of which one replacement changes the place for all.
+        let place = "https://runbooks.example.com/callvault/";
+        assert_eq!(rule["annotations"]["runbook_url"], format!("{place}RUNBOOK.md#{anchor}"));
+        assert!(deploy("alerts/callvault.yaml").contains(&format!("sed -i 's,{place},")));
         assert!(["page", "ticket"].contains(&rule["labels"]["severity"].as_str().unwrap()), "{rule}");
     }
     for section in runbook.split("\n## ").skip(1) {

@@ -4,11 +4,14 @@
 
 use std::collections::BTreeSet;
 
+use callvault::twilio::simulator::Fault;
 use reqwest::StatusCode;
 use serde_json::Value;
 
 use crate::doctor;
+use crate::support::bucket::run;
 use crate::support::compose::{deploy, yaml};
+use crate::support::eventually;
 use crate::support::world::{Parts, World, recording_id};
 use measured::{Measured, measures, scrape};
 
@@ -43,11 +46,13 @@ runs! {
         "CallvaultReconcileLag";
     catalog_and_bucket_are_away: "CallvaultCatalogUnreachable", "CallvaultBucketUnreachable", "CallvaultCallbacksLost",
         "CallvaultFeedLag";
+    what_twilio_has_cannot_be_read: "CallvaultRecordingsFailed", "CallvaultTwilioListUnreadable";
     the_store_fails: "CallvaultBucketUnreachable", "CallvaultStoreFailing", "CallvaultFetchesFailing",
         "CallvaultLettingGoOwed", "CallvaultPendingTooLong", "CallvaultScrubLag";
-    a_node_dies_and_receivers_take_nothing: "CallvaultLeasesExpiring", "CallvaultWebhookLag", "CallvaultWebhooksGivenUp";
+    a_node_dies_and_receivers_take_nothing: "CallvaultLeasesExpiring", "CallvaultNodeDown", "CallvaultWebhookLag",
+        "CallvaultWebhooksGivenUp";
     objects_are_lost_and_the_catalog_is: "CallvaultRecordingsLost", "CallvaultScrubFinds", "CallvaultTwilioCopyDiffers",
-        "CallvaultCatalogUnindexed";
+        "CallvaultRecordingsFailed", "CallvaultCatalogUnindexed";
     the_catalog_is_slow_and_wrong_and_a_clock_is: "CallvaultCatalogSlow", "CallvaultLoopFailing", "CallvaultClockOff",
         "CallvaultBucketUnreachable";
 }
@@ -103,8 +108,51 @@ async fn no_alert_fires_on_a_healthy_run() {
         doctor::finds(&world, &[]).await;
     }
     let ended = measures(&world, &service, "callvault_callbacks_total{outcome=\"foreign\"}", 20.0).await;
-    let mut run = Measured::of(&world).node("node", &began, &ended, &ended);
+    never_fires(Measured::of(&world).node("node", &began, &ended, &ended));
+}
+
+/// While a run goes on so, and for long after.
+fn never_fires(mut run: Measured) {
     for minute in [5, 12, 30, 90] {
         run.fire(minute, &[]);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_alert_fires_while_a_backfill_takes_its_time() {
+    let world = runs::world().await;
+    let service = world.start().await;
+    let began = scrape(&world, &service).await;
+    for number in 101..=120 {
+        world.simulator.script(world.record(number).recording, [Fault::Held(1000)]);
+    }
+    let backfill = run(&world, &["backfill", "--since", "2026-11-23", "--until", "2026-11-23", "--no-wait"]).await;
+    assert!(backfill.status.success(), "{}", String::from_utf8_lossy(&backfill.stderr));
+    for number in 1..=5 {
+        let id = world.record(number);
+        service.send(&world.callback(id.recording)).await;
+        service.recording_in(id.recording, "stored").await;
+    }
+    let waits = ["callvault_oldest_backfill_pending_seconds"];
+    let (before, ended) = runs::while_they_grow(&world, &service, &waits).await;
+    never_fires(Measured::of(&world).node("node", &began, &before, &ended));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_alert_fires_while_old_recordings_go_by_their_age() {
+    let mut world = runs::world().await;
+    world.set("CALLVAULT_RETENTION", "1h");
+    let service = world.start().await;
+    let began = scrape(&world, &service).await;
+    let mut number = 0;
+    let ended = eventually("some are gone, and some are owed as always", async || {
+        number += 1;
+        service.send(&world.callback(world.record(number).recording)).await;
+        let now = scrape(&world, &service).await;
+        let [gone, owed] =
+            ["callvault_erasures_total{outcome=\"done\"}", "callvault_letting_go_owed{what=\"erasure\"}"];
+        (now[gone] >= 20.0 && now[owed] >= 1.0).then_some(now)
+    })
+    .await;
+    never_fires(Measured::of(&world).node("node", &began, &ended, &ended));
 }

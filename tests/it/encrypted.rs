@@ -33,7 +33,7 @@ pub fn pair(world: &World, letter: &str, size: KeySize) -> Pair {
 }
 
 /// Gives every service these keys.
-fn configure(world: &mut World, pairs: &[&Pair]) {
+pub fn configure(world: &mut World, pairs: &[&Pair]) {
     let keys: Vec<String> = pairs.iter().map(|pair| format!("{} = \"{}\"", pair.sid, pair.path)).collect();
     let text = format!(
         "[[accounts]]\nsid = \"{ACCOUNT}\"\nauth_token = \"{AUTH_TOKEN}\"\nprivate_keys = {{ {} }}\n",

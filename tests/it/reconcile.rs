@@ -34,6 +34,12 @@ async fn metric(service: &Service, name: &str) -> f64 {
     line.unwrap_or_else(|| panic!("{name} is not in {text}")).rsplit(' ').next().unwrap().parse().unwrap()
 }
 
+/// One recording was given up for that.
+async fn counted_as_failed(service: &Service, code: &str) {
+    let series = format!("callvault_recordings_failed_total{{code=\"{code}\"}}");
+    eventually("it is counted", async || (metric(service, &series).await == 1.0).then_some(())).await;
+}
+
 async fn walks_completed(service: &Service) -> f64 {
     metric(service, r#"callvault_reconcile_walks_total{outcome="completed"}"#).await
 }
@@ -266,6 +272,7 @@ on_all_parts! {
         service.recording_in(absent.recording, "absent").await;
         let failed = service.recording_in(failed.recording, "failed").await;
         assert_eq!(failed["last_error"]["code"], "twilio_failed");
+        counted_as_failed(&service, "twilio_failed").await;
         eventually("it is asked about more than once", async || {
             (world.simulator.counts(completed.recording).descriptions >= 2).then_some(())
         })
@@ -286,6 +293,7 @@ on_all_parts! {
         service.send(&world.simulator.callback(id.recording, "in-progress").unwrap()).await;
         let shown = service.recording_in(id.recording, "failed").await;
         assert_eq!(shown["last_error"]["code"], "not_ready");
+        counted_as_failed(&service, "not_ready").await;
         let (accepted, failed): (Timestamp, Timestamp) = (
             shown["accepted_at"].as_str().unwrap().parse().unwrap(),
             shown["last_error"]["at"].as_str().unwrap().parse().unwrap(),

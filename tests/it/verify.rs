@@ -324,6 +324,23 @@ on_all_parts! {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_node_tells_how_far_a_scrub_is_and_how_long_none_was_done() {
+    let mut world = World::new(Parts::Servers).await;
+    let (_service, ..) = stocked(&world, 20).await;
+    // After its first part nothing is due for long: the pass does not end.
+    world.set("CALLVAULT_SCRUB_EVERY", "10h");
+    for node in world.start_nodes(2).await {
+        eventually("it tells what one of them did", async || {
+            let metrics = node.get("/metrics").await.text().await.unwrap();
+            let told = ["callvault_scrub_progress_ratio ", "callvault_scrub_lag_seconds "]
+                .map(|name| metrics.lines().find_map(|line| line.strip_prefix(name)).unwrap().parse::<f64>().unwrap());
+            (told[0] > 0.0 && told[0] < 0.9 && told[1] > 0.0).then_some(())
+        })
+        .await;
+    }
+}
+
 const DENIED: &str = "HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
 
 /// A world whose commands and services reach the store by way of a relay from now on.

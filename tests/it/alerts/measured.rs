@@ -55,9 +55,13 @@ fn of_instance(series: &str, instance: &str) -> String {
     }
 }
 
+/// What a series is called, without its labels.
+fn name_of(series: &str) -> &str {
+    series.split('{').next().unwrap_or(series)
+}
+
 fn is_counter(series: &str) -> bool {
-    let name = series.split('{').next().unwrap_or(series);
-    ["_total", "_bucket", "_sum", "_count"].iter().any(|end| name.ends_with(end))
+    ["_total", "_bucket", "_sum", "_count"].iter().any(|end| name_of(series).ends_with(end))
 }
 
 /// A node of the run.
@@ -67,24 +71,30 @@ struct Node {
     before_the_end: Scrape,
     ended: Scrape,
     goes_on: bool,
+    /// It does not answer any more.
+    is_gone: bool,
 }
 
 impl Node {
     /// As it began, for ten scrapes; then as it ended. An age that grew at the end grows
-    /// on; what was counted is counted again in each scrape where it goes on so.
+    /// on; what was counted is counted again in each scrape where it goes on so. Of a
+    /// node that is gone Prometheus has nothing more but that it does not answer.
     fn series(&self, seconds_apart: f64, scrapes: usize) -> impl Iterator<Item = Value> {
-        self.ended.iter().map(move |(name, end)| {
+        let answers = if self.is_gone { 0 } else { 1 };
+        let up = json!({"series": of_instance("up", self.instance), "values": format!("1+0x9 {answers}+0x{scrapes}")});
+        let measured = self.ended.iter().map(move |(name, end)| {
             // What was not there yet had not happened.
             let begin = self.began.get(name).copied().unwrap_or(0.0);
             let before = self.before_the_end.get(name).copied().unwrap_or(0.0);
-            let growth = match (is_counter(name), name.ends_with("_seconds")) {
+            let growth = match (is_counter(name), name_of(name).ends_with("_seconds")) {
                 (true, _) if self.goes_on => end - begin,
                 (false, true) if before < *end => seconds_apart,
                 _ => 0.0,
             };
-            let series = of_instance(name, self.instance);
-            json!({"series": series, "values": format!("{begin}+0x9 {end}+{growth}x{scrapes}")})
-        })
+            let then = if self.is_gone { "stale".to_owned() } else { format!("{end}+{growth}x{scrapes}") };
+            json!({"series": of_instance(name, self.instance), "values": format!("{begin}+0x9 {then}")})
+        });
+        std::iter::once(up).chain(measured)
     }
 }
 
@@ -109,8 +119,15 @@ impl Measured {
         ended: &Scrape,
     ) -> Self {
         let (began, before_the_end, ended) = (began.clone(), before_the_end.clone(), ended.clone());
-        self.nodes.push(Node { instance, began, before_the_end, ended, goes_on: false });
+        self.nodes.push(Node { instance, began, before_the_end, ended, goes_on: false, is_gone: false });
         self
+    }
+
+    /// A node that was so, and of which nothing was scraped any more.
+    pub(super) fn gone(self, instance: &'static str, was: &Scrape) -> Self {
+        let mut measured = self.node(instance, was, was, was);
+        measured.nodes.last_mut().expect("a node").is_gone = true;
+        measured
     }
 
     /// What the last node counted, it counts for ever after.

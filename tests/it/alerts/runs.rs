@@ -2,13 +2,15 @@
 
 use std::collections::BTreeSet;
 
+use aws_lc_rs::rsa::KeySize;
 use callvault::domain::recording::RecordingId;
 use callvault::domain::sid::AccountSid;
-use callvault::twilio::simulator::{Fault, SimulatedRecording, speech_mp3};
+use callvault::twilio::simulator::{Audio, Fault, SimulatedRecording, speech_mp3};
 use reqwest::{Method, StatusCode};
 use sqlx::Connection;
 
 use super::measured::{Measured, Scrape, measures, scrape, until};
+use crate::encrypted::{configure, encryption, pair, record};
 use crate::erase::path;
 use crate::recheck::{owe, sql, stored};
 use crate::support::bucket::{attributes, put, remove};
@@ -26,7 +28,7 @@ const NONE: Labels<'static> = &[];
 const OF_NODE: Labels<'static> = &[("instance", "node")];
 
 /// A world in which no lease runs out because the machine is busy.
-async fn world() -> World {
+pub(super) async fn world() -> World {
     let mut world = World::new(Parts::Servers).await;
     world.set("CALLVAULT_LEASE", "1m");
     world
@@ -37,7 +39,7 @@ fn other() -> AccountSid {
     format!("AC{}", "b".repeat(32)).parse().unwrap()
 }
 
-fn value(scrape: &Scrape, series: &str) -> f64 {
+pub(super) fn value(scrape: &Scrape, series: &str) -> f64 {
     scrape.get(series).copied().unwrap_or_default()
 }
 
@@ -46,9 +48,12 @@ fn sum(scrape: &Scrape, begins: &str) -> f64 {
 }
 
 /// Two scrapes, between which each of these grew by a second at least.
-async fn while_they_grow(world: &World, service: &Service, ages: &[&str]) -> (Scrape, Scrape) {
+pub(super) async fn while_they_grow(world: &World, service: &Service, ages: &[&str]) -> (Scrape, Scrape) {
     let before = until(world, service, "they wait", |now| ages.iter().all(|age| value(now, age) >= 1.0)).await;
-    let grew = |now: &Scrape| ages.iter().all(|age| value(now, age) >= value(&before, age) + 1.0);
+    // That of the feed is a moment's, where it is not what is waited for.
+    let feed = "callvault_feed_lag_seconds";
+    let is_calm = |now: &Scrape| ages.contains(&feed) || value(now, feed) == 0.0;
+    let grew = |now: &Scrape| is_calm(now) && ages.iter().all(|age| value(now, age) >= value(&before, age) + 1.0);
     let ended = until(world, service, "they wait on", grew).await;
     (before, ended)
 }
@@ -124,6 +129,42 @@ pub(super) async fn twilio_fails_and_calls_nobody_back() -> Fired {
     run.fired()
 }
 
+pub(super) async fn what_twilio_has_cannot_be_read() -> Fired {
+    let mut world = world().await;
+    let [known, other_key] = ["a", "b"].map(|letter| pair(&world, letter, KeySize::Rsa2048));
+    configure(&mut world, &[&known]);
+    world.set("CALLVAULT_RECONCILE_EVERY", "1s");
+    let nodes = world.start_nodes(2).await;
+    let scrapes = async || [scrape(&world, &nodes[0]).await, scrape(&world, &nodes[1]).await];
+    let began = scrapes().await;
+    let listed = recording_id(9);
+    world.simulator.garble(listed.recording);
+    world.simulator.add(SimulatedRecording::speech(listed, call_sid(9), jiff::Timestamp::now()));
+    let ids = [1, 2, 3].map(|number| record(&world, number, Audio::speech(), Some(encryption(&other_key, number))));
+    for id in &ids {
+        nodes[0].send(&world.callback(id.recording)).await;
+    }
+    for id in &ids {
+        nodes[0].recording_in(id.recording, "failed").await;
+    }
+    let both = |now: &[Scrape], series: &str| now.iter().map(|node| value(node, series)).sum::<f64>();
+    let unreadable = "callvault_reconcile_found_total{what=\"unreadable\"}";
+    let failed = "callvault_recordings_failed_total{code=\"decryption_failed\"}";
+    let ended = eventually("one of them has walked, and all is counted", async || {
+        Some(scrapes().await).filter(|now| both(now, unreadable) >= 1.0 && both(now, failed) >= 3.0)
+    })
+    .await;
+    assert_eq!(both(&ended, failed), 3.0, "each once, whichever node gave it up");
+
+    let run = Measured::of(&world).node("one", &began[0], &ended[0], &ended[0]);
+    let mut run = run.node("other", &began[1], &ended[1], &ended[1]);
+    run.fire(9, &[]);
+    let given_up = ("CallvaultRecordingsFailed", &[("code", "decryption_failed")][..]);
+    run.fire(17, &[given_up, ("CallvaultTwilioListUnreadable", NONE)]);
+    run.fire(80, &[]);
+    run.fired()
+}
+
 pub(super) async fn catalog_and_bucket_are_away() -> Fired {
     let world = world().await;
     let node = Node::start(&world).await;
@@ -160,10 +201,10 @@ pub(super) async fn the_store_fails() -> Fired {
         node.send(&world.callback(world.record(number).recording)).await;
     }
     measures(&world, &node, "callvault_trouble{code=\"bucket_unreachable\"}", 1.0).await;
-    measures(&world, &node, "callvault_letting_go_owed{what=\"erasure\"}", 1.0).await;
     measures(&world, &node, "callvault_fetches_total{outcome=\"store_error\"}", 20.0).await;
     until(&world, &node, "the store failed often", |now| sum(now, "callvault_store_failures_total") >= 30.0).await;
-    let waits = ["callvault_oldest_pending_seconds", "callvault_scrub_lag_seconds"];
+    let owed_for = "callvault_letting_go_oldest_seconds{what=\"erasure\"}";
+    let waits = ["callvault_oldest_pending_seconds", "callvault_scrub_lag_seconds", owed_for];
     let (before, ended) = while_they_grow(&world, &node, &waits).await;
 
     let mut run = Measured::of(&world).node("node", &began, &before, &ended);
@@ -189,7 +230,10 @@ pub(super) async fn a_node_dies_and_receivers_take_nothing() -> Fired {
         (1..=5).all(|number| world.simulator.counts(recording_id(number).recording).media_requests > 0).then_some(())
     })
     .await;
+    let last_seen = scrape(&world, &dying).await;
     dying.kill();
+    let metrics = format!("{}/metrics", dying.url);
+    eventually("it answers nobody", async || world.http.get(&metrics).send().await.err()).await;
 
     let failing = Application::start(|_, _| Reply::Status(500)).await;
     let gone = Application::start(|_, _| Reply::Status(410)).await;
@@ -204,11 +248,15 @@ pub(super) async fn a_node_dies_and_receivers_take_nothing() -> Fired {
     let (before, ended) = while_they_grow(&world, &service, &["callvault_webhook_lag_seconds"]).await;
 
     // The node was not there before.
-    let mut run = Measured::of(&world).node("node", &Scrape::new(), &before, &ended);
+    let run = Measured::of(&world).node("node", &Scrape::new(), &before, &ended);
+    let mut run = run.gone("dead", &last_seen);
     run.fire(9, &[]);
     let given_up = ("CallvaultWebhooksGivenUp", NONE);
     run.fire(17, &[("CallvaultLeasesExpiring", NONE), given_up]);
-    run.fire(60, &[given_up, ("CallvaultWebhookLag", NONE)]);
+    let (dead, lag) = (("CallvaultNodeDown", &[("instance", "dead")][..]), ("CallvaultWebhookLag", NONE));
+    run.fire(60, &[given_up, dead, lag]);
+    // For days, of which there is a scrape an hour.
+    run.fire_after_hours(5 * 24, &[dead, lag]);
     run.fired()
 }
 
@@ -245,17 +293,19 @@ pub(super) async fn objects_are_lost_and_the_catalog_is() -> Fired {
     deleting.insert("CALLVAULT_DELETE_AT_TWILIO_AFTER".to_owned(), "1s".to_owned());
     let service = world.start_with(crate::support::servers::free_port(), &deleting).await;
     let differing = "callvault_twilio_deletions_total{outcome=\"differs\"}";
-    let differs = measures(&world, &service, differing, 1.0).await;
+    measures(&world, &service, differing, 1.0).await;
+    let deleted = "callvault_twilio_deletions_total{outcome=\"deleted\"}";
+    let differs = measures(&world, &service, deleted, 3.0).await;
     ended(service).await;
 
     spoil(&world, &known[2].0, 3, &known[2].1).await;
     remove(&world.real_store(), &known[3].1).await;
     world.set("CALLVAULT_SCRUB_EVERY", "2s");
     let service = world.start().await;
-    let found = until(&world, &service, "the scrub finds both", |now| {
-        ["corrupted", "missing"]
-            .iter()
-            .all(|kind| value(now, &format!("callvault_scrub_found_total{{kind=\"{kind}\"}}")) > 0.0)
+    let given_up = "callvault_recordings_failed_total{code=\"object_lost\"}";
+    let found = until(&world, &service, "the scrub finds both, and Twilio has neither any more", |now| {
+        let found = |kind: &&str| value(now, &format!("callvault_scrub_found_total{{kind=\"{kind}\"}}")) > 0.0;
+        ["corrupted", "missing"].iter().all(found) && value(now, given_up) >= 2.0
     })
     .await;
     ended(service).await;
@@ -274,8 +324,9 @@ pub(super) async fn objects_are_lost_and_the_catalog_is() -> Fired {
     run.fire(9, &[]);
     let [missing, corrupted] = [[("kind", "missing")], [("kind", "corrupted")]];
     let finds = [("CallvaultScrubFinds", &missing[..]), ("CallvaultScrubFinds", &corrupted[..])];
-    let gone = [("CallvaultRecordingsLost", NONE), ("CallvaultTwilioCopyDiffers", NONE)];
-    run.fire(17, &[finds, gone].concat());
+    let given_up = ("CallvaultRecordingsFailed", &[("code", "object_lost")][..]);
+    let gone = [("CallvaultRecordingsLost", NONE), ("CallvaultTwilioCopyDiffers", NONE), given_up];
+    run.fire(17, &[&finds[..], &gone[..]].concat());
     let unindexed = ("CallvaultCatalogUnindexed", &[("code", "unindexed")][..]);
     run.fire(45, &[&finds[..], &gone[..], &[unindexed]].concat());
     run.fired()
