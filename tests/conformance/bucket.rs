@@ -306,6 +306,18 @@ on_every_catalog! {
         assert_eq!(walk(&catalog, kind).await.expected, Some(7));
     }
 
+    async fn a_duty_that_nobody_ended_is_no_look_again(database: Database) {
+        let catalog = database.node().await;
+        accept(&catalog, [1]).await;
+        let id = recording_id(1);
+        let is_owed = async || catalog.in_hand([id.recording]).await.unwrap()[&id.recording][0].is_owed;
+        assert!(!is_owed().await);
+        catalog.begin_duty(&id, SHORT).await.unwrap().expect("it is at rest");
+        assert!(is_owed().await, "whoever is at it looks");
+        eventually("its lease is over", async || (!is_owed().await).then_some(())).await;
+        assert_eq!(catalog.grant_rechecks(9, LONG).await.unwrap(), [], "and nobody else looks by himself");
+    }
+
     async fn one_recording_is_mended_by_one_and_only_at_rest(database: Database) {
         let catalog = database.node().await;
         accept(&catalog, [1]).await;
