@@ -15,7 +15,7 @@ use super::duty::{Duty, at_rest, grant};
 use super::lease::Lease;
 use super::names::keep_names;
 use super::sql::{Row, Session, args, now, one_of};
-use super::{Catalog, Result, recheck, rows};
+use super::{Catalog, Result, birth, recheck, rows};
 use crate::domain::recording::{Details, Recording, RecordingId, State};
 use crate::domain::sid::{CallSid, ConferenceSid, RecordingSid};
 
@@ -132,8 +132,8 @@ impl dyn Catalog + '_ {
 
     /// Claims that recording, if it is due and Twilio likes.
     pub async fn claim_named(&self, claimant: &Claimant, id: &RecordingId) -> Result<Option<Claim>> {
-        let is_indexed = self.is_indexed().await?;
         let mut session = self.begin().await?;
+        let is_indexed = birth::look(&mut session).await?.must_be_read()?.is_indexed;
         let row = one_row(&mut session, DUE, id).await?;
         let claim = match &row {
             Some(row) => claim_row(&mut session, claimant, row).await?,
