@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use futures::stream::{BoxStream, StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use object_store::path::Path;
-use object_store::{Attribute, GetOptions, ObjectStore, ObjectStoreExt};
+use object_store::{Attribute, GetOptions, ObjectStore};
 
 use super::{Bucket, BucketError, Result, Throttle, path};
 use crate::domain::digest::{Digest, Hasher};
@@ -93,7 +93,18 @@ impl Bucket {
 
     /// The same, no faster than that.
     pub async fn read_back_within(&self, key: &str, throttle: &Throttle) -> Result<Option<(Digest, i64)>> {
-        let Some(object) = found(self.inner.reads.get(&path(key)?).await)? else { return Ok(None) };
+        self.read_back_of_version(key, None, throttle).await
+    }
+
+    /// The same of one version of it; None is the newest.
+    pub(super) async fn read_back_of_version(
+        &self,
+        key: &str,
+        version: Option<String>,
+        throttle: &Throttle,
+    ) -> Result<Option<(Digest, i64)>> {
+        let options = GetOptions { version, ..GetOptions::default() };
+        let Some(object) = found(self.inner.reads.get_opts(&path(key)?, options).await)? else { return Ok(None) };
         let mut hasher = Hasher::default();
         let mut size_bytes = 0;
         let mut chunks = object.into_stream();

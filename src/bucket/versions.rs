@@ -8,7 +8,8 @@ use jiff::Timestamp;
 use serde::Deserialize;
 
 use super::inspect::ObjectFacts;
-use super::{Bucket, BucketError, Result};
+use super::{Bucket, BucketError, Result, Throttle};
+use crate::domain::digest::Digest;
 
 /// Pages of versions that are read; each has a thousand. Further ones are read
 /// once these are gone.
@@ -81,6 +82,11 @@ impl Bucket {
     /// What the store says of one version; None where it is not there any more.
     pub async fn version_facts(&self, version: &Version) -> Result<Option<ObjectFacts>> {
         self.facts_of_version(&version.key, Some(version.version_id.clone())).await
+    }
+
+    /// Reads one version through the hash: its digest and its length.
+    pub async fn read_back_version(&self, version: &Version) -> Result<Option<(Digest, i64)>> {
+        self.read_back_of_version(&version.key, Some(version.version_id.clone()), &Throttle::default()).await
     }
 
     /// Removes one version under a lease that was granted at that time, as

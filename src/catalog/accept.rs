@@ -10,7 +10,7 @@ use super::markers::HOLD_AS_MARKED;
 use super::names::{add_alias, keep_names};
 use super::rows;
 use super::sql::{Session, args, now};
-use super::{Catalog, Result, feed, names, questions, scrub};
+use super::{Catalog, Result, birth, feed, names, questions, scrub};
 use crate::domain::recording::{Details, ErrorCode, News, Recording, RecordingId, State, react};
 use crate::domain::sid::CallSid;
 use crate::telemetry;
@@ -82,12 +82,16 @@ const LOCK_ON_POSTGRES: &str = concat!(
     " FROM recordings WHERE account_sid = $1 AND recording_sid = $2 FOR UPDATE"
 );
 
-const CREATE: &str = "INSERT INTO recordings (account_sid, recording_sid, state, announced_by, details_confirmed, source_host, \
+const CREATE: &str = concat!(
+    "INSERT INTO recordings (account_sid, recording_sid, state, announced_by, details_confirmed, source_host, \
      call_sid, conference_sid, duration_seconds, channels, track, recording_source, recorded_at, \
      is_backfill, accepted_at, ordered_at, due_at, pending_since, asked_about_at, traceparent) \
      SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, \
      now_ms, coalesce($13, now_ms), CASE WHEN $3 = 'pending' THEN now_ms END, CASE WHEN $3 = 'pending' THEN now_ms END, \
-     CASE WHEN $3 = 'announced' THEN now_ms END, $15 FROM clock WHERE 1 = 1 ON CONFLICT DO NOTHING";
+     CASE WHEN $3 = 'announced' THEN now_ms END, $15 FROM clock WHERE ",
+    birth::read!(),
+    " ON CONFLICT DO NOTHING"
+);
 
 /// Details are filled in as long as no attempt may have used them.
 const LEARN: &str = "UPDATE recordings SET call_sid = $3, conference_sid = $4, duration_seconds = $5, channels = $6, \
@@ -158,8 +162,11 @@ pub(super) async fn take(session: &mut Session, said: &Announcement) -> Result<T
             let recording = reread(session, &said.id).await?;
             return Ok(Taken { accepted: Accepted { recording, created: true }, moved: true });
         }
-        // Another node made it between the two statements.
-        None => reread(session, &said.id).await?,
+        // Another node made it between the two statements, unless none is made yet.
+        None => {
+            birth::look(session).await?.must_be_read()?;
+            reread(session, &said.id).await?
+        }
     };
     let is_told = update(session, &known, said).await?;
     let recording = reread(session, &said.id).await?;

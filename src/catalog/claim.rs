@@ -13,7 +13,7 @@ use super::accounts::{sent, under_way};
 use super::columns::columns_of;
 use super::lease::{Lease, Settled, settle_failure};
 use super::sql::{Row, Session, args, now, place_each};
-use super::{Catalog, CatalogError, Result, accounts, recheck, rows};
+use super::{Catalog, CatalogError, Result, accounts, birth, recheck, rows};
 use crate::domain::recording::{ErrorCode, Recording, State};
 use crate::domain::retry::{self, Failure};
 use crate::domain::sid::AccountSid;
@@ -141,9 +141,9 @@ impl dyn Catalog + '_ {
     /// recording is due again as the claimant's policy says.
     pub async fn claim(&self, claimant: &Claimant, wishes: &[Wish]) -> Result<Vec<Claim>> {
         self.must_be_read().await?;
-        // Asked before: what is indexed later than that is looked for all the same.
-        let is_indexed = self.is_indexed().await?;
         let mut session = self.begin().await?;
+        // Asked before: what is indexed later than that is looked for all the same.
+        let is_indexed = birth::look(&mut session).await?.must_be_read()?.is_indexed;
         let mut claims = Vec::new();
         let mut changed = false;
         for wish in wishes {

@@ -18,7 +18,7 @@ use super::columns::columns_of;
 use super::duty::{Due, Duty, at_rest, grant, held};
 use super::lease::Settled;
 use super::sql::{Row, Session, args, now, one_of};
-use super::{Catalog, Result, feed, rows};
+use super::{Catalog, Result, birth, feed, rows};
 use crate::domain::recording::{Recording, RecordingId, State};
 use crate::domain::sid::{AccountSid, CallSid};
 
@@ -130,14 +130,17 @@ const ACCOUNTS_WITH_OLD: &str = "SELECT a.column1 AS account_sid FROM";
 const HAS_OLD: &str = concat!(
     "SELECT 1 FROM recordings WHERE account_sid = a.column1 AND state <> 'erased' AND hold = 0 AND ordered_at <= ",
     now!(),
-    " - a.column2"
+    " - a.column2 AND ",
+    birth::indexed!()
 );
 const OLD: &str = concat!(
     "SELECT ",
     columns_of!(recordings),
     " FROM recordings WHERE account_sid = $1 AND state <> 'erased' AND hold = 0 AND ordered_at <= ",
     now!(),
-    " - $2 ORDER BY ordered_at LIMIT $3"
+    " - $2 AND ",
+    birth::indexed!(),
+    " ORDER BY ordered_at LIMIT $3"
 );
 /// The lease of a duty ends with it: a delete that comes late does no harm here.
 const ERASE: &str = concat!(
@@ -170,8 +173,7 @@ const ONE: &str = concat!(
 /// is nothing more to be done than its marker.
 macro_rules! can_go_on {
     () => {
-        "erase_due_at IS NOT NULL AND (details_confirmed = 1 OR erase_marked = 0 \
-         OR EXISTS (SELECT 1 FROM catalog WHERE unindexed = 0))"
+        concat!("erase_due_at IS NOT NULL AND (details_confirmed = 1 OR erase_marked = 0 OR ", birth::indexed!(), ")")
     };
 }
 const DUE: Due = Due { since: "erase_due_at", only: can_go_on!(), age: Duration::ZERO };

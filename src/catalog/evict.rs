@@ -25,7 +25,7 @@ macro_rules! idle_since {
 }
 macro_rules! may_be_evicted {
     () => {
-        "state = 'stored' AND hold = 0 AND twilio_marked_at IS NULL"
+        concat!("state = 'stored' AND hold = 0 AND twilio_marked_at IS NULL AND ", $crate::catalog::birth::indexed!())
     };
 }
 const EVICT: &str = concat!(

@@ -15,7 +15,7 @@ use super::clock::between;
 use super::columns::columns_of;
 use super::lease::Settled;
 use super::sql::{Row, Session, Value, args, now, one_of};
-use super::{Catalog, CatalogError, Result};
+use super::{Catalog, CatalogError, Result, birth};
 use crate::domain::recording::State;
 use crate::domain::sid::{AccountSid, RecordingSid};
 
@@ -94,7 +94,7 @@ pub(super) use may_be_asked;
 const AHEAD_OF: &str = concat!(
     "SELECT ",
     now!(),
-    " AS now_ms, min(coalesce(covered_until, enrolled_at)) AS covered_until, min(CASE WHEN ",
+    " AS now_ms, count(*) AS enrolled, min(coalesce(covered_until, enrolled_at)) AS covered_until, min(CASE WHEN ",
     may_be_asked!(),
     " THEN due_at END) AS walk_at, min(CASE WHEN ",
     may_be_asked!(),
@@ -103,7 +103,15 @@ const AHEAD_OF: &str = concat!(
      ORDER BY r.asked_about_at LIMIT 1) END) AS announced_at FROM reconciles c WHERE 1 = 1"
 );
 
-const DUE_OF: &str = concat!("SELECT account_sid FROM reconciles c WHERE ", may_be_asked!(), " AND due_at <= ", now!());
+/// Of a catalog that is not indexed a list would bring in what the bucket has.
+const DUE_OF: &str = concat!(
+    "SELECT account_sid FROM reconciles c WHERE ",
+    birth::indexed!(),
+    " AND ",
+    may_be_asked!(),
+    " AND due_at <= ",
+    now!()
+);
 /// So much of what a walk has looked at is looked at again where there is a gap: Twilio
 /// may list a recording late.
 const OVERLAP: Duration = Duration::from_secs(3600);
@@ -199,14 +207,16 @@ impl dyn Catalog + '_ {
     }
 
     /// What lies ahead for these accounts, where announced recordings are
-    /// asked about every `announced_every`. None where none of them is enrolled.
+    /// asked about every `announced_every`. None where one of them is not enrolled, or
+    /// there are none.
     pub async fn ahead(&self, accounts: &[AccountSid], announced_every: Duration) -> Result<Option<Ahead>> {
         let mut args = args![announced_every];
         let filter = one_of("account_sid", accounts.iter().copied(), &mut args);
         let row = self.read().await?.row(AssertSqlSafe(format!("{AHEAD_OF}{filter}")), args).await?;
         let row = row.ok_or_else(|| CatalogError::Unreadable("an aggregate has no row".to_owned()))?;
         let now = row.time("now_ms")?;
-        let Some(covered_until) = row.time_opt("covered_until")? else { return Ok(None) };
+        let are_enrolled = usize::try_from(row.get::<i64>("enrolled")?) == Ok(accounts.len());
+        let Some(covered_until) = row.time_opt("covered_until")?.filter(|_| are_enrolled) else { return Ok(None) };
         Ok(Some(Ahead {
             walk_in: row.time_opt("walk_at")?.map(|at| between(now, at)),
             announced_in: row.time_opt("announced_at")?.map(|at| between(now, at)),

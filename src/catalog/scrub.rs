@@ -15,7 +15,7 @@ use super::duty::{Duty, at_rest, grant};
 use super::lease::Lease;
 use super::names::keep_names;
 use super::sql::{Row, Session, args, now, one_of};
-use super::{Catalog, Result, recheck, rows};
+use super::{Catalog, Result, birth, recheck, rows};
 use crate::domain::object_key::Marker;
 use crate::domain::recording::{Details, Recording, RecordingId, State};
 use crate::domain::sid::{CallSid, ConferenceSid, RecordingSid};
@@ -45,7 +45,7 @@ pub struct InHand {
     pub is_erase_marked: bool,
 }
 
-const OF: &str = concat!("SELECT ", columns_of!(recordings), " FROM recordings WHERE 1 = 1");
+const OF: &str = concat!("SELECT ", columns_of!(recordings), ", ", now!(), " AS now_ms FROM recordings WHERE 1 = 1");
 const COUNT: &str = "SELECT count(*) AS known, count(CASE WHEN state = 'stored' THEN 1 END) AS stored FROM recordings";
 const AT_REST: &str = concat!(
     "SELECT ",
@@ -161,8 +161,8 @@ impl dyn Catalog + '_ {
 
     /// Claims that recording, if it is due and Twilio likes.
     pub async fn claim_named(&self, claimant: &Claimant, id: &RecordingId) -> Result<Option<Claim>> {
-        let is_indexed = self.is_indexed().await?;
         let mut session = self.begin().await?;
+        let is_indexed = birth::look(&mut session).await?.must_be_read()?.is_indexed;
         let row = one_row(&mut session, DUE, id).await?;
         let claim = match &row {
             Some(row) => claim_row(&mut session, claimant, row).await?,
@@ -180,15 +180,16 @@ async fn one_row(session: &mut Session, statement: &'static str, id: &RecordingI
 
 fn in_hand(row: &Row) -> Result<InHand> {
     let recording = rows::recording(row)?;
+    // A duty that nobody ended is over by its time: no look again comes of it.
+    let (is_at_it, now) = (row.time_opt("duty_until")?, row.time("now_ms")?);
+    let owed = [row.time_opt("recheck_due_at")?, row.time_opt("erase_due_at")?, is_at_it.filter(|until| *until > now)];
     Ok(InHand {
         id: recording.id,
         state: recording.state,
         epoch: recording.epoch,
         is_confirmed: recording.details_confirmed,
         key: recording.object.map(|object| object.key),
-        is_owed: ["recheck_due_at", "duty_until", "erase_due_at"].iter().try_fold(false, |owed, column| {
-            Ok::<_, super::CatalogError>(owed || row.get::<Option<i64>>(column)?.is_some())
-        })?,
+        is_owed: owed.iter().any(Option::is_some),
         hold: recording.hold,
         owes_hold_marker: row.get::<Option<i64>>("hold_marker_due_at")?.is_some(),
         hold_marker_epoch: row.get("hold_marker_epoch")?,

@@ -19,7 +19,7 @@ use crate::domain::sid::AccountSid;
 const COPIED_SINCE: &str = "(CASE WHEN coalesce(kept_at, 0) >= stored_at THEN kept_at ELSE stored_at END)";
 macro_rules! has_a_copy {
     () => {
-        "state = 'stored' AND hold = 0 AND twilio_deleted_at IS NULL"
+        concat!("state = 'stored' AND hold = 0 AND twilio_deleted_at IS NULL AND ", $crate::catalog::birth::indexed!())
     };
 }
 const ANNOUNCED: &str = concat!(has_a_copy!(), " AND announced_by IN ('callback', 'put') AND recheck_due_at IS NULL");

@@ -341,6 +341,7 @@ impl Vault {
 
     /// What a catalog does not know that is not indexed may lie in the bucket: fails then.
     pub async fn must_be_indexed(&self) -> Result<(), CatalogError> {
+        let _turn = self.look_up_turn().await?;
         if self.catalog.is_indexed().await? { Ok(()) } else { Err(CatalogError::Unindexed) }
     }
 

@@ -1,7 +1,10 @@
 //! What duties have in common: a lease that is kept, and removing under it.
 //!
 //! Only an object whose `account-sid` is the row's is ever removed; a staging key
-//! names the account itself. No delete outlives the lease by which it was made
+//! names the account itself. Where all of a recording is to go, that is not all that
+//! counts: what lies under a key of ours in its folder and has no `account-sid`, as
+//! when a tool wrote it again, is ours where its bytes are what the key says, and
+//! otherwise the recording is not gone. No delete outlives the lease by which it was made
 //! by more than its signature does, and whoever takes over waits for that.
 
 use std::collections::HashSet;
@@ -16,7 +19,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::Vault;
 use crate::bucket::{BucketError, ObjectFacts, Version};
-use crate::catalog::{CatalogError, Duty, Settled};
+use crate::catalog::{CatalogError, Duty, InHand, Settled};
+use crate::domain::place::Place;
 use crate::telemetry;
 
 /// How long a duty may go without renewing its lease: a minute longer than the
@@ -38,6 +42,38 @@ pub(super) struct Held<'a> {
     granted_at: Mutex<Timestamp>,
     /// A delete was sent and not answered: it may still arrive.
     delete_in_doubt: AtomicBool,
+}
+
+/// What came of clearing away all of a recording.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Cleared {
+    /// Nothing of it is left.
+    All,
+    /// There is, or may be, more than was looked at.
+    NotAll,
+    /// The object at that key may be of it, and does not say whose it is.
+    Unclaimed(String),
+}
+
+impl Cleared {
+    fn of(is_all: bool) -> Self {
+        if is_all { Self::All } else { Self::NotAll }
+    }
+
+    fn and(self, other: Self) -> Self {
+        if self == Self::All { other } else { self }
+    }
+}
+
+/// Whose an object in the folder of a recording is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    /// This service wrote it for the row's account.
+    Ours,
+    /// It is nothing of this service's, or another account's.
+    Others,
+    /// It has the key of such an object, and neither its metadata nor its bytes.
+    NotSaid,
 }
 
 /// How the work under a lease ended.
@@ -126,8 +162,8 @@ impl Vault {
     }
 
     /// Removes all that this service wrote for a recording, with all versions
-    /// where the bucket keeps them. False where there is, or may be, more than was looked at.
-    pub(super) async fn clear_bucket(&self, held: &Held<'_>) -> Result<bool, BucketError> {
+    /// where the bucket keeps them.
+    pub(super) async fn clear_bucket(&self, held: &Held<'_>) -> Result<Cleared, BucketError> {
         self.sweep_staging(held).await?;
         let id = &held.duty.lease.id;
         let staged = self.clear_versions(held, &self.bucket.layout().staging_of(id), true).await?;
@@ -135,21 +171,38 @@ impl Vault {
         let folder = self.bucket.layout().recording_folder(id, &recording.details);
         // No key is made of a call that Twilio has not named; a catalog before this one may have known it.
         let Some(folder) = folder.filter(|_| recording.details_confirmed) else {
-            return Ok(staged && self.catalog.is_indexed().await.unwrap_or(false));
+            return Ok(staged.and(Cleared::of(self.catalog.is_indexed().await.unwrap_or(false))));
         };
-        let keys = self.bucket.list_folder(&folder, OBJECTS_AT_ONCE).await?;
-        let objects = self.remove_ours(held, &keys, None).await?;
+        let objects = self.clear_folder(held, &folder).await?;
         let versions = self.clear_versions(held, &folder, false).await?;
-        Ok(staged && objects && versions)
+        Ok(objects.and(versions).and(staged))
+    }
+
+    async fn clear_folder(&self, held: &Held<'_>, folder: &str) -> Result<Cleared, BucketError> {
+        let keys = self.bucket.list_folder(folder, OBJECTS_AT_ONCE).await?;
+        let mut cleared = Cleared::of(keys.len() < OBJECTS_AT_ONCE);
+        for key in keys {
+            match self.whose(held, &key, None).await? {
+                Whose::Ours => self.remove(held, &key).await?,
+                Whose::Others => {}
+                Whose::NotSaid => cleared = Cleared::Unclaimed(key),
+            }
+        }
+        Ok(cleared)
     }
 
     /// Removes versions below a prefix: those of the row's account, or all where
     /// the prefix itself names it.
-    async fn clear_versions(&self, held: &Held<'_>, prefix: &str, all_are_ours: bool) -> Result<bool, BucketError> {
+    async fn clear_versions(&self, held: &Held<'_>, prefix: &str, all_are_ours: bool) -> Result<Cleared, BucketError> {
         let (versions, are_all) = self.bucket.versions(prefix, held.granted_at()).await?;
+        let mut cleared = Cleared::of(are_all);
         let mut others = HashSet::new();
         for version in versions.iter().filter(|version| !version.is_delete_marker) {
-            if all_are_ours || self.is_our_version(held, version).await? {
+            let whose = if all_are_ours { Whose::Ours } else { self.whose(held, &version.key, Some(version)).await? };
+            if whose == Whose::NotSaid {
+                cleared = Cleared::Unclaimed(version.key.clone());
+            }
+            if whose == Whose::Ours {
                 self.in_doubt(held, self.bucket.delete_version(version, held.granted_at())).await?;
                 telemetry::recheck_removed("version");
             } else {
@@ -161,12 +214,36 @@ impl Vault {
         for mark in marks.filter(|mark| !others.contains(mark.key.as_str())) {
             self.in_doubt(held, self.bucket.delete_version(mark, held.granted_at())).await?;
         }
-        Ok(are_all)
+        Ok(cleared)
     }
 
-    async fn is_our_version(&self, held: &Held<'_>, version: &Version) -> Result<bool, BucketError> {
-        let described = self.bucket.version_facts(version).await?;
-        Ok(described.is_some_and(|described| is_ours(held, &described)))
+    /// Whose an object is, or one version of it.
+    async fn whose(&self, held: &Held<'_>, key: &str, version: Option<&Version>) -> Result<Whose, BucketError> {
+        let id = &held.duty.lease.id;
+        let described = match version {
+            Some(version) => self.bucket.version_facts(version).await?,
+            None => self.bucket.facts(key).await?,
+        };
+        let Some(described) = described else { return Ok(Whose::Others) };
+        if let Some(account) = described.account_sid() {
+            return Ok(if account == id.account.as_str() { Whose::Ours } else { Whose::Others });
+        }
+        let Place::Audio(place) = self.bucket.layout().place(key) else { return Ok(Whose::Others) };
+        // Another account's row may name it.
+        let Ok(rows) = self.catalog.in_hand([id.recording]).await else { return Ok(Whose::NotSaid) };
+        let names = |row: &InHand| row.id != *id && row.key.as_deref() == Some(key);
+        if rows.values().flatten().any(names) {
+            return Ok(Whose::Others);
+        }
+        let read = match version {
+            Some(version) => self.bucket.read_back_version(version).await?,
+            None => self.bucket.read_back(key).await?,
+        };
+        Ok(match read {
+            Some((digest, _)) if digest == place.digest => Whose::Ours,
+            Some(_) => Whose::NotSaid,
+            None => Whose::Others,
+        })
     }
 
     /// Removes what this service wrote for the row's account, but for what the row
@@ -179,12 +256,17 @@ impl Vault {
     ) -> Result<bool, BucketError> {
         for key in keys.iter().filter(|key| Some(key.as_str()) != named) {
             if self.describe_ours(held, key).await?.is_some() {
-                self.delete(held, key).await?;
-                tracing::info!(recording = %held.duty.lease.id, key, "an object that no row names was removed");
-                telemetry::recheck_removed("object");
+                self.remove(held, key).await?;
             }
         }
         Ok(keys.len() < OBJECTS_AT_ONCE)
+    }
+
+    async fn remove(&self, held: &Held<'_>, key: &str) -> Result<(), BucketError> {
+        self.delete(held, key).await?;
+        tracing::info!(recording = %held.duty.lease.id, key, "an object that no row names was removed");
+        telemetry::recheck_removed("object");
+        Ok(())
     }
 
     async fn delete(&self, held: &Held<'_>, key: &str) -> Result<(), BucketError> {
@@ -221,10 +303,6 @@ impl Vault {
         let given_back = self.catalog.give_back_duty(held.duty).await;
         log_end(held, given_back);
     }
-}
-
-fn is_ours(held: &Held<'_>, described: &ObjectFacts) -> bool {
-    described.account_sid() == Some(held.duty.lease.id.account.as_str())
 }
 
 /// A catalog that is not told of the end of a duty learns it from its lease.

@@ -18,7 +18,7 @@ use futures::stream::{self, StreamExt};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::duty::{Held, Worked, log_end};
+use super::duty::{Cleared, Held, Worked, log_end};
 use super::{Vault, source_of};
 use crate::bucket::BucketError;
 use crate::catalog::{CatalogError, Duty, Erase, Erased, Erasure, Progress, Settled, Urgency};
@@ -65,6 +65,11 @@ enum EraseError {
     Twilio(#[from] MediaError),
     #[error("there is more of it in the bucket than was looked at")]
     More,
+    #[error(
+        "{0} is still in the bucket: it has no `account-sid`, nor are its bytes what its key says, and what this \
+         service did not write it does not remove; remove it by hand"
+    )]
+    Unclaimed(String),
     #[error("its call is not known, and where it lies is not before the bucket is indexed")]
     Unindexed,
     #[error("the account is left alone at the moment")]
@@ -78,7 +83,7 @@ impl EraseError {
         match self {
             Self::Twilio(error) => error.code(),
             Self::LeftAlone => ErrorCode::RateLimited,
-            Self::Bucket(_) | Self::More | Self::Unindexed => ErrorCode::StoreError,
+            Self::Bucket(_) | Self::More | Self::Unclaimed(_) | Self::Unindexed => ErrorCode::StoreError,
             Self::Catalog(_) | Self::Lost => ErrorCode::Interrupted,
         }
     }
@@ -181,9 +186,13 @@ impl Vault {
         if self.catalog.note_marked(held.duty).await? == Settled::Stale {
             return Err(EraseError::Lost);
         }
-        if !self.clear_bucket(held).await? {
-            let is_known = recording.details_confirmed || self.catalog.is_indexed().await?;
-            return Err(if is_known { EraseError::More } else { EraseError::Unindexed });
+        match self.clear_bucket(held).await? {
+            Cleared::All => {}
+            Cleared::Unclaimed(key) => return Err(EraseError::Unclaimed(key)),
+            Cleared::NotAll => {
+                let is_known = recording.details_confirmed || self.catalog.is_indexed().await?;
+                return Err(if is_known { EraseError::More } else { EraseError::Unindexed });
+            }
         }
         progress.cleared = true;
         let erasure = self.catalog.erasures(&[recording.id]).await?.pop();

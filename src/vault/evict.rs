@@ -13,6 +13,7 @@ use super::{Vault, source_of};
 use crate::bucket::BucketError;
 use crate::catalog::{CatalogError, Duty, Settled, Urgency};
 use crate::telemetry;
+use crate::twilio::decrypt::DecryptError;
 use crate::twilio::media::MediaError;
 
 /// A failure counts as the latest of many: nobody waits for an eviction.
@@ -31,6 +32,8 @@ enum EvictError {
     LeftAlone,
     #[error("Twilio does not say that it is completed, but {0:?}")]
     NotAtTwilio(String),
+    #[error("what Twilio has of it could not be opened again, and stays here: {0}")]
+    Sealed(#[from] DecryptError),
     #[error("it was asked for, held or taken on meanwhile")]
     Overtaken,
 }
@@ -57,7 +60,10 @@ impl Vault {
                 "evicted"
             }
             Worked::Done(Err(error)) => {
-                tracing::info!(%recording, %error, "an eviction did not come to its end");
+                match &error {
+                    EvictError::Sealed(_) => tracing::warn!(%recording, %error, "it is not evicted"),
+                    _ => tracing::info!(%recording, %error, "an eviction did not come to its end"),
+                }
                 return self.after_failed_eviction(&held, idle_for, &error, granted).await;
             }
         };
@@ -72,9 +78,13 @@ impl Vault {
         }
         let source = source_of(&recording.id, recording.source_host.as_deref());
         let described = self.in_turn(recording.id.account, Urgency::Idle, self.twilio.describe(&source)).await??;
-        let status = described.map_or_else(|| "nothing".to_owned(), |described| described.status);
+        let status = described.as_ref().map_or("nothing", |described| described.status.as_str());
         if status != "completed" {
             return Err(EvictError::NotAtTwilio(status.chars().take(40).collect()));
+        }
+        if let Some(encryption) = described.and_then(|described| described.encryption) {
+            // With the keys of now: the one that it was fetched with may be retired.
+            self.twilio.decryptor(&recording.id.account, &encryption)?;
         }
         if self.catalog.evict(held.duty, idle_for, self.recheck_after).await? == Settled::Stale {
             return Err(EvictError::Overtaken);
@@ -95,7 +105,7 @@ impl Vault {
                 return telemetry::eviction_ended("kept");
             }
             // Looked at again when it has been idle for as long once more.
-            EvictError::NotAtTwilio(_) => idle_for,
+            EvictError::NotAtTwilio(_) | EvictError::Sealed(_) => idle_for,
             EvictError::LeftAlone | EvictError::Catalog(_) => self.retry.cap,
             EvictError::Twilio(error) => {
                 self.heed(held.duty.lease.id.account, error, began).await;
@@ -104,6 +114,7 @@ impl Vault {
             }
         };
         log_end(held, self.catalog.keep_recording(held.duty, idle_for, again).await);
-        telemetry::eviction_ended(if matches!(error, EvictError::NotAtTwilio(_)) { "kept" } else { "failed" });
+        let is_kept = matches!(error, EvictError::NotAtTwilio(_) | EvictError::Sealed(_));
+        telemetry::eviction_ended(if is_kept { "kept" } else { "failed" });
     }
 }

@@ -50,10 +50,10 @@ impl Terms {
 
 impl Vault {
     /// Whether recordings may go by themselves now, by age, out of the bucket or
-    /// at Twilio: not before catalog and bucket were reached, not while the catalog is
-    /// not indexed, and not by a node whose clock is wrong.
+    /// at Twilio: not before catalog and bucket were reached, and not by a node whose
+    /// clock is wrong. That none goes while the catalog is not indexed, its statements say.
     pub fn may_let_go(&self) -> bool {
-        self.health.is_ready() && self.check_clock().is_ok() && self.catalog.birth().was_seen_indexed()
+        self.health.is_ready() && self.check_clock().is_ok()
     }
 }
 

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Vault;
-use super::duty::{DUTY_LEASE, Held, OBJECTS_AT_ONCE, Worked};
+use super::duty::{Cleared, DUTY_LEASE, Held, OBJECTS_AT_ONCE, Worked};
 use crate::bucket::{BucketError, Throttle};
 use crate::catalog::{CatalogError, Duty, Finding, Lease, Settled};
 use crate::domain::recording::{State, StoredObject};
@@ -85,7 +85,15 @@ impl Vault {
     pub(super) async fn look_again(&self, held: &Held<'_>, throttle: &Throttle) -> Result<Finding, BucketError> {
         let recording = &held.duty.recording;
         if matches!(recording.state, State::Evicted | State::Erased) {
-            return Ok(found(self.clear_bucket(held).await?));
+            return Ok(match self.clear_bucket(held).await? {
+                Cleared::All => Finding::InOrder,
+                Cleared::NotAll => Finding::Unfinished,
+                Cleared::Unclaimed(key) => {
+                    let recording = recording.id;
+                    tracing::warn!(%recording, key, "what is left of it has no `account-sid`: remove it by hand");
+                    Finding::Unfinished
+                }
+            });
         }
         self.sweep_staging(held).await?;
         let folder = self.bucket.layout().recording_folder(&recording.id, &recording.details);

@@ -28,29 +28,29 @@ enum NotDone {
     Unindexed,
 }
 
-/// Reads the markers as a node of that name, and says what is missing until the
-/// catalog is read and indexed, or until `stopping`.
+/// Reads the markers of a catalog that is new, as a node of that name, and says what is
+/// missing, until `stopping`: the catalog may be lost at any time, and made anew.
 pub async fn read_bucket(vault: Arc<Vault>, node: String, stopping: CancellationToken) {
     while !stopping.is_cancelled() {
         if vault.health.is_ready() {
             let mut looking = std::pin::pin!(look(&vault, &node, &stopping));
-            let is_over = tokio::select! {
-                is_over = &mut looking => is_over,
+            tokio::select! {
+                () = &mut looking => {}
                 () = stopping.cancelled() => {
                     let _ = tokio::time::timeout(END_WITHIN, looking).await;
                     return;
                 }
-            };
-            if is_over {
-                return stopping.cancelled().await;
             }
         }
         let _ = tokio::time::timeout(LOOK_EVERY, stopping.cancelled()).await;
     }
 }
 
-/// Whether there is nothing more to be done.
-async fn look(vault: &Vault, node: &str, stopping: &CancellationToken) -> bool {
+async fn look(vault: &Vault, node: &str, stopping: &CancellationToken) {
+    if let Ok(true) = vault.catalog.is_indexed().await {
+        vault.health.note("unread", Ok::<_, NotDone>(()));
+        return vault.health.note("unindexed", Ok::<_, NotDone>(()));
+    }
     if let Ok(false) = vault.catalog.is_read().await {
         // Twilio does not repeat what is refused now.
         vault.health.callbacks_may_be_lost();
@@ -64,8 +64,7 @@ async fn look(vault: &Vault, node: &str, stopping: &CancellationToken) -> bool {
     };
     let is_read = read.is_ok();
     vault.health.note("unread", read);
-    let Ok(is_indexed) = vault.catalog.is_indexed().await else { return false };
+    let Ok(is_indexed) = vault.catalog.is_indexed().await else { return };
     let indexed = if is_read && !is_indexed { Err(NotDone::Unindexed) } else { Ok(()) };
     vault.health.note("unindexed", indexed);
-    is_indexed
 }

@@ -49,9 +49,8 @@ impl ReconcileLoop {
 
     /// Asks until `stopping`; returns when what was running is handed back.
     pub async fn run(&self, stopping: &CancellationToken) {
-        let mut enrolled = false;
         while !stopping.is_cancelled() {
-            let begun = self.begin_what_is_due(&mut enrolled, stopping).await;
+            let begun = self.begin_what_is_due(stopping).await;
             let idle_for = *begun.as_ref().unwrap_or(&POLL_EVERY);
             self.vault.health.note("reconcile_failing", begun.map(|_| ()));
             tokio::select! {
@@ -65,18 +64,15 @@ impl ReconcileLoop {
     }
 
     /// Begins as much as there is room for. Says for how long nothing is due then.
-    async fn begin_what_is_due(
-        &self,
-        enrolled: &mut bool,
-        stopping: &CancellationToken,
-    ) -> Result<Duration, CatalogError> {
+    async fn begin_what_is_due(&self, stopping: &CancellationToken) -> Result<Duration, CatalogError> {
         let accounts = self.vault.accounts();
-        if !*enrolled {
-            self.vault.catalog.enroll(accounts).await?;
-            *enrolled = true;
-        }
         let Some(ahead) = self.vault.catalog.ahead(accounts, self.vault.ask_announced_every()).await? else {
-            return Ok(POLL_EVERY);
+            // This node is new, or the catalog is.
+            if accounts.is_empty() {
+                return Ok(POLL_EVERY);
+            }
+            self.vault.catalog.enroll(accounts).await?;
+            return Ok(Duration::ZERO);
         };
         // Of a catalog that is not indexed the list would fetch what the bucket has.
         if self.vault.check_clock().is_err() || !self.vault.catalog.is_indexed().await? {

@@ -3,6 +3,7 @@
 
 use callvault::catalog::{
     BucketWalk, BucketWalkKind, CatalogError, Erase, EventFilter, FoundObject, Marked, Position, Progress, Settled,
+    Walker,
 };
 use callvault::domain::object_key::Marker;
 use callvault::domain::recording::{ErrorCode, State};
@@ -99,6 +100,51 @@ on_every_catalog! {
         let held = catalog.accept(&callback(2, "completed")).await.unwrap().recording;
         assert!(held.hold && held.state == State::Pending);
         assert!(!catalog.accept(&callback(3, "completed")).await.unwrap().recording.hold);
+    }
+
+    /// Its nodes saw it read and indexed, and go on; then another one is in its place, as
+    /// after a disaster. Here it has rows already: what would be begun of them is not.
+    async fn a_catalog_that_is_made_anew_under_its_nodes_is_new_to_them(database: Database) {
+        let catalog = database.node().await;
+        accept(&catalog, [1]).await;
+        let lease = claim_one_of(&catalog, 1).await.lease;
+        assert_eq!(catalog.store(&lease, &object(&lease.id, b"audio"), true).await.unwrap(), Settled::Done);
+        accept(&catalog, [2]).await;
+        catalog.enroll(&accounts()).await.unwrap();
+        assert!(catalog.is_read().await.unwrap() && catalog.is_indexed().await.unwrap());
+        let walker = Walker { node: "node".to_owned(), lease: LONG, accounts: accounts().into(), window: LONG, reach: LONG };
+        let wishes = accounts().map(|account| Wish { account, at_most: 9, of_backfill: 9 });
+        let goes_by_itself = async || {
+            let evicted = catalog.grant_evictions(&accounts(), Duration::ZERO, 9, LONG).await.unwrap();
+            let deleted = catalog.grant_twilio_deletions(&accounts(), false, Duration::ZERO, 9, LONG).await.unwrap();
+            let ages = accounts().map(|account| (account, Duration::ZERO));
+            let old = catalog.accounts_with_old(&ages).await.unwrap();
+            let erased = catalog.erase_old(account(), Duration::ZERO, false, 9).await.unwrap();
+            (evicted.len() + deleted.len(), old.len(), erased)
+        };
+
+        database.execute("UPDATE catalog SET unread = 1, unindexed = 1").await;
+        assert!(matches!(catalog.accept(&callback(3, "completed")).await, Err(CatalogError::Unread)));
+        assert_eq!(catalog.recording(&recording_id(3)).await.unwrap(), None);
+        assert!(matches!(catalog.claim(&claimant(LONG), &wishes).await, Err(CatalogError::Unread)));
+        let named = catalog.claim_named(&claimant(LONG), &recording_id(2)).await;
+        assert!(matches!(named, Err(CatalogError::Unread)), "{named:?}");
+        assert!(!catalog.is_read().await.unwrap() && !catalog.is_indexed().await.unwrap());
+        assert_eq!(goes_by_itself().await, (0, 0, 0));
+
+        database.execute("UPDATE catalog SET unread = 0").await;
+        assert!(catalog.accept(&callback(3, "completed")).await.unwrap().created);
+        let claims = catalog.claim(&claimant(LONG), &wishes).await.unwrap();
+        assert!(claims.len() == 2 && claims.iter().all(|claim| claim.look_first), "{claims:?}");
+        assert!(catalog.is_read().await.unwrap() && !catalog.is_indexed().await.unwrap());
+        assert_eq!(catalog.grant_walk(&walker).await.unwrap(), None);
+        assert_eq!(goes_by_itself().await, (0, 0, 0));
+
+        database.execute("UPDATE catalog SET unindexed = 0").await;
+        assert!(catalog.is_indexed().await.unwrap());
+        assert!(catalog.grant_walk(&walker).await.unwrap().is_some());
+        let (granted, old, erased) = goes_by_itself().await;
+        assert!(granted > 0 && (old, erased) == (1, 3), "{granted}, {old}, {erased}");
     }
 
     async fn over_an_empty_bucket_a_new_catalog_is_read_and_indexed(database: Database) {
@@ -327,6 +373,18 @@ on_every_catalog! {
         assert_eq!(catalog.finish_bucket_walk(&first, Duration::ZERO).await.unwrap(), Settled::Done);
         assert_eq!(catalog.expect_of_bucket_walk(&first, 8).await.unwrap(), Settled::Stale);
         assert_eq!(walk(&catalog, kind).await.expected, Some(7));
+    }
+
+    async fn a_duty_that_nobody_ended_is_no_look_again(database: Database) {
+        let catalog = database.node().await;
+        accept(&catalog, [1]).await;
+        let id = recording_id(1);
+        let is_owed = async || catalog.in_hand([id.recording]).await.unwrap()[&id.recording][0].is_owed;
+        assert!(!is_owed().await);
+        catalog.begin_duty(&id, SHORT).await.unwrap().expect("it is at rest");
+        assert!(is_owed().await, "whoever is at it looks");
+        eventually("its lease is over", async || (!is_owed().await).then_some(())).await;
+        assert_eq!(catalog.grant_rechecks(9, LONG).await.unwrap(), [], "and nobody else looks by himself");
     }
 
     async fn one_recording_is_mended_by_one_and_only_at_rest(database: Database) {

@@ -17,6 +17,7 @@ use callvault::domain::media::Format;
 use callvault::domain::recording::{Details, RecordingId, StoredObject};
 use callvault::domain::retry::{Decision, Policy};
 use callvault::domain::sid::AccountSid;
+use sqlx::{Connection, Executor};
 use support::servers::Postgres;
 use support::world::{account, call_sid, recording_id};
 
@@ -54,6 +55,21 @@ impl Database {
         };
         catalog.prepare().await.expect("the catalog is prepared");
         catalog
+    }
+
+    /// Runs a statement beside the nodes.
+    pub async fn execute(&self, statement: &'static str) {
+        match &self.url {
+            Url::Postgres(url) => {
+                let mut connection = sqlx::PgConnection::connect(url).await.unwrap();
+                connection.execute(statement).await.unwrap();
+            }
+            Url::Sqlite(folder) => {
+                let options = sqlx::sqlite::SqliteConnectOptions::new().filename(folder.path().join("catalog.db"));
+                let mut connection = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
+                connection.execute(statement).await.unwrap();
+            }
+        }
     }
 
     /// The database itself, where it is PostgreSQL.

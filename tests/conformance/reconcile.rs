@@ -182,6 +182,8 @@ on_every_catalog! {
         let catalog = database.node().await;
         let accounts = some_accounts(2);
         assert_eq!(catalog.ahead(&accounts, LONG).await.unwrap(), None);
+        catalog.enroll(&accounts[..1]).await.unwrap();
+        assert_eq!(catalog.ahead(&accounts, LONG).await.unwrap(), None, "one of them is not known");
         catalog.enroll(&accounts).await.unwrap();
         let lag = async || catalog.ahead(&accounts, LONG).await.unwrap().unwrap().lag;
         eventually("time passes", async || (lag().await > SHORT).then_some(())).await;

@@ -58,6 +58,16 @@ async fn states(catalog: &Arc<dyn Catalog>, receiver: &str) -> Vec<DeliveryState
 }
 
 on_every_catalog! {
+    /// Its nodes made it known to the catalog that was lost under them.
+    async fn a_receiver_that_a_new_catalog_does_not_know_is_told_of_all(database: Database) {
+        let catalog = database.node().await;
+        accept(&catalog, [1, 2]).await;
+        let all = numbered(&catalog, 2).await;
+        let lease = grant(&catalog, RECEIVER).await;
+        assert_eq!(catalog.grant_receiver(RECEIVER, "other", LONG).await.unwrap(), None, "one node has it");
+        assert_eq!(cursors(&due(&catalog, &lease).await), all);
+    }
+
     async fn a_new_receiver_begins_where_the_feed_ends_and_gets_each_event_once(database: Database) {
         let catalog = database.node().await;
         accept(&catalog, 1..=2).await;

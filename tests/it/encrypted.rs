@@ -9,6 +9,7 @@ use callvault::domain::recording::RecordingId;
 use callvault::twilio::simulator::{Audio, Fault, SimulatedEncryption, SimulatedRecording, speech_mp3};
 use reqwest::{Method, StatusCode};
 
+use crate::evict::{evict_soon, evictions};
 use crate::support::eventually;
 use crate::support::servers::free_port;
 use crate::support::world::{ACCOUNT, AUTH_TOKEN, Parts, World, call_sid, debug_binary, recording_id, started_at};
@@ -151,6 +152,30 @@ on_all_parts! {
             assert_eq!(shown["last_error"].is_null(), state == "stored", "{shown}");
             drop(service);
         }
+    }
+
+    async fn what_no_key_opens_any_more_is_not_evicted(world: World) {
+        let (old, new) = (pair(&world, "a", KeySize::Rsa2048), pair(&world, "b", KeySize::Rsa2048));
+        configure(&mut world, &[&old]);
+        let id = record(&world, 1, Audio::speech(), Some(encryption(&old, 1)));
+        let service = world.start().await;
+        service.send(&world.callback(id.recording)).await;
+        service.recording_in(id.recording, "stored").await;
+        drop(service);
+
+        configure(&mut world, &[&new]);
+        evict_soon(&mut world);
+        let service = world.start().await;
+        eventually("it is kept", async || (evictions(&service, "kept").await >= 1).then_some(())).await;
+        assert!(service.log().contains(&old.sid), "people are told which key is missing");
+        let (audio, _) = service.play(&format!("/v1/recordings/{}/audio", id.recording)).await;
+        assert_eq!(audio, speech_mp3());
+        assert_eq!(world.simulator.counts(id.recording).fetches, 1);
+        drop(service);
+
+        configure(&mut world, &[&new, &old]);
+        let service = world.start().await;
+        service.recording_in(id.recording, "evicted").await;
     }
 
     async fn an_error_page_instead_of_an_encrypted_body_passes(world: World) {

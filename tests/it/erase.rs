@@ -1,6 +1,7 @@
 //! Erasing: what is erased is gone from the bucket, from Twilio where that was
 //! asked for, and never comes back, whoever dies on the way.
 
+use callvault::domain::digest::Digest;
 use callvault::domain::recording::RecordingId;
 use callvault::twilio::simulator::{Audio, Fault, RestFault, SimulatedRecording};
 use object_store::path::Path;
@@ -88,6 +89,61 @@ on_all_parts! {
         assert_eq!(world.simulator.counts(id.recording).fetches, 1);
         assert_eq!(deletions_at_twilio(&world), 0);
         assert_eq!(metric(&service, "callvault_erasures_total{outcome=\"done\"}").await, 1);
+    }
+
+    /// A tool that mirrored or restored the bucket left the metadata out.
+    async fn what_was_written_again_without_metadata_is_erased(world: World) {
+        let service = world.start().await;
+        let (id, key) = stored(&world, &service, 1).await;
+        let store = world.store(&service);
+        let (bytes, _) = store.object(&key).await;
+        plant(&store, &key, None, bytes.to_vec()).await;
+        service.play(&format!("{}/audio", path(&id))).await;
+        assert_eq!(delete(&service, &path(&id)).await.status(), StatusCode::NO_CONTENT);
+        assert_eq!(store.keys().await, [marker(&id)]);
+    }
+
+    async fn nothing_is_said_to_be_gone_while_something_does_not_say_whose_it_is(world: World) {
+        let service = world.start().await;
+        let (id, key) = stored(&world, &service, 1).await;
+        let store = world.store(&service);
+        let named = |bytes: &[u8]| format!("{}/{}.mp3", folder(1), Digest::of(bytes));
+        let (unclaimed, others) = (named(b"what was there"), named(b"of another account"));
+        let note = format!("{}/notes.txt", folder(1));
+        let other = format!("AC{}", "9".repeat(32));
+        plant(&store, &unclaimed, None, b"what is there".to_vec()).await;
+        plant(&store, &others, Some(&other), b"of another account".to_vec()).await;
+        plant(&store, &note, None, b"a note".to_vec()).await;
+        assert_eq!(delete(&service, &path(&id)).await.status(), StatusCode::ACCEPTED);
+        assert!(!store.keys().await.contains(&key), "what is known to be of it goes at once");
+        service.recording_in(id.recording, "erased").await;
+        eventually("people are told", async || service.trouble("erasures_failing").await).await;
+        let log = service.log();
+        assert!(log.contains(&unclaimed) && log.contains("remove it by hand"), "{log}");
+        assert!(store.keys().await.contains(&unclaimed), "it may be anybody's");
+
+        // What a row of another account names is that one's, whatever it says of itself.
+        let (_, neighbour) = stored(&world, &service, 2).await;
+        let anothers = named(b"of another account's row");
+        let columns = "state, announced_by, details_confirmed, sha256, size_bytes, format, stored_at, accepted_at, ordered_at";
+        let row = format!(
+            "INSERT INTO recordings (account_sid, recording_sid, object_key, {columns}) \
+             SELECT '{other}', '{}', '{anothers}', {columns} FROM recordings WHERE recording_sid = '{}'",
+            id.recording, recording_id(2).recording
+        );
+        sql(&world, row).await;
+        plant(&store, &anothers, None, b"of another account's row".to_vec()).await;
+
+        crate::support::bucket::remove(&store, &unclaimed).await;
+        eventually("it is gone", async || {
+            let done = format!("account_sid = '{ACCOUNT}' AND erase_due_at IS NULL");
+            (count(&world, &id, &done).await == 1).then_some(())
+        })
+        .await;
+        let mut left = vec![marker(&id), others, note, anothers, neighbour];
+        left.sort();
+        assert_eq!(store.keys().await, left);
+        eventually("all is well again", async || service.trouble("erasures_failing").await.is_none().then_some(())).await;
     }
 
     async fn of_a_call_with_a_held_recording_nothing_is_erased(world: World) {
@@ -392,7 +448,9 @@ async fn of_what_is_erased_no_version_is_left() {
     let (_, neighbour) = stored(&world, &service, 2).await;
     let store = world.real_store();
     let foreign = format!("{}/notes.txt", folder(1));
-    // Written again, deleted, and written by others: all of it has versions.
+    // Written again, without metadata too, deleted, and written by others: all of it has versions.
+    let (bytes, _) = store.object(&key).await;
+    plant(&store, &key, None, bytes.to_vec()).await;
     plant(&store, &key, Some(ACCOUNT), b"another version".to_vec()).await;
     store.s3.delete(&Path::from(key.as_str())).await.unwrap();
     plant(&store, &foreign, None, b"a note".to_vec()).await;

@@ -13,14 +13,14 @@ use crate::support::eventually;
 use crate::support::relay::{Act, Rule};
 use crate::support::world::{Parts, Service, World, account, call_sid, started_at};
 
-fn evict_soon(world: &mut World) {
+pub fn evict_soon(world: &mut World) {
     for (name, value) in [("LINK_TTL", "1s"), ("LINK_WINDOW", "1s"), ("EVICT_AFTER", "3s")] {
         world.set(&format!("CALLVAULT_{name}"), value);
     }
     world.set("CALLVAULT_RECHECK_AFTER", "1s");
 }
 
-async fn evictions(service: &Service, outcome: &str) -> u64 {
+pub async fn evictions(service: &Service, outcome: &str) -> u64 {
     metric(service, &format!("callvault_evictions_total{{outcome=\"{outcome}\"}}")).await
 }
 

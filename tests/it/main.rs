@@ -60,6 +60,7 @@ mod large;
 mod limits;
 mod links;
 mod live;
+mod lost_catalog;
 mod memory;
 mod openapi;
 mod outages;

@@ -40,6 +40,8 @@ impl ReceiverLease {
 /// A receiver that is new begins where the feed ends.
 const ENROLL: &str = "INSERT INTO receivers (receiver_id, after_seq, enrolled_at) \
      SELECT $1, (SELECT coalesce(max(seq), 0) FROM events), now_ms FROM clock WHERE 1 = 1 ON CONFLICT DO NOTHING";
+const ENROLL_ANEW: &str = "INSERT INTO receivers (receiver_id, after_seq, enrolled_at) \
+     SELECT $1, 0, now_ms FROM clock WHERE 1 = 1 ON CONFLICT DO NOTHING";
 const GRANT: &str = concat!(
     "UPDATE receivers SET epoch = epoch + 1, lease_node = $2, lease_until = ",
     now!(),
@@ -79,10 +81,14 @@ impl dyn Catalog + '_ {
     }
 
     /// The right to post to a receiver, for so long; None where another node has
-    /// it, or the receiver wants no more.
+    /// it, or the receiver wants no more. One that is not known was known to a catalog
+    /// that was lost: it is told of all that is in the new one.
     pub async fn grant_receiver(&self, receiver: &str, node: &str, lease: Duration) -> Result<Option<ReceiverLease>> {
         let mut session = self.begin().await?;
-        let granted = session.row(GRANT, args![receiver, node, lease]).await?;
+        let mut granted = session.row(GRANT, args![receiver, node, lease]).await?;
+        if granted.is_none() && session.execute(ENROLL_ANEW, args![receiver]).await? == 1 {
+            granted = session.row(GRANT, args![receiver, node, lease]).await?;
+        }
         let epoch: Option<i64> = granted.map(|row| row.get("epoch")).transpose()?;
         session.commit().await?;
         Ok(epoch.map(|epoch| ReceiverLease { receiver: receiver.to_owned(), epoch }))
