@@ -1,7 +1,7 @@
 //! Eras of the feed: a catalog that is older than its bucket begins one, once a run, and
 //! no other does.
 
-use callvault::catalog::{BucketWalkKind, Cursor, Erase, EventFilter, Marked, Settled};
+use callvault::catalog::{BucketWalkKind, Cursor, Erase, EventFilter, FoundObject, Marked, Settled};
 use callvault::domain::object_key::Marker;
 use callvault::domain::recording::{ErrorCode, State};
 use callvault::vault::follow::{FellBehind, Follower};
@@ -10,6 +10,9 @@ use tokio_util::task::AbortOnDropHandle;
 use super::bucket::{at, found, index_all, marked, read, walk};
 use super::support::eventually;
 use super::*;
+
+/// What the bucket tells, in words, as markers of what was erased and is held, and as objects.
+type Told = (&'static str, &'static [u32], &'static [u32], Vec<FoundObject>);
 
 /// Later than all that a row was stored at.
 const LATER: i64 = 4_000_000_000;
@@ -24,7 +27,7 @@ async fn began_since(catalog: &Arc<dyn Catalog>, before: Cursor) -> bool {
 }
 
 /// A run over a bucket that has these markers, and objects.
-async fn run(catalog: &Arc<dyn Catalog>, erased: &[u32], held: &[u32], objects: &[callvault::catalog::FoundObject]) {
+async fn run(catalog: &Arc<dyn Catalog>, erased: &[u32], held: &[u32], objects: &[FoundObject]) {
     let markers = walk(catalog, BucketWalkKind::Markers).await;
     let all = |numbers: &[u32]| numbers.iter().map(|number| marked(*number)).collect::<Vec<Marked>>();
     let taken = catalog.take_markers(&markers, Marker::Erased, &all(erased), Some(&at(1, "x")), LONG).await;
@@ -60,7 +63,7 @@ on_every_catalog! {
         accept(&catalog, 1..=3).await;
         stored(&catalog, 6, b"older").await;
         let newer = |number, bytes: &[u8]| found(number, bytes, LATER);
-        let tells: [(&str, &[u32], &[u32], Vec<callvault::catalog::FoundObject>); 7] = [
+        let tells: [Told; 7] = [
             ("an erased one without a row", &[10], &[], vec![]),
             ("an erased one whose row is not", &[1], &[], vec![]),
             ("a held one whose row is not", &[], &[2], vec![]),
