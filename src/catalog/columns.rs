@@ -15,8 +15,8 @@ macro_rules! columns_of {
             details_confirmed, source_host, duration_seconds, channels, track, recording_source,
             recorded_at, sha256, size_bytes, format, object_key, accepted_at, ordered_at, stored_at,
             last_asked_at, error_code, error_detail, error_at, hold, erase_due_at, erase_marked,
-            erase_cleared, erase_twilio, erase_failures, hold_marker_due_at, hold_marker_until,
-            hold_marker_epoch, kept_at, twilio_marked_at, twilio_deleted_at, is_backfill, traceparent,
+            erase_cleared, erase_twilio, erase_failures, erase_owed_since, hold_marker_due_at,
+            hold_marker_until, hold_marker_epoch, hold_marker_owed_since, kept_at, twilio_marked_at, twilio_deleted_at, is_backfill, traceparent,
             doubted_at, look_first
         )
     };

@@ -1,6 +1,6 @@
 //! Backfills: who walks over which day, what is found once, and what is fetched last.
 
-use callvault::catalog::{Backlog, BackfillRun, DayCount, DayGrant, DayWalk, Find, FoundBy, Settled, Span};
+use callvault::catalog::{BackfillRun, Backlog, DayCount, DayGrant, DayWalk, Find, FoundBy, Settled, Span};
 use callvault::domain::recording::State;
 use jiff::Timestamp;
 use jiff::civil::{Date, date};
