@@ -4,6 +4,7 @@ use callvault::domain::digest::Digest;
 use callvault::twilio::simulator::{Audio, Fault, SimulatedRecording, speech_mp3};
 use reqwest::StatusCode;
 
+use crate::recheck::sql;
 use crate::support::eventually;
 use crate::support::world::{Parts, Service, World, call_sid, debug_binary, recording_id, started_at};
 
@@ -203,10 +204,14 @@ on_all_parts! {
     }
 }
 
-/// Whether parts of an upload lie in the store.
+/// Whether parts of an upload lie in the store, or may: its id is in the row before the
+/// first of them is sent. A node that is killed before that leaves it to the recheck.
 pub async fn has_parts(world: &World, service: &Service) -> bool {
     match world.parts {
-        Parts::Servers => world.store(service).open_uploads(&world.http).await.contains("<Upload>"),
+        Parts::Servers => {
+            let known = sql(world, "SELECT count(*) FROM recordings WHERE upload_id IS NOT NULL".to_owned()).await;
+            known > 0 && world.store(service).open_uploads(&world.http).await.contains("<Upload>")
+        }
         Parts::Embedded => {
             let folder = world.folder().join("callvault-data/objects");
             let names = std::fs::read_dir(folder).unwrap();
