@@ -2,7 +2,8 @@
 
 use jiff::civil::Date;
 
-use super::{BackfillRun, DAY, RUN_OF};
+use super::DAY;
+use super::runs::{BackfillRun, RUN_OF};
 use crate::catalog::sql::{Row, args};
 use crate::catalog::{Catalog, Result};
 use crate::domain::recording::State;

@@ -68,9 +68,7 @@ impl Backfill {
             }
         }
     }
-}
 
-impl Backfill {
     /// Whether it is erased by its age as soon as it is taken.
     fn is_past_retention(&self, account: AccountSid, listed: &Listed) -> bool {
         let age = made_at(listed).zip(self.catalog().clock().now()).map(|(at, now)| now.duration_since(at));
