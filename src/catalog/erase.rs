@@ -21,14 +21,15 @@ use super::lease::Settled;
 use super::sql::{Row, Session, args, now, one_of};
 use super::twilio_copies::DELETED_AT_TWILIO;
 use super::{Catalog, Result, birth, feed, rows};
+use crate::domain::key::KeyId;
 use crate::domain::recording::{Recording, RecordingId, State};
 use crate::domain::sid::{AccountSid, CallSid};
 
 /// Why something is erased.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErasedBy {
-    /// Somebody asked for it.
-    Request,
+    /// The holder of that key asked for it.
+    Request(KeyId),
     /// It reached the age at which recordings of its account go.
     Retention,
     /// The bucket says that it was: a marker of a catalog before this one.
@@ -157,7 +158,9 @@ const ERASE: &str = concat!(
     now!(),
     " WHERE account_sid = $1 AND recording_sid = $2"
 );
-const FORGET_DETAILS: &str = "UPDATE events SET detail = NULL WHERE account_sid = $1 AND recording_sid = $2";
+/// Who set and released holds is nothing of what was recorded.
+const FORGET_DETAILS: &str = "UPDATE events SET detail = NULL WHERE account_sid = $1 AND recording_sid = $2 \
+     AND type NOT IN ('recording.held', 'recording.released')";
 /// Asked for again: what is still owed is tried at once, and Twilio's part is owed if it was not.
 const ERASE_AGAIN: &str = concat!(
     "UPDATE recordings SET erase_twilio = CASE WHEN $3 = 1 AND erase_twilio = 0 THEN 1 ELSE erase_twilio END, \
@@ -211,9 +214,9 @@ const OWED: &str = concat!(
 
 impl dyn Catalog + '_ {
     /// Erases a recording, or all of a call, in one transaction; `at_twilio` asks
-    /// for Twilio's copies, too. What is owed of it then is due at once. Erasing
-    /// again changes nothing, but what is still owed is tried at once.
-    pub async fn erase(&self, what: Erase, at_twilio: bool) -> Result<Erased> {
+    /// for Twilio's copies, too; the holder of that key asks. What is owed of it then
+    /// is due at once. Erasing again changes nothing, but what is still owed is tried at once.
+    pub async fn erase(&self, what: Erase, at_twilio: bool, asked_by: KeyId) -> Result<Erased> {
         let mut session = self.begin().await?;
         let known = lock_all(&mut session, what).await?;
         if known.is_empty() {
@@ -231,7 +234,7 @@ impl dyn Catalog + '_ {
                     let args = args![id.account, id.recording, i64::from(at_twilio)];
                     session.execute(ERASE_AGAIN, args).await?;
                 }
-                _ => erase(&mut session, &recording.id, ErasedBy::Request, at_twilio).await?,
+                _ => erase(&mut session, &recording.id, ErasedBy::Request(asked_by), at_twilio).await?,
             }
         }
         session.commit().await?;
@@ -390,10 +393,10 @@ pub(super) async fn erase(session: &mut Session, id: &RecordingId, by: ErasedBy,
     session.execute(ERASE, args![id.account, id.recording, i64::from(at_twilio)]).await?;
     // What an event kept beside the row would tell what the row does not any more.
     session.execute(FORGET_DETAILS, args![id.account, id.recording]).await?;
-    let by = match by {
-        ErasedBy::Request => "request",
-        ErasedBy::Retention => "retention",
-        ErasedBy::Marker => "bucket",
+    let detail = match by {
+        ErasedBy::Request(key) => json!({"by": "request", "key": key, "at_twilio": at_twilio}),
+        ErasedBy::Retention => json!({"by": "retention", "at_twilio": at_twilio}),
+        ErasedBy::Marker => json!({"by": "bucket", "at_twilio": at_twilio}),
     };
-    feed::append(session, id, "recording.erased", json!({"by": by, "at_twilio": at_twilio})).await
+    feed::append(session, id, "recording.erased", detail).await
 }

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde_json::Value as Json;
+use serde_json::json;
 use sqlx::AssertSqlSafe;
 
 use super::accept::{TO_PENDING, lock};
@@ -16,6 +16,7 @@ use super::erase::Owed;
 use super::lease::Settled;
 use super::sql::{Row, Session, args, now};
 use super::{Catalog, Result, feed, rows};
+use crate::domain::key::KeyId;
 use crate::domain::recording::{Recording, RecordingId, State};
 
 /// The right to bring the marker of a hold in line with its row.
@@ -114,9 +115,10 @@ pub(super) async fn keep(session: &mut Session, known: &Recording) -> Result<()>
 }
 
 impl dyn Catalog + '_ {
-    /// Sets a hold, or releases it; what is erased is left as it is. Gives the
-    /// recording as it is then, None where it is not known. The marker is owed then.
-    pub async fn set_hold(&self, id: &RecordingId, hold: bool) -> Result<Option<Recording>> {
+    /// Sets a hold, or releases it, as the holder of that key asks for; what is erased is
+    /// left as it is. Gives the recording as it is then, None where it is not known. The
+    /// marker is owed then.
+    pub async fn set_hold(&self, id: &RecordingId, hold: bool, asked_by: KeyId) -> Result<Option<Recording>> {
         let mut session = self.begin().await?;
         let known = lock(&mut session, id).await?;
         match &known {
@@ -128,7 +130,7 @@ impl dyn Catalog + '_ {
             Some(known) => {
                 session.execute(SET, args![id.account, id.recording, i64::from(hold)]).await?;
                 let kind = if hold { "recording.held" } else { "recording.released" };
-                feed::append(&mut session, id, kind, Json::Null).await?;
+                feed::append(&mut session, id, kind, json!({"by": "request", "key": asked_by})).await?;
                 if hold {
                     keep(&mut session, known).await?;
                 }

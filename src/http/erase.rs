@@ -36,7 +36,7 @@ pub async fn release(
 
 async fn set_hold(state: &State, caller: &Caller, sid: RecordingSid, hold: bool) -> Result<Response, Problem> {
     let known = find(state, caller, sid).await?;
-    match state.vault.hold(&known.id, hold).await? {
+    match state.vault.hold(&known.id, hold, caller.key_id()).await? {
         Holding::Done(recording) => Ok(view::json(StatusCode::OK, &RecordingView::new(&state.vault, *recording))),
         Holding::Unknown => Err(Problem::NotFound),
         Holding::Erased => Err(Problem::Erased),
@@ -53,7 +53,7 @@ pub async fn recording(
 ) -> Result<Response, Problem> {
     let at_twilio = query.flag("twilio")?;
     let known = find(&state, &caller, sid).await?;
-    match erase(&state, Erase::Recording(known.id), at_twilio).await? {
+    match erase(&state, &caller, Erase::Recording(known.id), at_twilio).await? {
         Over::Done => Ok(StatusCode::NO_CONTENT.into_response()),
         Over::Owed => {
             let recording = find(&state, &caller, sid).await?;
@@ -71,7 +71,7 @@ pub async fn call(
 ) -> Result<Response, Problem> {
     let at_twilio = query.flag("twilio")?;
     let known = state.vault.call(call_sid, caller.visible()).await?.ok_or(Problem::NotFound)?;
-    match erase(&state, Erase::Call(known.account, call_sid), at_twilio).await? {
+    match erase(&state, &caller, Erase::Call(known.account, call_sid), at_twilio).await? {
         Over::Done => Ok(StatusCode::NO_CONTENT.into_response()),
         Over::Owed => call_view(&state, &caller, call_sid, StatusCode::ACCEPTED).await,
     }
@@ -83,8 +83,8 @@ enum Over {
     Owed,
 }
 
-async fn erase(state: &State, what: Erase, at_twilio: bool) -> Result<Over, Problem> {
-    match state.vault.erase(what, at_twilio).await? {
+async fn erase(state: &State, caller: &Caller, what: Erase, at_twilio: bool) -> Result<Over, Problem> {
+    match state.vault.erase(what, at_twilio, caller.key_id()).await? {
         Erasing::Done => Ok(Over::Done),
         Erasing::Owed => Ok(Over::Owed),
         Erasing::Unmarked => Err(Problem::Unavailable("It is erased here, but not marked so in the bucket yet.")),

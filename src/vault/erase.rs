@@ -23,6 +23,7 @@ use super::{Vault, source_of};
 use crate::bucket::BucketError;
 use crate::catalog::{CatalogError, Duty, Erase, Erased, Erasure, Progress, Settled, Urgency};
 use crate::config::Account;
+use crate::domain::key::KeyId;
 use crate::domain::object_key::Marker;
 use crate::domain::recording::{ErrorCode, RecordingId};
 use crate::domain::sid::AccountSid;
@@ -90,20 +91,26 @@ impl EraseError {
 }
 
 impl Vault {
-    /// Erases a recording, or all of a call; `at_twilio` at Twilio, too. Goes on
-    /// when it is dropped. Fails for a call while some of it may lie in the bucket unknown.
-    pub async fn erase(self: &Arc<Self>, what: Erase, at_twilio: bool) -> Result<Erasing, CatalogError> {
+    /// Erases a recording, or all of a call, as the holder of that key asks for;
+    /// `at_twilio` at Twilio, too. Goes on when it is dropped. Fails for a call while
+    /// some of it may lie in the bucket unknown.
+    pub async fn erase(
+        self: &Arc<Self>,
+        what: Erase,
+        at_twilio: bool,
+        asked_by: KeyId,
+    ) -> Result<Erasing, CatalogError> {
         if matches!(what, Erase::Call(..)) {
             self.must_be_indexed().await?;
         }
-        let ids = match self.catalog.erase(what, at_twilio).await? {
+        let ids = match self.catalog.erase(what, at_twilio, asked_by).await? {
             Erased::Unknown => return Ok(Erasing::Unknown),
             Erased::Held => return Ok(Erasing::Held),
             Erased::Done(ids) => ids,
         };
         for id in &ids {
             self.hits.forget_recording(id);
-            tracing::info!(recording = %id, at_twilio, "erased on request");
+            tracing::info!(recording = %id, at_twilio, %asked_by, "erased on request");
         }
         let until = Instant::now() + WAIT_MAX;
         let (vault, all) = (self.clone(), ids.clone());

@@ -13,6 +13,7 @@ use super::Vault;
 use super::duty::DUTY_LEASE;
 use crate::bucket::BucketError;
 use crate::catalog::{CatalogError, HoldMarker};
+use crate::domain::key::KeyId;
 use crate::domain::object_key::Marker;
 use crate::domain::recording::{Recording, RecordingId, State};
 
@@ -38,14 +39,19 @@ pub enum Holding {
 }
 
 impl Vault {
-    /// Sets a hold, or releases it.
-    pub async fn hold(self: &Arc<Self>, id: &RecordingId, hold: bool) -> Result<Holding, CatalogError> {
-        let recording = match self.catalog.set_hold(id, hold).await? {
+    /// Sets a hold, or releases it, as the holder of that key asks for.
+    pub async fn hold(
+        self: &Arc<Self>,
+        id: &RecordingId,
+        hold: bool,
+        asked_by: KeyId,
+    ) -> Result<Holding, CatalogError> {
+        let recording = match self.catalog.set_hold(id, hold, asked_by).await? {
             None => return Ok(Holding::Unknown),
             Some(recording) if recording.state == State::Erased => return Ok(Holding::Erased),
             Some(recording) => recording,
         };
-        tracing::info!(recording = %id, hold, "a hold was set or released");
+        tracing::info!(recording = %id, hold, %asked_by, "a hold was set or released");
         let until = Instant::now() + WAIT_MAX;
         loop {
             let (vault, id) = (self.clone(), *id);

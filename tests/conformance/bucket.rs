@@ -182,7 +182,7 @@ on_every_catalog! {
             row(&catalog, 1).await.hold
         };
         for hold in [true, false] {
-            catalog.set_hold(&id, hold).await.unwrap();
+            catalog.set_hold(&id, hold, asker()).await.unwrap();
             let marker = catalog.grant_hold_marker(&id, LONG).await.unwrap().unwrap();
             assert_eq!(catalog.settle_hold_marker(&marker, true, LONG).await.unwrap(), Settled::Done);
         }
@@ -279,7 +279,7 @@ on_every_catalog! {
         let catalog = database.newborn().await;
         read(&catalog, Marker::Erased, &[]).await;
         catalog.accept(&put(1, 9)).await.unwrap();
-        catalog.erase(Erase::Recording(recording_id(1)), false).await.unwrap();
+        catalog.erase(Erase::Recording(recording_id(1)), false, asker()).await.unwrap();
         let duty = catalog.grant_erasure(&recording_id(1), LONG).await.unwrap().expect("it is owed");
         let cleared = Progress { cleared: true, gone_at_twilio: false };
         assert_eq!(catalog.settle_erasure(&duty, cleared, LONG, LONG).await.unwrap(), Settled::Done);
@@ -299,7 +299,7 @@ on_every_catalog! {
         let catalog = database.newborn().await;
         read(&catalog, Marker::Erased, &[]).await;
         catalog.accept(&put(1, 9)).await.unwrap();
-        catalog.erase(Erase::Recording(recording_id(1)), false).await.unwrap();
+        catalog.erase(Erase::Recording(recording_id(1)), false, asker()).await.unwrap();
         let erasing = async || catalog.grant_erasures(&accounts(), 10, LONG).await.unwrap();
         let duty = erasing().await.remove(0);
         assert_eq!(catalog.note_marked(&duty).await.unwrap(), Settled::Done);

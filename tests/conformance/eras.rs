@@ -147,8 +147,8 @@ on_every_catalog! {
         for number in 1..=5 {
             stored(&catalog, number, b"audio").await;
         }
-        catalog.set_hold(&recording_id(1), true).await.unwrap();
-        catalog.erase(Erase::Recording(recording_id(2)), false).await.unwrap();
+        catalog.set_hold(&recording_id(1), true, asker()).await.unwrap();
+        catalog.erase(Erase::Recording(recording_id(2)), false, asker()).await.unwrap();
         // Found to be damaged: its object lies there, and it is fetched again.
         let duty = catalog.begin_duty(&recording_id(3), LONG).await.unwrap().expect("it is at rest");
         let damaged = callvault::catalog::Finding::Damaged("reads back wrongly".to_owned());

@@ -75,7 +75,7 @@ on_every_catalog! {
         let failed = claim_one(&catalog, LONG).await.lease;
         let _ = catalog.fail(&failed, ErrorCode::NotAudio, "it begins with \"secret\"", again(ZERO, ZERO)).await.unwrap();
         let lease = store_again(&catalog, b"audio").await;
-        assert_eq!(catalog.erase(one(1), false).await.unwrap(), Erased::Done(vec![lease.id]));
+        assert_eq!(catalog.erase(one(1), false, asker()).await.unwrap(), Erased::Done(vec![lease.id]));
 
         let row = recording(&catalog, 1).await;
         assert_eq!((row.state, row.epoch, row.hold), (State::Erased, lease.epoch + 1, false));
@@ -100,7 +100,7 @@ on_every_catalog! {
         accept(&catalog, [1]).await;
         let running = claim_one(&catalog, LONG).await.lease;
         let _ = catalog.note_upload(&running, "upload").await.unwrap();
-        assert!(matches!(catalog.erase(one(1), false).await.unwrap(), Erased::Done(_)));
+        assert!(matches!(catalog.erase(one(1), false, asker()).await.unwrap(), Erased::Done(_)));
         let row = recording(&catalog, 1).await;
         let before = kinds(&catalog, 1).await;
 
@@ -139,21 +139,21 @@ on_every_catalog! {
         // Known under another name too.
         catalog.accept(&put(2, 9)).await.unwrap();
         accept(&catalog, [4]).await;
-        catalog.set_hold(&recording_id(3), true).await.unwrap();
+        catalog.set_hold(&recording_id(3), true, asker()).await.unwrap();
         let call = Erase::Call(account(), call_sid(1));
-        assert_eq!(catalog.erase(call, false).await.unwrap(), Erased::Held);
+        assert_eq!(catalog.erase(call, false, asker()).await.unwrap(), Erased::Held);
         for number in 1..=3 {
             assert_eq!(recording(&catalog, number).await.state, State::Pending);
         }
-        catalog.set_hold(&recording_id(3), false).await.unwrap();
+        catalog.set_hold(&recording_id(3), false, asker()).await.unwrap();
         let under_its_alias = Erase::Call(account(), call_sid(9));
         let all: Vec<RecordingId> = (1..=3).map(recording_id).collect();
-        assert_eq!(catalog.erase(under_its_alias, false).await.unwrap(), Erased::Done(all.clone()));
-        assert_eq!(catalog.erase(call, false).await.unwrap(), Erased::Done(all), "again");
+        assert_eq!(catalog.erase(under_its_alias, false, asker()).await.unwrap(), Erased::Done(all.clone()));
+        assert_eq!(catalog.erase(call, false, asker()).await.unwrap(), Erased::Done(all), "again");
         assert_eq!(recording(&catalog, 4).await.state, State::Pending, "another call's");
         let unknown = Erase::Call(account(), call_sid(77));
-        assert_eq!(catalog.erase(unknown, false).await.unwrap(), Erased::Unknown);
-        assert_eq!(catalog.erase(one(77), false).await.unwrap(), Erased::Unknown);
+        assert_eq!(catalog.erase(unknown, false, asker()).await.unwrap(), Erased::Unknown);
+        assert_eq!(catalog.erase(one(77), false, asker()).await.unwrap(), Erased::Unknown);
     }
 
     async fn of_a_hold_and_an_erase_at_once_one_wins(database: Database) {
@@ -163,7 +163,7 @@ on_every_catalog! {
             let (holder, eraser) = (nodes[0].clone(), nodes[1].clone());
             tokio::spawn(async move {
                 let id = recording_id(number);
-                tokio::join!(holder.set_hold(&id, true), eraser.erase(one(number), false))
+                tokio::join!(holder.set_hold(&id, true, asker()), eraser.erase(one(number), false, asker()))
             })
         });
         for (number, raced) in (1..).zip(join_all(race).await) {
@@ -179,29 +179,29 @@ on_every_catalog! {
     async fn a_hold_forbids_all_that_removes(database: Database) {
         let catalog = database.node().await;
         let lease = stored(&catalog, 1).await;
-        assert!(catalog.set_hold(&lease.id, true).await.unwrap().unwrap().hold);
-        catalog.set_hold(&lease.id, true).await.unwrap();
-        assert_eq!(catalog.erase(one(1), true).await.unwrap(), Erased::Held);
+        assert!(catalog.set_hold(&lease.id, true, asker()).await.unwrap().unwrap().hold);
+        catalog.set_hold(&lease.id, true, asker()).await.unwrap();
+        assert_eq!(catalog.erase(one(1), true, asker()).await.unwrap(), Erased::Held);
         assert_eq!(catalog.erase_old(account(), ZERO, true, 10).await.unwrap(), 0);
         assert_eq!(evicting(&catalog, ZERO, LONG).await, []);
         assert_eq!(deleting(&catalog, true).await, []);
         assert_eq!(recording(&catalog, 1).await.state, State::Stored);
-        assert!(!catalog.set_hold(&lease.id, false).await.unwrap().unwrap().hold);
-        catalog.set_hold(&lease.id, false).await.unwrap();
+        assert!(!catalog.set_hold(&lease.id, false, asker()).await.unwrap().unwrap().hold);
+        catalog.set_hold(&lease.id, false, asker()).await.unwrap();
         let told = kinds(&catalog, 1).await;
         assert_eq!(told[told.len() - 2..], ["recording.held", "recording.released"], "each is told once");
         assert_eq!(deleting(&catalog, true).await.len(), 1);
         // What is erased has nothing to hold.
-        catalog.erase(one(1), false).await.unwrap();
-        assert!(!catalog.set_hold(&lease.id, true).await.unwrap().unwrap().hold);
-        assert_eq!(catalog.set_hold(&recording_id(9), true).await.unwrap(), None);
+        catalog.erase(one(1), false, asker()).await.unwrap();
+        assert!(!catalog.set_hold(&lease.id, true, asker()).await.unwrap().unwrap().hold);
+        assert_eq!(catalog.set_hold(&recording_id(9), true, asker()).await.unwrap(), None);
     }
 
     async fn a_hold_stops_what_is_under_way(database: Database) {
         let catalog = database.node().await;
         let lease = stored(&catalog, 1).await;
         let eviction = evicting(&catalog, ZERO, LONG).await.remove(0);
-        catalog.set_hold(&lease.id, true).await.unwrap();
+        catalog.set_hold(&lease.id, true, asker()).await.unwrap();
         assert_eq!(catalog.evict(&eviction, ZERO, LONG).await.unwrap(), Settled::Stale);
         assert_eq!(catalog.renew_duty(&eviction, LONG).await.unwrap(), None);
         assert_eq!(recording(&catalog, 1).await.state, State::Stored);
@@ -209,12 +209,12 @@ on_every_catalog! {
         let lease = stored(&catalog, 2).await;
         let deletion = deleting(&catalog, false).await.remove(0);
         assert_eq!(catalog.mark_for_twilio(&deletion).await.unwrap(), Settled::Done);
-        catalog.set_hold(&lease.id, true).await.unwrap();
+        catalog.set_hold(&lease.id, true, asker()).await.unwrap();
         assert_eq!(catalog.mark_for_twilio(&deletion).await.unwrap(), Settled::Stale);
         // But a fetch goes on.
         accept(&catalog, [3]).await;
         let fetch = claim_one(&catalog, LONG).await.lease;
-        catalog.set_hold(&fetch.id, true).await.unwrap();
+        catalog.set_hold(&fetch.id, true, asker()).await.unwrap();
         assert_eq!(catalog.store(&fetch, &object(&fetch.id, b"audio"), true).await.unwrap(), Settled::Done);
         assert!(recording(&catalog, 3).await.hold);
     }
@@ -222,7 +222,7 @@ on_every_catalog! {
     async fn any_node_goes_on_with_what_is_owed_of_erasing(database: Database) {
         let nodes = join_all((0..2).map(|_| database.node())).await;
         let lease = stored(&nodes[0], 1).await;
-        nodes[0].erase(one(1), true).await.unwrap();
+        nodes[0].erase(one(1), true, asker()).await.unwrap();
         let lost = nodes[0].grant_erasure(&lease.id, SHORT).await.unwrap().unwrap();
         assert_eq!(nodes[1].grant_erasure(&lease.id, LONG).await.unwrap(), None, "one node is at it");
         assert_eq!(nodes[0].note_marked(&lost).await.unwrap(), Settled::Done);
@@ -252,7 +252,7 @@ on_every_catalog! {
         let owes = async || catalog.owes_hold_marker(&id).await.unwrap();
         let written = async || catalog.in_hand([id.recording]).await.unwrap()[&id.recording][0].is_erase_marked;
         for hold in [true, false] {
-            catalog.set_hold(&id, hold).await.unwrap();
+            catalog.set_hold(&id, hold, asker()).await.unwrap();
             let marker = catalog.grant_hold_marker(&id, LONG).await.unwrap().unwrap();
             assert_eq!(catalog.settle_hold_marker(&marker, true, LONG).await.unwrap(), Settled::Done);
             catalog.owe_marker(&id, Marker::Held).await.unwrap();
@@ -263,7 +263,7 @@ on_every_catalog! {
         assert!(!written().await);
 
         // An erasing under way is left to end.
-        catalog.erase(one(1), false).await.unwrap();
+        catalog.erase(one(1), false, asker()).await.unwrap();
         let duty = erasing(&catalog).await.remove(0);
         catalog.owe_marker(&id, Marker::Erased).await.unwrap();
         assert_eq!(catalog.note_marked(&duty).await.unwrap(), Settled::Done);
@@ -286,8 +286,8 @@ on_every_catalog! {
         let (erased, held) = (stored(&catalog, 1).await, stored(&catalog, 2).await);
         let owed = async || [catalog.erasures_owed(1).await.unwrap().0, catalog.hold_markers_owed().await.unwrap()];
         assert_eq!(owed().await, [Owed::default(); 2]);
-        catalog.erase(one(1), false).await.unwrap();
-        catalog.set_hold(&held.id, true).await.unwrap();
+        catalog.erase(one(1), false, asker()).await.unwrap();
+        catalog.set_hold(&held.id, true, asker()).await.unwrap();
         // Due long from now, and owed all the same.
         for again in [ZERO, LONG] {
             let duty = erasing(&catalog).await.remove(0);
@@ -303,7 +303,7 @@ on_every_catalog! {
             .await;
         }
         // Once it is done the next one is as young as it is.
-        catalog.erase(one(1), false).await.unwrap();
+        catalog.erase(one(1), false, asker()).await.unwrap();
         let duty = catalog.grant_erasure(&erased.id, LONG).await.unwrap().unwrap();
         let all = Progress { cleared: true, gone_at_twilio: false };
         assert_eq!(catalog.settle_erasure(&duty, all, ZERO, ZERO).await.unwrap(), Settled::Done);
@@ -311,8 +311,8 @@ on_every_catalog! {
         assert_eq!(catalog.settle_hold_marker(&marker, true, ZERO).await.unwrap(), Settled::Done);
         assert_eq!(owed().await, [Owed::default(); 2]);
         let anew = Instant::now();
-        catalog.erase(one(1), true).await.unwrap();
-        catalog.set_hold(&held.id, false).await.unwrap();
+        catalog.erase(one(1), true, asker()).await.unwrap();
+        catalog.set_hold(&held.id, false, asker()).await.unwrap();
         let young = owed().await;
         // The catalog counts whole milliseconds.
         let at_most = anew.elapsed() + Duration::from_millis(1);
@@ -322,24 +322,24 @@ on_every_catalog! {
     async fn twilios_part_can_be_asked_for_at_any_time(database: Database) {
         let catalog = database.node().await;
         let lease = stored(&catalog, 1).await;
-        catalog.erase(one(1), false).await.unwrap();
+        catalog.erase(one(1), false, asker()).await.unwrap();
         let duty = erasing(&catalog).await.remove(0);
         let _ = catalog.note_marked(&duty).await.unwrap();
-        catalog.erase(one(1), true).await.unwrap();
+        catalog.erase(one(1), true, asker()).await.unwrap();
         let cleared = Progress { cleared: true, gone_at_twilio: false };
         assert_eq!(catalog.settle_erasure(&duty, cleared, ZERO, LONG).await.unwrap(), Settled::Done);
         assert!(catalog.erasures(&[lease.id]).await.unwrap()[0].owes_twilio);
         let duty = erasing(&catalog).await.remove(0);
         let all = Progress { cleared: true, gone_at_twilio: true };
         assert_eq!(catalog.settle_erasure(&duty, all, ZERO, LONG).await.unwrap(), Settled::Done);
-        catalog.erase(one(1), true).await.unwrap();
+        catalog.erase(one(1), true, asker()).await.unwrap();
         assert_eq!(erasing(&catalog).await, [], "it is gone there");
     }
 
     async fn without_credentials_the_buckets_part_is_done_and_twilios_waits(database: Database) {
         let catalog = database.node().await;
         let lease = stored(&catalog, 1).await;
-        catalog.erase(one(1), true).await.unwrap();
+        catalog.erase(one(1), true, asker()).await.unwrap();
         let stranger: AccountSid = format!("AC{}", "9".repeat(32)).parse().unwrap();
         let duty = catalog.grant_erasures(&[stranger], 10, LONG).await.unwrap().remove(0);
         let cleared = Progress { cleared: true, gone_at_twilio: false };
@@ -361,7 +361,7 @@ on_every_catalog! {
             let by = callback(number, status).by;
             catalog.accept(&Announcement { by, ..old(number) }).await.unwrap();
         }
-        catalog.set_hold(&recording_id(6), true).await.unwrap();
+        catalog.set_hold(&recording_id(6), true, asker()).await.unwrap();
         accept(&catalog, [7]).await;
         let stranger: AccountSid = format!("AC{}", "9".repeat(32)).parse().unwrap();
         let with_old = async |age| catalog.accounts_with_old(&[(stranger, ZERO), (account(), age)]).await.unwrap();
@@ -492,14 +492,14 @@ on_every_catalog! {
         let lease = stored(&catalog, 1).await;
         let duty = deleting(&catalog, false).await.remove(0);
         assert_eq!(catalog.mark_for_twilio(&duty).await.unwrap(), Settled::Done);
-        catalog.set_hold(&lease.id, true).await.unwrap();
+        catalog.set_hold(&lease.id, true, asker()).await.unwrap();
         for _ in 0..2 {
             assert_eq!(catalog.deleted_at_twilio(&duty).await.unwrap(), Settled::Stale);
         }
         let told = kinds(&catalog, 1).await;
         assert_eq!(told.iter().filter(|kind| *kind == "deleted_at_twilio").count(), 1, "{told:?}");
         // There is nothing to be deleted any more.
-        catalog.set_hold(&lease.id, false).await.unwrap();
+        catalog.set_hold(&lease.id, false, asker()).await.unwrap();
         database.execute("UPDATE recordings SET duty_until = NULL").await;
         assert_eq!(deleting(&catalog, true).await, []);
     }
@@ -509,7 +509,7 @@ on_every_catalog! {
         let lease = stored(&catalog, 1).await;
         let duty = evicting(&catalog, ZERO, LONG).await.remove(0);
         assert_eq!(catalog.evict(&duty, ZERO, LONG).await.unwrap(), Settled::Done);
-        let held = catalog.set_hold(&lease.id, true).await.unwrap().unwrap();
+        let held = catalog.set_hold(&lease.id, true, asker()).await.unwrap().unwrap();
         assert_eq!((held.state, held.hold), (State::Pending, true));
         // Not while whoever evicts it may still remove something.
         assert_eq!(claim_some(&catalog, LONG, 1).await, []);
@@ -533,7 +533,7 @@ on_every_catalog! {
     async fn the_marker_of_a_hold_follows_its_row(database: Database) {
         let catalog = database.node().await;
         let lease = stored(&catalog, 1).await;
-        catalog.set_hold(&lease.id, true).await.unwrap();
+        catalog.set_hold(&lease.id, true, asker()).await.unwrap();
         let lost = catalog.grant_hold_marker(&lease.id, SHORT).await.unwrap().unwrap();
         assert!(lost.recording.hold);
         assert_eq!(catalog.grant_hold_marker(&lease.id, LONG).await.unwrap(), None, "one node is at it");
@@ -542,7 +542,7 @@ on_every_catalog! {
         }).await;
         assert_eq!(catalog.settle_hold_marker(&lost, true, ZERO).await.unwrap(), Settled::Stale);
         // Released while its marker is being written: that is not the end of it.
-        catalog.set_hold(&lease.id, false).await.unwrap();
+        catalog.set_hold(&lease.id, false, asker()).await.unwrap();
         assert_eq!(catalog.settle_hold_marker(&marker, true, ZERO).await.unwrap(), Settled::Done);
         assert_eq!(catalog.hold_markers_due(10).await.unwrap(), [lease.id]);
         let marker = catalog.grant_hold_marker(&lease.id, LONG).await.unwrap().unwrap();

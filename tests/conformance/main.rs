@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use callvault::catalog::{AnnouncedBy, Announcement, Catalog, Claim, Claimant, PostgresCatalog, SqliteCatalog, Wish};
 use callvault::domain::digest::Digest;
+use callvault::domain::key::KeyId;
 use callvault::domain::media::Format;
 use callvault::domain::recording::{Details, RecordingId, StoredObject};
 use callvault::domain::retry::{Decision, Policy};
@@ -146,6 +147,11 @@ pub async fn accept(catalog: &Arc<dyn Catalog>, numbers: impl IntoIterator<Item 
     for number in numbers {
         catalog.accept(&callback(number, "completed")).await.unwrap();
     }
+}
+
+/// The key of whoever asks for something.
+pub fn asker() -> KeyId {
+    KeyId::from([7; 8])
 }
 
 /// The accounts of the node.

@@ -11,9 +11,10 @@ use object_store::path::Path;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::erase::{delete, keep_versions, marker, path, versions};
+use crate::erase::{keep_versions, marker, path, versions};
 use crate::evict::evict_soon;
-use crate::holds::{held_marker, hold};
+use crate::holds::held_marker;
+use crate::keys::{ask, create};
 use crate::recheck::{count, folder, history, nothing_is_owed, plant, sql, staging, stored};
 use crate::retention::{account_with, deleted_at_twilio, stored_young};
 use crate::support::cluster::Node;
@@ -238,11 +239,15 @@ on_all_parts! {
             assert_eq!(service.send(&world.callback(id.recording)).await.status(), StatusCode::NO_CONTENT);
             service.recording_in(id.recording, "stored").await;
         }
-        for set in [true, false, true] {
-            assert_eq!(hold(&service, &held, set).await.0, 200);
+        let (key, asked_by) = create(&world, &["--scope", "admin", "--name", "legal"]);
+        let asked = async |method: Method, path: String| ask(&world, &service, method, &path, &key).await.status();
+        for (id, set) in [(held, true), (held, false), (held, true), (erased, true), (erased, false)] {
+            let method = if set { Method::PUT } else { Method::DELETE };
+            assert_eq!(asked(method, format!("{}/hold", path(&id))).await, StatusCode::OK);
         }
-        assert_eq!(delete(&service, &format!("{}?twilio=true", path(&erased))).await.status(), StatusCode::NO_CONTENT);
-        assert_eq!(delete(&service, &format!("/v1/calls/{}", call_sid(3))).await.status(), StatusCode::NO_CONTENT);
+        let at_twilio = format!("{}?twilio=true", path(&erased));
+        assert_eq!(asked(Method::DELETE, at_twilio).await, StatusCode::NO_CONTENT);
+        assert_eq!(asked(Method::DELETE, format!("/v1/calls/{}", call_sid(3))).await, StatusCode::NO_CONTENT);
         let (old, _) = stored(&world, &service, 5).await;
         let idle = stored_young(&world, &service, 6).await;
         service.signal("TERM");
@@ -256,18 +261,22 @@ on_all_parts! {
         let service = world.start().await;
         service.recording_in(idle.recording, "evicted").await;
 
-        let erased_by = |by: &str, at_twilio: bool| ("recording.erased".to_owned(), json!({"by": by, "at_twilio": at_twilio}));
         let plain = |kind: &str| (format!("recording.{kind}"), Value::Null);
-        // Of what is erased no more is told than that it was there.
+        let request = |kind: &str| (format!("recording.{kind}"), json!({"by": "request", "key": asked_by}));
+        let erased_on = |at_twilio: bool| {
+            ("recording.erased".to_owned(), json!({"by": "request", "key": asked_by, "at_twilio": at_twilio}))
+        };
+        let by_age = ("recording.erased".to_owned(), json!({"by": "retention", "at_twilio": false}));
+        // Of what is erased no more is told than that it was there, and who did what with it.
         let is_told = |id: &RecordingId, told: &BTreeMap<String, Vec<(String, Value)>>| -> Vec<(String, Value)> {
             told.get(id.recording.as_str()).into_iter().flatten().filter(|(kind, _)| kind != "recording.accepted").cloned().collect()
         };
         let expected = [
-            (held, vec![plain("stored"), plain("held"), plain("released"), plain("held")]),
-            (erased, vec![plain("stored"), erased_by("request", true)]),
-            (of_call[0], vec![plain("stored"), erased_by("request", false)]),
-            (of_call[1], vec![plain("stored"), erased_by("request", false)]),
-            (old, vec![plain("stored"), erased_by("retention", false)]),
+            (held, vec![plain("stored"), request("held"), request("released"), request("held")]),
+            (erased, vec![plain("stored"), request("held"), request("released"), erased_on(true)]),
+            (of_call[0], vec![plain("stored"), erased_on(false)]),
+            (of_call[1], vec![plain("stored"), erased_on(false)]),
+            (old, vec![plain("stored"), by_age]),
             (idle, vec![plain("stored"), plain("evicted")]),
         ];
         let told = eventually("all of it has its place in the feed", async || {

@@ -4,6 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use callvault::domain::key::KeyId;
 use callvault::domain::recording::{RecordingId, State};
 use callvault::twilio::simulator::{Fault, RestFault};
 use futures::future::join_all;
@@ -276,7 +277,7 @@ async fn a_store_that_says_nothing_keeps_no_node_from_stopping() {
     node.recording_in(id.recording, "stored").await;
     node.store.swallow();
     let vault = audit::vault(&world).await;
-    vault.catalog.set_hold(&id, true).await.unwrap();
+    vault.catalog.set_hold(&id, true, KeyId::from([7; 8])).await.unwrap();
     eventually("the node is at the marker that is owed", async || {
         vault.catalog.hold_markers_due(1).await.unwrap().is_empty().then_some(())
     })
