@@ -126,6 +126,13 @@ impl Vault {
         if held.duty.is_doubted {
             return Ok(self.mend_stored(held, object, throttle).await?.0);
         }
+        let recording = &held.duty.recording;
+        let own = self.bucket.layout().audio(&recording.id, &recording.details, &object.digest, object.format);
+        if own.as_deref() != Some(object.key.as_str()) {
+            // As where the bucket's prefix was changed: what lies here may be what was moved.
+            tracing::warn!(recording = %recording.id, key = object.key, "its row names a key that is not its own; nothing is removed");
+            return Ok(Finding::InOrder);
+        }
         Ok(found(self.remove_ours(held, &keys, Some(&object.key)).await?))
     }
 

@@ -326,6 +326,25 @@ async fn a_put_without_an_answer_is_looked_at_again() {
     assert_eq!(world.store(&service).keys().await, [shown["key"].as_str().unwrap()]);
 }
 
+/// Somebody moves all below a prefix, and sets it before the rows know.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_moved_below_another_prefix_is_not_removed_for_rows_that_name_the_old_keys() {
+    let mut world = World::new(Parts::Servers).await;
+    let service = world.start().await;
+    let (id, key) = stored(&world, &service, 1).await;
+    service.kill();
+    let store = world.real_store();
+    let (bytes, attributes) = store.object(&key).await;
+    let moved = format!("calls/{key}");
+    put(&store, &moved, &bytes, attributes).await;
+    world.set("CALLVAULT_BUCKET_URL", format!("s3://{}/calls", world.bucket()));
+    let service = world.start().await;
+    owe(&world, &id).await;
+    nothing_is_owed(&world, &id).await;
+    assert_eq!(store.keys().await, [key, moved]);
+    service.recording_in(id.recording, "stored").await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_delete_that_is_not_answered_keeps_the_recording_at_rest() {
     let mut world = World::new(Parts::Servers).await;
