@@ -161,12 +161,17 @@ const ERASE: &str = concat!(
 /// Who set and released holds is nothing of what was recorded.
 const FORGET_DETAILS: &str = "UPDATE events SET detail = NULL WHERE account_sid = $1 AND recording_sid = $2 \
      AND type NOT IN ('recording.held', 'recording.released')";
-/// Asked for again: what is still owed is tried at once, and Twilio's part is owed if it was not.
-const ERASE_AGAIN: &str = concat!(
-    "UPDATE recordings SET erase_twilio = CASE WHEN $3 = 1 AND erase_twilio = 0 THEN 1 ELSE erase_twilio END, \
-     erase_due_at = CASE WHEN erase_due_at IS NOT NULL OR ($3 = 1 AND erase_twilio = 0) THEN ",
+/// Asked for again: what is still owed is tried at once.
+const TRY_AGAIN: &str = concat!(
+    "UPDATE recordings SET erase_due_at = ",
     now!(),
-    " END WHERE account_sid = $1 AND recording_sid = $2"
+    " WHERE account_sid = $1 AND recording_sid = $2 AND erase_due_at IS NOT NULL"
+);
+/// And Twilio's part is owed if it was not.
+const ERASE_AT_TWILIO: &str = concat!(
+    "UPDATE recordings SET erase_twilio = 1, erase_due_at = ",
+    now!(),
+    " WHERE account_sid = $1 AND recording_sid = $2 AND erase_twilio = 0"
 );
 const ONE: &str = concat!(
     "SELECT ",
@@ -229,11 +234,7 @@ impl dyn Catalog + '_ {
         }
         for recording in &known {
             match recording.state {
-                State::Erased => {
-                    let id = &recording.id;
-                    let args = args![id.account, id.recording, i64::from(at_twilio)];
-                    session.execute(ERASE_AGAIN, args).await?;
-                }
+                State::Erased => erase_again(&mut session, &recording.id, at_twilio, asked_by).await?,
                 _ => erase(&mut session, &recording.id, ErasedBy::Request(asked_by), at_twilio).await?,
             }
         }
@@ -386,6 +387,16 @@ async fn lock_all(session: &mut Session, what: Erase) -> Result<Vec<Recording>> 
     let locking = if session.is_postgres() { " FOR UPDATE" } else { "" };
     let rows = session.rows(AssertSqlSafe(format!("{LOCK}{by}{IN_ORDER}{locking}")), args).await?;
     rows.iter().map(rows::recording).collect()
+}
+
+/// Sees to what is owed of a recording that was erased before, whose row is locked.
+async fn erase_again(session: &mut Session, id: &RecordingId, at_twilio: bool, asked_by: KeyId) -> Result<()> {
+    let args = args![id.account, id.recording];
+    session.execute(TRY_AGAIN, args.clone()).await?;
+    if at_twilio && session.execute(ERASE_AT_TWILIO, args).await? == 1 {
+        feed::note(session, id, "twilio_deletion_requested", json!({"key": asked_by})).await?;
+    }
+    Ok(())
 }
 
 /// Makes a recording erased, whose row is locked; what is owed of it is due at once.
