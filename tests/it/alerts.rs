@@ -130,7 +130,7 @@ async fn no_alert_fires_while_a_backfill_takes_its_time() {
     assert!(backfill.status.success(), "{}", String::from_utf8_lossy(&backfill.stderr));
     for number in 1..=5 {
         let id = world.record(number);
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         service.recording_in(id.recording, "stored").await;
     }
     let waits = ["callvault_oldest_backfill_pending_seconds"];
@@ -147,7 +147,7 @@ async fn no_alert_fires_while_old_recordings_go_by_their_age() {
     let mut number = 0;
     let ended = eventually("some are gone, and some are owed as always", async || {
         number += 1;
-        service.send(&world.callback(world.record(number).recording)).await;
+        service.deliver(&world.callback(world.record(number).recording)).await;
         let now = scrape(&world, &service).await;
         let [gone, owed] =
             ["callvault_erasures_total{outcome=\"done\"}", "callvault_letting_go_owed{what=\"erasure\"}"];

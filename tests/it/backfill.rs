@@ -145,7 +145,7 @@ on_all_parts! {
         let service = world.start().await;
         // Three are known, in front of everything.
         for number in 1..=3 {
-            service.send(&world.callback(recording_id(number).recording)).await;
+            service.deliver(&world.callback(recording_id(number).recording)).await;
             service.recording_in(recording_id(number).recording, "stored").await;
         }
         let (code, told) = backfill(&world, &["--dry-run"]).await;
@@ -338,7 +338,7 @@ on_all_parts! {
         let fetches = || (1..=20).map(|number| world.simulator.counts(recording_id(number).recording).fetches).sum::<u64>();
         eventually("all places that the past may have are taken", async || (fetches() == 3).then_some(())).await;
         let live = add(&world, 21, 90);
-        service.send(&world.callback(live.recording)).await;
+        service.deliver(&world.callback(live.recording)).await;
         tokio::time::timeout(Duration::from_secs(30), service.recording_in(live.recording, "stored")).await.unwrap();
         assert_eq!(fetches(), 3);
         for number in 1..=20 {

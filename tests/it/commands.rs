@@ -33,7 +33,7 @@ on_all_parts! {
     async fn get_fetches_and_checks(world: World) {
         let service = world.start().await;
         let id = world.record(1);
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         service.recording_in(id.recording, "stored").await;
         let folder = tempfile::tempdir().unwrap();
         let digest = Digest::of(&speech_mp3());
@@ -56,7 +56,7 @@ on_all_parts! {
         let service = world.start().await;
         let id = world.record(1);
         world.simulator.script(id.recording, vec![Fault::NotReady; 6]);
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         let folder = tempfile::tempdir().unwrap();
         let (url, sid) = (service.url.clone(), call_sid(1));
         let path = folder.path().to_owned();
@@ -71,7 +71,7 @@ on_all_parts! {
         let service = world.start().await;
         let id = world.record(1);
         world.simulator.always(id.recording, Some(Fault::NotReady));
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         let folder = tempfile::tempdir().unwrap();
         service.kill();
         // In its place, for as long as it takes to be asked once.
@@ -91,7 +91,7 @@ on_all_parts! {
     async fn get_says_what_is_wrong_and_leaves_nothing(world: World) {
         let service = world.start().await;
         let id = world.record(1);
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         let shown = service.recording_in(id.recording, "stored").await;
         let folder = tempfile::tempdir().unwrap();
 

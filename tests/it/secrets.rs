@@ -116,7 +116,7 @@ async fn fetch_and_erase(world: &World, service: &Service, planted: &mut Planted
     let number = 30;
     let id = record(world, number, Audio::speech(), Some(encryption(pair, number)));
     planted.plant("the key of an encrypted recording", Digest::of(&number.to_be_bytes()).to_string());
-    service.send(&world.callback(id.recording)).await;
+    service.deliver(&world.callback(id.recording)).await;
     service.recording_in(id.recording, "stored").await;
 
     world.record(31);
@@ -140,7 +140,7 @@ async fn fail(world: &World, service: &Service, planted: &mut Planted) {
     for (number, fault) in (10..).zip(faults) {
         let id = world.record(number);
         world.simulator.script(id.recording, [fault]);
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         service.recording_in(id.recording, "stored").await;
     }
     let password = planted.plant("a password in a PUT", "password-in-a-url-12ab");

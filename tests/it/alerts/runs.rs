@@ -74,7 +74,7 @@ pub(super) async fn twilio_refuses_and_limits() -> Fired {
 
     world.simulator.always_of(account(), Some(Fault::RateLimited { retry_after: None }));
     for number in 1..=5 {
-        service.send(&world.callback(world.record(number).recording)).await;
+        service.deliver(&world.callback(world.record(number).recording)).await;
     }
     world.simulator.refuse_credentials(other(), true);
     let id = RecordingId { account: other(), recording: recording_id(50).recording };
@@ -198,7 +198,7 @@ pub(super) async fn the_store_fails() -> Fired {
     let answer = node.request(Method::DELETE, &path(&erased)).send().await.unwrap();
     assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE, "its marker cannot be written");
     for number in 2..=6 {
-        node.send(&world.callback(world.record(number).recording)).await;
+        node.deliver(&world.callback(world.record(number).recording)).await;
     }
     measures(&world, &node, "callvault_trouble{code=\"bucket_unreachable\"}", 1.0).await;
     measures(&world, &node, "callvault_fetches_total{outcome=\"store_error\"}", 20.0).await;
@@ -224,7 +224,7 @@ pub(super) async fn a_node_dies_and_receivers_take_nothing() -> Fired {
     for number in 1..=5 {
         let id = world.record(number);
         world.simulator.script(id.recording, [Fault::Held(1000)]);
-        dying.send(&world.callback(id.recording)).await;
+        dying.deliver(&world.callback(id.recording)).await;
     }
     eventually("it fetches them all", async || {
         (1..=5).all(|number| world.simulator.counts(recording_id(number).recording).media_requests > 0).then_some(())
