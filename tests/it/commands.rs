@@ -124,6 +124,46 @@ on_all_parts! {
     }
 }
 
+#[test]
+fn commands_in_a_folder_without_a_catalog_say_so_and_make_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let files =
+        || -> Vec<_> { std::fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().file_name()).collect() };
+    let account = [
+        ("CALLVAULT_TWILIO_ACCOUNT_SID", "ACaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"),
+        ("CALLVAULT_TWILIO_AUTH_TOKEN", "auth-token"),
+    ];
+    let is_refused = |args: &[&str], what: &str| {
+        let ended = run(folder.path(), args, &account);
+        let told = stderr(&ended);
+        assert_eq!(ended.status.code(), Some(1), "{args:?}: {told}");
+        assert!(told.contains(&format!("there is no {what}")) && told.contains("callvault serve"), "{args:?}: {told}");
+    };
+    for args in [
+        &["verify", "--repair"][..],
+        &["backfill"],
+        &["backfill", "--dry-run"],
+        &["keys", "list"],
+        &["keys", "revoke", "key_0123456789abcdef"],
+        &["keys", "rotate"],
+    ] {
+        is_refused(args, "catalog");
+    }
+    // The bucket is enough for it, where there is one.
+    is_refused(&["reindex"], "embedded store");
+    assert!(files().is_empty(), "{:?}", files());
+
+    // The first key may be made before the first node is started.
+    let made = run(folder.path(), &["keys", "create", "--scope", "read"], &account);
+    assert_eq!(made.status.code(), Some(0), "{}", stderr(&made));
+    assert!(stderr(&made).contains("The catalog is new"), "{}", stderr(&made));
+    let listed = run(folder.path(), &["keys", "list", "--json"], &account);
+    let listed: Value = serde_json::from_slice(&listed.stdout).unwrap();
+    assert_eq!(listed.as_array().map(Vec::len), Some(1), "{listed}");
+    is_refused(&["verify"], "embedded store");
+    assert!(!folder.path().join("callvault-data").exists());
+}
+
 /// The embedded store is reached through the node that holds it, by its address,
 /// whatever the name is under which the world knows the service.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
