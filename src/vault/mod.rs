@@ -54,6 +54,7 @@ mod twilio_copies;
 mod unmarked;
 pub mod verify;
 pub mod webhooks;
+mod whole_bucket;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -67,7 +67,7 @@ impl DutyKind {
 pub async fn duties(vault: Arc<Vault>, kind: DutyKind, stopping: CancellationToken) {
     let mut running = JoinSet::new();
     while !stopping.is_cancelled() {
-        if vault.health.is_ready() && vault.check_clock().is_ok() {
+        if vault.health.is_ready() && vault.check_clock().is_ok() && vault.knows_its_bucket() {
             let begun = begin(&vault, kind, &stopping, &mut running).await;
             vault.health.note(kind.trouble(), begun);
         }
