@@ -173,7 +173,7 @@ async fn commands_beside_a_node_reach_its_store_whatever_its_public_name() {
     let service = world.start().await;
     let id = world.record(1);
     let url = format!("/2010-04-01/Accounts/{}/Recordings/{}", id.account, id.recording);
-    service.put(call_sid(1), &url).await;
+    assert_eq!(service.put(call_sid(1), &url).await.status(), 202);
     service.recording_in(id.recording, "stored").await;
     let settings: Vec<(&str, &str)> =
         world.settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();

@@ -314,7 +314,7 @@ async fn what_is_erased_flows_no_further_on_any_node() {
     let mut listeners = Vec::new();
     for id in ids {
         world.simulator.always(id.recording, Some(Fault::Held(10_000)));
-        nodes[0].send(&world.callback(id.recording)).await;
+        nodes[0].deliver(&world.callback(id.recording)).await;
         // Whichever node fetches it lets it be heard.
         let path = format!("/v1/recordings/{}/content?wait=5", id.recording);
         let answers = join_all(nodes.iter().map(|node| node.get(&path))).await;
@@ -356,7 +356,7 @@ async fn a_listener_on_another_node_gets_it_when_it_is_stored() {
     let id = world.record(1);
     world.simulator.script(id.recording, [Fault::Held(10_000)]);
     nodes[1].freeze().await;
-    nodes[0].send(&world.callback(id.recording)).await;
+    nodes[0].deliver(&world.callback(id.recording)).await;
     fetching(&world, id).await;
     nodes[1].thaw();
     let mut near = Listener::to(&nodes[0], &content(id)).await;

@@ -142,7 +142,7 @@ pub(super) async fn what_twilio_has_cannot_be_read() -> Fired {
     world.simulator.add(SimulatedRecording::speech(listed, call_sid(9), jiff::Timestamp::now()));
     let ids = [1, 2, 3].map(|number| record(&world, number, Audio::speech(), Some(encryption(&other_key, number))));
     for id in &ids {
-        nodes[0].send(&world.callback(id.recording)).await;
+        nodes[0].deliver(&world.callback(id.recording)).await;
     }
     for id in &ids {
         nodes[0].recording_in(id.recording, "failed").await;
