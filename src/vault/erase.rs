@@ -70,6 +70,8 @@ enum EraseError {
          service did not write it does not remove; remove it by hand"
     )]
     Unclaimed(String),
+    #[error("the bucket is another one than the catalog's")]
+    OtherBucket,
     #[error("its call is not known, and where it lies is not before the bucket is indexed")]
     Unindexed,
     #[error("the account is left alone at the moment")]
@@ -83,7 +85,9 @@ impl EraseError {
         match self {
             Self::Twilio(error) => error.code(),
             Self::LeftAlone => ErrorCode::RateLimited,
-            Self::Bucket(_) | Self::More | Self::Unclaimed(_) | Self::Unindexed => ErrorCode::StoreError,
+            Self::Bucket(_) | Self::More | Self::Unclaimed(_) | Self::OtherBucket | Self::Unindexed => {
+                ErrorCode::StoreError
+            }
             Self::Catalog(_) | Self::Lost => ErrorCode::Interrupted,
         }
     }
@@ -182,6 +186,9 @@ impl Vault {
 
     async fn erase_steps(&self, held: &Held<'_>, progress: &mut Progress) -> Result<(), EraseError> {
         let recording = &held.duty.recording;
+        if !self.knows_its_bucket() {
+            return Err(EraseError::OtherBucket);
+        }
         self.bucket.put_marker(Marker::Erased, recording).await?;
         if self.catalog.note_marked(held.duty).await? == Settled::Stale {
             return Err(EraseError::Lost);

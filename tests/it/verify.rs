@@ -358,6 +358,7 @@ async fn in_another_bucket_nothing_is_lost_and_nothing_removed() {
     world.set("CALLVAULT_RECHECK_AFTER", "1h");
     let (service, ..) = stocked(&world, 30).await;
     let (erased, _) = stored(&world, &service, 31).await;
+    let (owed, owed_key) = stored(&world, &service, 32).await;
     assert_eq!(delete(&service, &path(&erased)).await.status(), 204);
     drop(service);
     let its_own = world.settings["CALLVAULT_BUCKET_URL"].clone();
@@ -380,6 +381,7 @@ async fn in_another_bucket_nothing_is_lost_and_nothing_removed() {
         (metric(&service, "callvault_store_requests_total{method=\"HEAD\"}").await >= 40).then_some(())
     })
     .await;
+    assert_eq!(delete(&service, &path(&owed)).await.status(), 503, "its marker is not written");
     nothing_counts_as_lost(&world).await;
     let found = doctor::finds(&world, &[]).await;
     assert!(found.contains(&("bucket.objects".to_owned(), "wrong".to_owned())), "{found:?}");
@@ -390,6 +392,12 @@ async fn in_another_bucket_nothing_is_lost_and_nothing_removed() {
     let service = world.start().await;
     eventually("rechecks find all in order", async || {
         (metric(&service, "callvault_rechecks_total{outcome=\"in_order\"}").await >= 2).then_some(())
+    })
+    .await;
+    let store = world.store(&service);
+    eventually("what is owed goes", async || {
+        let keys = store.keys().await;
+        (keys.contains(&marker(&owed)) && !keys.contains(&owed_key)).then_some(())
     })
     .await;
     let (_, ready) = service.json("/readyz").await;
