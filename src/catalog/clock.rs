@@ -6,6 +6,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
+/// How far a node's clock may be from the catalog's: beyond that one of the two is wrong.
+pub const CLOCK_OFF_MAX: Duration = Duration::from_secs(5 * 60);
+
 /// The catalog's time as it was last read, and what this node's monotonic
 /// clock has counted since. The wall clock of the node is only compared with it.
 #[derive(Debug, Default)]
@@ -42,11 +45,21 @@ impl Clock {
 
     /// Takes a time that was read from the catalog.
     pub(super) fn set(&self, now: Timestamp) {
-        #[expect(clippy::disallowed_methods, reason = "this is what is compared with the catalog's")]
-        let node = Timestamp::now();
-        let anchor = Anchor { at: now, read: Instant::now(), node };
+        let anchor = Anchor { at: now, read: Instant::now(), node: node_time() };
         *self.anchor.write().expect("nothing panics while it holds the clock") = Some(anchor);
     }
+}
+
+/// What this node takes for the time.
+#[expect(clippy::disallowed_methods, reason = "this is what is compared with the catalog's")]
+fn node_time() -> Timestamp {
+    Timestamp::now()
+}
+
+/// Whether a time that the catalog has just told is near what this node takes for it.
+/// Where it is not, nothing that cannot be undone may hang on it.
+pub(super) fn agrees(told: Timestamp) -> bool {
+    told.duration_since(node_time()).unsigned_abs() <= CLOCK_OFF_MAX
 }
 
 /// A duration as the catalog's milliseconds.

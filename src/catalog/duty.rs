@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use sqlx::AssertSqlSafe;
 
 use super::claim::Leftover;
+use super::clock::agrees;
 use super::columns::columns_of;
 use super::lease::{Lease, Settled};
 use super::sql::{Row, Session, Value, args, now, place_each};
@@ -63,12 +64,22 @@ macro_rules! held {
 }
 pub(super) use held;
 
+/// The same for one that relies on what was seen under the lease: what was seen
+/// under one that ran out may be long ago, though nobody has taken it since.
+macro_rules! held_to_now {
+    () => {
+        concat!($crate::catalog::duty::held!(), " AND duty_until > ", $crate::catalog::sql::now!())
+    };
+}
+pub(super) use held_to_now;
+
 const GRANT: &str = concat!(
     "UPDATE recordings SET epoch = epoch + 1, duty_until = ",
     now!(),
     " + $3 WHERE account_sid = $1 AND recording_sid = $2"
 );
-const RENEW: &str = concat!("UPDATE recordings SET duty_until = ", now!(), " + $4", held!(), " RETURNING duty_until");
+const RENEW: &str =
+    concat!("UPDATE recordings SET duty_until = ", now!(), " + $4", held_to_now!(), " RETURNING duty_until");
 const GIVE_BACK: &str = concat!("UPDATE recordings SET duty_until = NULL", held!());
 /// It was not let go of: it is left alone until it is that old again.
 const KEEP: &str = concat!("UPDATE recordings SET duty_until = NULL, kept_at = ", now!(), " - $4 + $5", held!());
@@ -131,6 +142,11 @@ impl dyn Catalog + '_ {
         for account in ready {
             let room = i64::try_from(share.min(at_most - duties.len())).unwrap_or(i64::MAX);
             for row in session.rows(AssertSqlSafe(sql.clone()), args![account, room, due.age]).await? {
+                if !agrees(row.time("now_ms")?) {
+                    // By such a clock nothing is due.
+                    session.rollback().await?;
+                    return Ok(Vec::new());
+                }
                 match grant(&mut session, &row, duration).await {
                     Ok(duty) => duties.push(duty),
                     // One row that a newer node wrote must not keep all others from being looked at.
@@ -173,7 +189,7 @@ impl dyn Catalog + '_ {
     }
 
     /// Prolongs the lease of a duty; gives the time as of which it is granted
-    /// anew, None where it is another's by now.
+    /// anew, None where it ran out, or is another's by now.
     pub async fn renew_duty(&self, duty: &Duty, duration: Duration) -> Result<Option<Timestamp>> {
         let mut session = self.begin().await?;
         let row = session.row(RENEW, duty.args_and(args![duration])).await?;

@@ -13,11 +13,13 @@ use std::time::Duration;
 use serde_json::json;
 use sqlx::AssertSqlSafe;
 
-use super::clock::between;
+use super::accept::lock;
+use super::clock::{agrees, between};
 use super::columns::columns_of;
 use super::duty::{Due, Duty, at_rest, grant, held};
 use super::lease::Settled;
 use super::sql::{Row, Session, args, now, one_of};
+use super::twilio_copies::DELETED_AT_TWILIO;
 use super::{Catalog, Result, birth, feed, rows};
 use crate::domain::recording::{Recording, RecordingId, State};
 use crate::domain::sid::{AccountSid, CallSid};
@@ -136,7 +138,9 @@ const HAS_OLD: &str = concat!(
 const OLD: &str = concat!(
     "SELECT ",
     columns_of!(recordings),
-    " FROM recordings WHERE account_sid = $1 AND state <> 'erased' AND hold = 0 AND ordered_at <= ",
+    ", ",
+    now!(),
+    " AS now_ms FROM recordings WHERE account_sid = $1 AND state <> 'erased' AND hold = 0 AND ordered_at <= ",
     now!(),
     " - $2 AND ",
     birth::indexed!(),
@@ -252,7 +256,8 @@ impl dyn Catalog + '_ {
     }
 
     /// Erases at most so many recordings of an account that are that old and not
-    /// held. Says how many there were.
+    /// held. Says how many there were. By a clock that is not this node's nothing is old:
+    /// a database that came back with a wrong one must not empty the bucket.
     pub async fn erase_old(
         &self,
         account: AccountSid,
@@ -265,6 +270,10 @@ impl dyn Catalog + '_ {
         let locking = if session.is_postgres() { " FOR UPDATE SKIP LOCKED" } else { "" };
         let rows = session.rows(AssertSqlSafe(format!("{OLD}{locking}")), args![account, age, at_most]).await?;
         for row in &rows {
+            if !agrees(row.time("now_ms")?) {
+                session.rollback().await?;
+                return Ok(0);
+            }
             erase(&mut session, &rows::id(row)?, ErasedBy::Retention, at_twilio).await?;
         }
         session.commit().await?;
@@ -341,8 +350,20 @@ impl dyn Catalog + '_ {
         again: Duration,
         recheck_after: Duration,
     ) -> Result<Settled> {
+        let id = &duty.lease.id;
         let done = args![i64::from(progress.cleared), i64::from(progress.gone_at_twilio), again, recheck_after];
-        self.settle_duty(SETTLE, duty.args_and(done)).await
+        let mut session = self.begin().await?;
+        lock(&mut session, id).await?;
+        if session.execute(SETTLE, duty.args_and(done)).await? == 0 {
+            session.rollback().await?;
+            return Ok(Settled::Stale);
+        }
+        if progress.gone_at_twilio {
+            feed::note(&mut session, id, DELETED_AT_TWILIO, json!({})).await?;
+        }
+        session.commit().await?;
+        self.announce_change();
+        Ok(Settled::Done)
     }
 
     /// What erased recordings owe, and how many of them failed so often.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::Value as Json;
 
 use super::accept::{TO_PENDING, lock};
-use super::duty::{Due, Duty, held};
+use super::duty::{Due, Duty, held_to_now};
 use super::lease::Settled;
 use super::sql::{args, now};
 use super::{Catalog, Result, feed, recheck};
@@ -30,7 +30,7 @@ macro_rules! may_be_evicted {
 }
 const EVICT: &str = concat!(
     "UPDATE recordings SET state = 'evicted', kept_at = NULL",
-    held!(),
+    held_to_now!(),
     " AND ",
     may_be_evicted!(),
     " AND ",

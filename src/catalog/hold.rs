@@ -1,8 +1,8 @@
 //! Holds: the mark on the row, and its marker in the bucket.
 //!
 //! The row decides: whoever erases, evicts or deletes at Twilio looks at it under
-//! its lock, and a hold makes a duty that is under way stale. The marker follows,
-//! by one node at a time, until it says what the row says.
+//! its lock, and a hold makes a duty that is under way stale. What was evicted before
+//! comes back. The marker follows, by one node at a time, until it says what the row says.
 
 use std::time::Duration;
 
@@ -10,11 +10,11 @@ use jiff::Timestamp;
 use serde_json::Value as Json;
 use sqlx::AssertSqlSafe;
 
-use super::accept::lock;
+use super::accept::{TO_PENDING, lock};
 use super::columns::columns_of;
 use super::erase::Owed;
 use super::lease::Settled;
-use super::sql::{Row, args, now};
+use super::sql::{Row, Session, args, now};
 use super::{Catalog, Result, feed, rows};
 use crate::domain::recording::{Recording, RecordingId, State};
 
@@ -98,6 +98,21 @@ const OWED: &str = concat!(
 const OWES: &str = "SELECT 1 AS one FROM recordings WHERE account_sid = $1 AND recording_sid = $2 \
                     AND hold_marker_due_at IS NOT NULL";
 
+/// What is left of its object is looked at before Twilio is asked.
+const LOOK_FIRST: &str = "UPDATE recordings SET look_first = 1 WHERE account_sid = $1 AND recording_sid = $2";
+
+/// Has a recording that is held from now on come back where it was evicted: what
+/// Twilio has may go there, and what is left of its object is not to be removed.
+pub(super) async fn keep(session: &mut Session, known: &Recording) -> Result<()> {
+    if known.state != State::Evicted {
+        return Ok(());
+    }
+    let id = &known.id;
+    session.execute(TO_PENDING, args![id.account, id.recording]).await?;
+    session.execute(LOOK_FIRST, args![id.account, id.recording]).await?;
+    Ok(())
+}
+
 impl dyn Catalog + '_ {
     /// Sets a hold, or releases it; what is erased is left as it is. Gives the
     /// recording as it is then, None where it is not known. The marker is owed then.
@@ -110,10 +125,13 @@ impl dyn Catalog + '_ {
             Some(known) if known.hold == hold => {
                 session.execute(SET_AGAIN, args![id.account, id.recording]).await?;
             }
-            Some(_) => {
+            Some(known) => {
                 session.execute(SET, args![id.account, id.recording, i64::from(hold)]).await?;
                 let kind = if hold { "recording.held" } else { "recording.released" };
                 feed::append(&mut session, id, kind, Json::Null).await?;
+                if hold {
+                    keep(&mut session, known).await?;
+                }
             }
         }
         let recording = lock(&mut session, id).await?;

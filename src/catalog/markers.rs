@@ -13,6 +13,7 @@ use serde_json::{Value as Json, json};
 use super::accept::lock;
 use super::bucket_walk::{BucketWalk, Position, finish, save};
 use super::erase::{ErasedBy, erase};
+use super::hold::keep;
 use super::lease::{Lease, Settled};
 use super::sql::{Session, args};
 use super::{Catalog, Result, birth, era, feed, recheck, scrub};
@@ -134,10 +135,11 @@ async fn apply(session: &mut Session, marker: Marker, marked: &Marked, after: Du
             Ok(is_new)
         }
         (Marker::Held, Some(known)) if known.hold => Ok(false),
-        (Marker::Held, Some(_)) => {
+        (Marker::Held, Some(known)) => {
             let is_held = session.execute(HOLD, args![id.account, id.recording, marked.hold_marker_epoch]).await? == 1;
             if is_held {
                 feed::append(session, id, "recording.held", told_by()).await?;
+                keep(session, &known).await?;
             }
             Ok(is_held)
         }

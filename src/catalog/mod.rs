@@ -62,7 +62,7 @@ pub use backlog::Backlog;
 pub use birth::Birth;
 pub use bucket_walk::{BucketWalk, BucketWalkKind, Position, WalkAhead};
 pub use claim::{Claim, Claimant, Leftover, Standing, Wish};
-pub use clock::Clock;
+pub use clock::{CLOCK_OFF_MAX, Clock};
 pub use duty::Duty;
 pub use erase::{Erase, Erased, Erasure, Owed, Progress};
 pub use feed::{Cursor, Event, EventFilter, OTHER_ANSWER};

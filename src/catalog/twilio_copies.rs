@@ -9,12 +9,14 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::accept::lock;
-use super::duty::{Due, Duty, held};
+use super::duty::{Due, Duty, held, held_to_now};
 use super::lease::Settled;
-use super::sql::now;
+use super::sql::{args, now};
 use super::{Catalog, Result, feed, recheck};
 use crate::domain::sid::AccountSid;
 
+/// What the history tells of it, here and where it was erased.
+pub(super) const DELETED_AT_TWILIO: &str = "deleted_at_twilio";
 /// Since when it is stored; the indexes of the schema name the same.
 const COPIED_SINCE: &str = "(CASE WHEN coalesce(kept_at, 0) >= stored_at THEN kept_at ELSE stored_at END)";
 macro_rules! has_a_copy {
@@ -28,13 +30,19 @@ const MARK: &str = concat!(
     "UPDATE recordings SET twilio_marked_at = coalesce(twilio_marked_at, ",
     now!(),
     ")",
-    held!(),
+    held_to_now!(),
     " AND ",
     has_a_copy!(),
     " AND recheck_due_at IS NULL"
 );
-const DELETED: &str =
-    concat!("UPDATE recordings SET duty_until = NULL, kept_at = NULL, twilio_deleted_at = ", now!(), held!());
+/// What has been removed there is so whoever has the lease by now: a hold may have come
+/// when it was too late.
+const DELETED: &str = concat!(
+    "UPDATE recordings SET twilio_deleted_at = ",
+    now!(),
+    " WHERE account_sid = $1 AND recording_sid = $2 AND twilio_deleted_at IS NULL"
+);
+const END: &str = concat!("UPDATE recordings SET duty_until = NULL, kept_at = NULL", held!());
 const NEEDED: &str =
     concat!("UPDATE recordings SET duty_until = NULL, twilio_marked_at = NULL, kept_at = ", now!(), held!());
 
@@ -62,15 +70,15 @@ impl dyn Catalog + '_ {
 
     /// Twilio has no copy any more.
     pub async fn deleted_at_twilio(&self, duty: &Duty) -> Result<Settled> {
+        let id = &duty.lease.id;
         let mut session = self.begin().await?;
-        lock(&mut session, &duty.lease.id).await?;
-        if session.execute(DELETED, duty.args()).await? == 0 {
-            session.rollback().await?;
-            return Ok(Settled::Stale);
+        lock(&mut session, id).await?;
+        if session.execute(DELETED, args![id.account, id.recording]).await? == 1 {
+            feed::note(&mut session, id, DELETED_AT_TWILIO, json!({})).await?;
         }
-        feed::note(&mut session, &duty.lease.id, "deleted_at_twilio", json!({})).await?;
+        let is_held = session.execute(END, duty.args()).await? == 1;
         session.commit().await?;
-        Ok(Settled::Done)
+        Ok(if is_held { Settled::Done } else { Settled::Stale })
     }
 
     /// What is stored here is not what the row says: Twilio's copy is needed. A

@@ -236,6 +236,18 @@ fn contradictions_are_refused() {
     let in_vain = with([("CALLVAULT_RETENTION", "7d"), ("CALLVAULT_DELETE_AT_TWILIO_AFTER", "7d")]);
     assert!(problems(&in_vain).contains("stay at Twilio for ever"));
     assert!(load(&with([("CALLVAULT_RETENTION", "8d"), ("CALLVAULT_DELETE_AT_TWILIO_AFTER", "7d")])).is_ok());
+    // What an account says for itself counts for it, and for no other one.
+    let own = |settings: &str| {
+        let account = format!("[[accounts]]\nsid = \"{SID}\"\nauth_token = \"x\"\n{settings}\n");
+        load_file(&account, &[bucket, ("CALLVAULT_RETENTION", "1d"), ("CALLVAULT_DELETE_AT_TWILIO_AFTER", "7d")])
+    };
+    assert!(own("").unwrap_err().to_string().contains(SID));
+    assert!(own("retention = \"7d\"").is_err());
+    for right in ["retention = \"8d\"", "retention = \"off\"", "erase_at_twilio = true"] {
+        assert!(own(right).is_ok(), "{right}");
+    }
+    let link_life = |ttl| load(&[("CALLVAULT_EVICT_AFTER", "76m"), ("CALLVAULT_LINK_TTL", ttl)]);
+    assert!(link_life("1h").is_ok() && link_life("61m").is_err());
     let embedded = [("CALLVAULT_DELETE_AT_TWILIO_AFTER", "7d")];
     assert!(problems(&embedded).contains("is refused with the embedded store"));
     let half = [bucket, ("AWS_ACCESS_KEY_ID", "AKIA")];

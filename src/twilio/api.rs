@@ -126,14 +126,27 @@ impl Twilio {
         Ok(self.get::<RecordingResource>(&source.id.account, source.host, url).await?.map(described))
     }
 
-    /// Deletes a recording, its audio at once; one that is not there is fine.
+    /// Deletes a recording, its audio at once; one that is not there is fine. Where it is
+    /// not known at the host of its URL, the account's own is asked as well: of what only a
+    /// marker knew there was no URL.
     pub async fn delete(&self, source: &Source) -> Result<(), MediaError> {
+        if self.delete_there(source).await? {
+            return Ok(());
+        }
+        match self.home(&source.id.account).filter(|home| *home != source.host) {
+            Some(host) => self.delete_there(&Source { host, ..*source }).await.map(|_| ()),
+            None => Ok(()),
+        }
+    }
+
+    /// False where that host does not know it.
+    async fn delete_there(&self, source: &Source) -> Result<bool, MediaError> {
         let url = self.resource_url(source);
         let request = self.authorized_to(Method::DELETE, &source.id.account, url).ok_or(MediaError::NotConfigured)?;
         let response = request.timeout(TIMEOUT).send().await.map_err(unreachable)?;
         match response.status() {
-            status if status.is_success() => Ok(()),
-            StatusCode::NOT_FOUND => Ok(()),
+            status if status.is_success() => Ok(true),
+            StatusCode::NOT_FOUND => Ok(false),
             _ => Err(refusal(&response, source.host, self)),
         }
     }

@@ -63,7 +63,7 @@ use jiff::Timestamp;
 use tokio::sync::{Mutex, Semaphore, mpsc};
 
 use crate::bucket::{Bucket, UPLOAD_RESERVE_BYTES};
-use crate::catalog::{Catalog, CatalogError, Claimant};
+use crate::catalog::{CLOCK_OFF_MAX, Catalog, CatalogError, Claimant};
 use crate::config::Config;
 use crate::domain::recording::{Recording, RecordingId};
 use crate::domain::retry;
@@ -95,9 +95,6 @@ const ASKED_WAITING_MAX: usize = 1000;
 /// Connections that requests to play leave to callbacks, claims and the renewal
 /// of leases.
 const CONNECTIONS_LEFT: u32 = 3;
-
-/// How far a node's clock may be from the catalog's.
-const CLOCK_OFF_MAX: Duration = Duration::from_secs(5 * 60);
 
 /// This node's clock is not the catalog's.
 #[derive(Debug, Clone, Copy, thiserror::Error)]

@@ -1,8 +1,9 @@
 //! Deleting at Twilio what is stored here, once the stored copy was read back.
 //!
 //! The row is marked first, then the object is read back through the hash. Only
-//! a copy that matches lets Twilio's go, and the row is asked once more right
-//! before. A copy that does not match owes a recheck at once, and stays at Twilio.
+//! a copy that matches lets Twilio's go, and one that says what it is: from then on
+//! the bucket alone has to be enough. The row is asked once more right before. A copy
+//! that does not match owes a recheck at once, and stays at Twilio.
 
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::duty::{DUTY_LEASE, Held, Worked, log_end};
 use super::turns::Answer;
 use super::{Vault, source_of};
-use crate::bucket::BucketError;
+use crate::bucket::{BucketError, Throttle};
 use crate::catalog::{CatalogError, Duty, Settled, Urgency};
 use crate::telemetry;
 use crate::twilio::media::MediaError;
@@ -31,8 +32,8 @@ enum DeletionError {
     Bucket(#[from] BucketError),
     #[error("the account is left alone at the moment")]
     LeftAlone,
-    #[error("what is stored is not what the catalog says")]
-    Differs,
+    #[error("what is stored is not what the catalog says: the recording {0}")]
+    Differs(String),
     #[error("it was held or taken on meanwhile")]
     Overtaken,
 }
@@ -83,10 +84,10 @@ impl Vault {
     async fn delete_steps(&self, held: &Held<'_>) -> Result<(), DeletionError> {
         let recording = &held.duty.recording;
         self.mark_for_twilio(held).await?;
-        let object = recording.object.as_ref().ok_or(DeletionError::Differs)?;
-        match self.bucket.read_back(&object.key).await? {
-            Some(read) if read == (object.digest, object.size_bytes) => {}
-            _ => return Err(DeletionError::Differs),
+        let object = recording.object.as_ref();
+        let object = object.ok_or_else(|| DeletionError::Differs("is stored but names no object".to_owned()))?;
+        if let Some(flaw) = self.flaws(recording, object, Some(&Throttle::default())).await?.first() {
+            return Err(DeletionError::Differs(flaw.to_string()));
         }
         if self.catalog.is_left_alone(recording.id.account).await? {
             return Err(DeletionError::LeftAlone);
@@ -110,7 +111,7 @@ impl Vault {
     async fn after_failed_deletion(&self, held: &Held<'_>, error: &DeletionError, began: Instant) {
         let recording = held.duty.lease.id;
         let again = match error {
-            DeletionError::Differs => {
+            DeletionError::Differs(_) => {
                 tracing::error!(%recording, %error, "it is not deleted at Twilio");
                 log_end(held, self.catalog.copy_is_needed(held.duty).await);
                 return telemetry::twilio_deletion_ended("differs");

@@ -446,6 +446,79 @@ on_every_catalog! {
         assert_eq!(kinds(&catalog, 1).await.last().map(String::as_str), Some("deleted_at_twilio"));
     }
 
+    async fn what_was_seen_under_a_lease_that_ran_out_lets_go_of_nothing(database: Database) {
+        let catalog = database.node().await;
+        stored(&catalog, 1).await;
+        for is_eviction in [true, false] {
+            let due = if is_eviction { evicting(&catalog, ZERO, LONG).await } else { deleting(&catalog, false).await };
+            let [duty] = &due[..] else { panic!("one is due: {due:?}") };
+            // Nobody has taken it since.
+            database.execute("UPDATE recordings SET duty_until = 1").await;
+            assert_eq!(catalog.renew_duty(duty, LONG).await.unwrap(), None);
+            let settled = match is_eviction {
+                true => catalog.evict(duty, ZERO, LONG).await.unwrap(),
+                false => catalog.mark_for_twilio(duty).await.unwrap(),
+            };
+            assert_eq!(settled, Settled::Stale);
+        }
+        assert_eq!(recording(&catalog, 1).await.state, State::Stored);
+    }
+
+    async fn by_a_clock_that_is_not_the_nodes_nothing_is_let_go_of(database: Database) {
+        const YEAR: Duration = Duration::from_secs(365 * 86_400);
+        let catalog = database.node().await;
+        stored(&catalog, 1).await;
+        let old = async || catalog.erase_old(account(), YEAR, false, 10).await.unwrap();
+        let idle = async || evicting(&catalog, YEAR, LONG).await.len();
+        let copied = async || catalog.grant_twilio_deletions(&accounts(), false, YEAR, 10, LONG).await.unwrap().len();
+        assert_eq!((old().await, idle().await, copied().await), (0, 0, 0), "it is young");
+        // The database is ten years ahead.
+        let shown = if database.postgres_url().is_some() {
+            "DROP VIEW clock CASCADE; CREATE VIEW clock AS \
+             SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint + 315360000000 AS now_ms"
+        } else {
+            "DROP VIEW clock; CREATE VIEW clock AS SELECT CAST(unixepoch('subsec') * 1000 AS INTEGER) + 315360000000 AS now_ms"
+        };
+        database.execute(shown).await;
+        assert_eq!((old().await, idle().await, copied().await), (0, 0, 0));
+        assert_eq!(recording(&catalog, 1).await.state, State::Stored);
+        // Its clock is right, and its recording old.
+        database.execute("UPDATE recordings SET ordered_at = 1, stored_at = 1").await;
+        assert_eq!(old().await, 0, "whatever it says of the age");
+    }
+
+    async fn that_a_copy_is_gone_at_twilio_is_told_whoever_has_the_lease_by_then(database: Database) {
+        let catalog = database.node().await;
+        let lease = stored(&catalog, 1).await;
+        let duty = deleting(&catalog, false).await.remove(0);
+        assert_eq!(catalog.mark_for_twilio(&duty).await.unwrap(), Settled::Done);
+        catalog.set_hold(&lease.id, true).await.unwrap();
+        for _ in 0..2 {
+            assert_eq!(catalog.deleted_at_twilio(&duty).await.unwrap(), Settled::Stale);
+        }
+        let told = kinds(&catalog, 1).await;
+        assert_eq!(told.iter().filter(|kind| *kind == "deleted_at_twilio").count(), 1, "{told:?}");
+        // There is nothing to be deleted any more.
+        catalog.set_hold(&lease.id, false).await.unwrap();
+        database.execute("UPDATE recordings SET duty_until = NULL").await;
+        assert_eq!(deleting(&catalog, true).await, []);
+    }
+
+    async fn what_is_held_after_it_was_evicted_comes_back(database: Database) {
+        let catalog = database.node().await;
+        let lease = stored(&catalog, 1).await;
+        let duty = evicting(&catalog, ZERO, LONG).await.remove(0);
+        assert_eq!(catalog.evict(&duty, ZERO, LONG).await.unwrap(), Settled::Done);
+        let held = catalog.set_hold(&lease.id, true).await.unwrap().unwrap();
+        assert_eq!((held.state, held.hold), (State::Pending, true));
+        // Not while whoever evicts it may still remove something.
+        assert_eq!(claim_some(&catalog, LONG, 1).await, []);
+        assert_eq!(catalog.renew_duty(&duty, LONG).await.unwrap(), None);
+        database.execute("UPDATE recordings SET duty_until = 1").await;
+        let claim = claim_one(&catalog, LONG).await;
+        assert!(claim.look_first, "what is left of its object is looked at");
+    }
+
     async fn a_copy_that_does_not_match_is_looked_at_and_kept_at_twilio(database: Database) {
         let catalog = database.node().await;
         stored(&catalog, 1).await;

@@ -408,7 +408,7 @@ async fn whichever_step_a_fetch_is_at_nothing_comes_back() {
 }
 
 /// Makes the bucket keep every version of its objects.
-async fn keep_versions(world: &World) {
+pub async fn keep_versions(world: &World) {
     let store = ObjectStore::shared();
     assert_eq!(store.kind, "minio", "Garage keeps no versions");
     let signed = versions_url(world, rusty_s3::Method::Put, "versioning");
@@ -433,7 +433,8 @@ fn versions_url(world: &World, method: rusty_s3::Method, query: &str) -> reqwest
     )
 }
 
-async fn versions(world: &World) -> String {
+/// What the bucket keeps, as its store lists it.
+pub async fn versions(world: &World) -> String {
     let url = versions_url(world, rusty_s3::Method::Get, "versions");
     world.http.get(url).send().await.unwrap().text().await.unwrap()
 }

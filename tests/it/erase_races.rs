@@ -27,7 +27,7 @@ enum Who {
 }
 
 /// Whether somebody waits for a row that another one has locked.
-async fn somebody_waits(world: &World) -> Option<()> {
+pub async fn somebody_waits(world: &World) -> Option<()> {
     let waiting =
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
     (sql(world, waiting.to_owned()).await > 0).then_some(())

@@ -99,6 +99,37 @@ on_all_parts! {
         service.recording_in(asked.recording, "stored").await;
     }
 
+    async fn what_twilio_does_not_know_never_leaves(world: World) {
+        evict_soon(&mut world);
+        let service = world.start().await;
+        world.simulator.rest_fault(account(), Some(RestFault::Status(404)));
+        let (id, key) = stored(&world, &service, 1).await;
+        eventually("it is kept", async || (evictions(&service, "kept").await >= 2).then_some(())).await;
+        assert_eq!(world.store(&service).keys().await, [key]);
+        assert_eq!(history(&service, &id).await.last().map(String::as_str), Some("recording.stored"));
+        service.play(&format!("{}/audio", path(&id))).await;
+        world.simulator.rest_fault(account(), None);
+        service.recording_in(id.recording, "evicted").await;
+    }
+
+    async fn while_twilio_refuses_the_credentials_nothing_leaves(world: World) {
+        evict_soon(&mut world);
+        let service = world.start().await;
+        let (id, key) = stored(&world, &service, 1).await;
+        world.simulator.refuse_credentials(account(), true);
+        eventually("the account is paused", async || service.trouble("accounts_paused").await).await;
+        // While it is, Twilio is not even asked.
+        eventually("it is not evicted", async || (evictions(&service, "failed").await >= 3).then_some(())).await;
+        let asked = world.simulator.seen().iter().filter(|seen| seen.target.contains(id.recording.as_str()) && seen.status == 401).count();
+        assert_eq!(asked, 1);
+        assert_eq!((evictions(&service, "evicted").await, world.store(&service).keys().await), (0, vec![key]));
+        world.simulator.refuse_credentials(account(), false);
+        service.recording_in(id.recording, "evicted").await;
+        let (_, page) = service.json("/v1/events?type=account.paused&type=account.resumed").await;
+        let told: Vec<&str> = page["events"].as_array().unwrap().iter().map(|event| event["type"].as_str().unwrap()).collect();
+        assert_eq!(told, ["account.paused", "account.resumed"]);
+    }
+
     async fn what_twilio_has_not_never_leaves(world: World) {
         evict_soon(&mut world);
         let service = world.start().await;
@@ -119,6 +150,72 @@ on_all_parts! {
         service.recording_in(gone.recording, "stored").await;
         service.play(&format!("{}/audio", path(&gone))).await;
     }
+}
+
+/// An answer of Twilio's that came before the node was frozen is none any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_twilio_said_before_a_node_was_frozen_evicts_nothing() {
+    let mut world = World::new(Parts::Servers).await;
+    evict_soon(&mut world);
+    let node = cluster::Node::start(&world).await;
+    let (id, key) = stored(&world, &node, 1).await;
+    node.twilio.rule(Rule::on(".json", Act::HoldAnswer));
+    node.twilio.acts().await;
+    node.freeze().await;
+    let mut deleted = SimulatedRecording::speech(id, call_sid(1), started_at());
+    deleted.status = "deleted".to_owned();
+    world.simulator.add(deleted);
+    // As if it had been frozen for longer than its lease lasts; nobody else was there to go on.
+    crate::recheck::sql(&world, "UPDATE recordings SET duty_until = 1".to_owned()).await;
+    node.twilio.release();
+    node.thaw();
+    eventually("it is not relied on", async || {
+        (evictions(&node, "lost").await + evictions(&node, "kept").await >= 1).then_some(())
+    })
+    .await;
+    eventually("Twilio is asked again", async || (evictions(&node, "kept").await >= 1).then_some(())).await;
+    assert_eq!(evictions(&node, "evicted").await, 0);
+    assert_eq!(world.real_store().keys().await, [key]);
+    node.play(&format!("{}/audio", path(&id))).await;
+}
+
+/// Somebody plays it while it is being evicted: it stays, or it comes back whole.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_plays_what_is_being_evicted_gets_it_whole() {
+    let mut world = World::new(Parts::Servers).await;
+    evict_soon(&mut world);
+    let node = cluster::Node::start(&world).await;
+    let (id, key) = stored(&world, &node, 1).await;
+    let audio = format!("{}/audio?wait=30", path(&id));
+
+    node.twilio.rule(Rule::on(".json", Act::HoldAnswer));
+    node.twilio.acts().await;
+    let (bytes, _) = node.play(&audio).await;
+    assert_eq!(bytes, speech_mp3());
+    node.twilio.release();
+    eventually("it stays", async || (evictions(&node, "kept").await == 1).then_some(())).await;
+    assert_eq!(world.real_store().keys().await, std::slice::from_ref(&key));
+
+    node.store.rule(Rule::on("DELETE /", Act::Hold));
+    node.store.acts().await;
+    let playing = node.play(&audio);
+    let content = format!("{}/content?wait=30", path(&id));
+    let content = node.get(&content);
+    let letting_go = async {
+        eventually("it is on its way back", async || {
+            (count(&world, &id, "state = 'pending'").await == 1).then_some(())
+        })
+        .await;
+        // Its object is still there and about to go: nothing is fetched before that is over.
+        assert_eq!(world.simulator.counts(id.recording).fetches, 1);
+        node.store.release();
+    };
+    let ((bytes, _), heard, ()) = tokio::join!(playing, content, letting_go);
+    assert_eq!(bytes, speech_mp3());
+    assert_eq!(heard.bytes().await.unwrap(), speech_mp3());
+    assert_eq!(world.simulator.counts(id.recording).fetches, 2);
+    let told = history(&node, &id).await;
+    assert_eq!(told.iter().filter(|kind| *kind == "recording.evicted").count(), 1, "{told:?}");
 }
 
 /// The node dies when the row is marked and the object is still there: nobody is

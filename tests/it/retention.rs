@@ -15,7 +15,7 @@ use crate::support::relay::{Act, Rule};
 use crate::support::world::{ACCOUNT, AUTH_TOKEN, Parts, Service, World, account, call_sid, recording_id};
 
 /// Puts the account into a file, with these settings of its own.
-fn account_with(world: &mut World, settings: &str) {
+pub fn account_with(world: &mut World, settings: &str) {
     let file = world.folder().join("account.toml");
     let account = format!("[[accounts]]\nsid = \"{ACCOUNT}\"\nauth_token = \"{AUTH_TOKEN}\"\n{settings}\n");
     std::fs::write(&file, account).unwrap();
@@ -25,7 +25,7 @@ fn account_with(world: &mut World, settings: &str) {
 }
 
 /// A recording that was made just now, stored.
-async fn stored_young(world: &World, service: &Service, number: u32) -> RecordingId {
+pub async fn stored_young(world: &World, service: &Service, number: u32) -> RecordingId {
     let id = recording_id(number);
     world.simulator.add(SimulatedRecording::speech(id, call_sid(number), jiff::Timestamp::now()));
     service.deliver(&world.callback(id.recording)).await;
@@ -33,13 +33,13 @@ async fn stored_young(world: &World, service: &Service, number: u32) -> Recordin
     id
 }
 
-fn deleted_at_twilio(world: &World, id: &RecordingId) -> bool {
+pub fn deleted_at_twilio(world: &World, id: &RecordingId) -> bool {
     let sid = id.recording.to_string();
     let seen = world.simulator.seen();
     seen.iter().any(|seen| seen.method == "DELETE" && seen.status == 204 && seen.target.contains(&sid))
 }
 
-async fn deletions(service: &Service, outcome: &str) -> u64 {
+pub async fn deletions(service: &Service, outcome: &str) -> u64 {
     metric(service, &format!("callvault_twilio_deletions_total{{outcome=\"{outcome}\"}}")).await
 }
 
@@ -147,6 +147,28 @@ async fn a_copy_that_rotted_or_is_gone_keeps_twilios() {
         assert_eq!(world.simulator.counts(id.recording).fetches, 2);
     }
     assert_eq!(store.object(&key).await.0, speech_mp3());
+}
+
+/// A tool wrote it again and left the metadata out: should the catalog be lost, nobody
+/// would know any more what it is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_that_does_not_say_what_it_is_keeps_twilios_until_it_does() {
+    let mut world = World::new(Parts::Servers).await;
+    world.set("CALLVAULT_RECHECK_AFTER", "1s");
+    let service = world.start().await;
+    let (id, key) = stored(&world, &service, 1).await;
+    service.kill();
+    let store = world.real_store();
+    let (bytes, described) = store.object(&key).await;
+    plant(&store, &key, None, bytes.to_vec()).await;
+    world.set("CALLVAULT_DELETE_AT_TWILIO_AFTER", "1s");
+    let service = world.start().await;
+    eventually("it is seen", async || (deletions(&service, "differs").await >= 1).then_some(())).await;
+    eventually("it is deleted at Twilio", async || deleted_at_twilio(&world, &id).then_some(())).await;
+    let (_, mended) = store.object(&key).await;
+    assert_eq!(mended.get(&object_store::Attribute::Metadata("account-sid".into())), Some(&ACCOUNT.into()));
+    assert_eq!(mended.get(&object_store::Attribute::ContentType), described.get(&object_store::Attribute::ContentType));
+    assert_eq!(world.simulator.counts(id.recording).fetches, 1, "its bytes were right");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

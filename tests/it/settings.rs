@@ -56,6 +56,26 @@ fn a_wrong_setting_of_each_kind_names_itself() {
         (&[("CALLVAULT_DATABASE_URL", "postgres://db/x")], &["CALLVAULT_BUCKET_URL"]),
         (&[("CALLVAULT_ADMIN_KEY_FILE", "/nowhere")], &["CALLVAULT_ADMIN_KEY_FILE", "/nowhere"]),
         (&[("CALLVAULT_TWILIO_AUTH_TOKEN", "hunter2")], &["CALLVAULT_TWILIO_ACCOUNT_SID"]),
+        (&[("CALLVAULT_EVICT_AFTER", "1h")], &["CALLVAULT_EVICT_AFTER", "CALLVAULT_LINK_TTL"]),
+        (&[("CALLVAULT_DELETE_AT_TWILIO_AFTER", "7d")], &["CALLVAULT_DELETE_AT_TWILIO_AFTER", "CALLVAULT_BUCKET_URL"]),
+        (
+            &[
+                ("CALLVAULT_BUCKET_URL", "s3://calls"),
+                ("CALLVAULT_EVICT_AFTER", "30d"),
+                ("CALLVAULT_DELETE_AT_TWILIO_AFTER", "30d"),
+            ],
+            &["CALLVAULT_EVICT_AFTER", "CALLVAULT_DELETE_AT_TWILIO_AFTER"],
+        ),
+        (
+            &[
+                ("CALLVAULT_BUCKET_URL", "s3://calls"),
+                ("CALLVAULT_TWILIO_ACCOUNT_SID", "ACaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"),
+                ("CALLVAULT_TWILIO_AUTH_TOKEN", "hunter2"),
+                ("CALLVAULT_RETENTION", "7d"),
+                ("CALLVAULT_DELETE_AT_TWILIO_AFTER", "7d"),
+            ],
+            &["CALLVAULT_RETENTION", "CALLVAULT_DELETE_AT_TWILIO_AFTER", "erase_at_twilio"],
+        ),
         (&[("CALLVAULT_LEESE", "30s")], &["CALLVAULT_LEESE", "CALLVAULT_LEASE"]),
         (&[("CALLVAULT_CONFIG", "/nowhere.toml")], &["CALLVAULT_CONFIG", "/nowhere.toml"]),
         (&[("CALLVAULT_CONFIG", &bad_key)], &["leese", "lease"]),

@@ -96,13 +96,17 @@ on_all_parts! {
         assert_eq!((of_kind(&second, "alien"), found_in_all(&second)), (aliens.clone(), 10), "{}", second["found"]);
 
         let left: BTreeSet<String> = store.keys().await.into_iter().collect();
-        assert_eq!(left, keys.iter().cloned().chain(aliens).collect());
-        for number in [11, 12, 21] {
-            let (bytes, _) = store.object(&keys[number - 1]).await;
+        assert_eq!(left, keys.iter().cloned().chain(aliens.iter().cloned()).collect());
+        for alien in &aliens {
+            assert_eq!(store.object(alien).await.0, b"theirs"[..], "{alien}");
+        }
+        for number in 11..=30 {
+            let (bytes, described) = store.object(&keys[number - 1]).await;
             assert_eq!(bytes, speech_mp3());
+            assert_eq!(described.get(&Attribute::Metadata("account-sid".into())), Some(&ACCOUNT.into()), "{number}");
             assert_eq!(world.simulator.counts(recording_id(number as u32).recording).fetches, 1);
         }
-        assert_eq!(world.simulator.counts(recording_id(1).recording).fetches, 0);
+        assert_eq!(world.simulator.fetches(), 20, "what was right is not fetched");
     }
 
     async fn metadata_is_mended_and_what_the_bucket_has_is_registered(world: World) {

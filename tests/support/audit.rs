@@ -67,8 +67,10 @@ pub async fn content(world: &World) {
         let fetches = world.simulator.counts(recording.id.recording).fetches;
         let failed = attempts_that_failed(&vault, &recording).await;
         let running = u64::from(recording.state == State::Fetching);
+        let evicted = vault.catalog.told(&recording.id).await.expect("what was told");
+        let evicted = evicted.iter().filter(|event| event.kind == "recording.evicted").count() as u64;
         assert!(
-            fetches <= 1 + failed + running,
+            fetches <= 1 + failed + running + evicted,
             "{} was fetched {fetches} times, though {failed} attempts failed: {:#?}",
             recording.id,
             vault.catalog.history(&recording.id).await
