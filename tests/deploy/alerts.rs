@@ -73,6 +73,37 @@ fn every_metric_that_an_alert_or_a_panel_names_is_there() {
     }
 }
 
+/// The labels that a metric has, by its row in the table. (That the service says the same is
+/// shown by tests/it/handbook/names.rs.)
+fn labels(metric: &str) -> BTreeSet<String> {
+    let table = deploy("METRICS.md");
+    let of_histogram = ["_bucket", "_sum", "_count"].iter().find_map(|end| metric.strip_suffix(end));
+    let row = [Some(metric), of_histogram].into_iter().flatten().find_map(|name| {
+        let begin = format!("| `{name}` |");
+        table.lines().find(|line| line.starts_with(&begin))
+    });
+    let cell = row.unwrap_or_else(|| panic!("{metric} has no row")).split(" | ").nth(2).unwrap();
+    cell.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+/// A query by a label that is not there shows one line without a name, and no mistake.
+#[test]
+fn every_label_that_an_alert_or_a_panel_goes_by_is_there() {
+    const OF_PROMETHEUS: [&str; 3] = ["instance", "job", "le"];
+    let alerts = rules().into_iter().map(|rule| rule["expr"].as_str().unwrap().to_owned());
+    let mut seen = 0;
+    for query in alerts.chain(dashboard_queries()) {
+        let there: BTreeSet<String> = named(&query).into_iter().flat_map(labels).collect();
+        for list in query.split(" by (").skip(1).map(|rest| rest.split(')').next().unwrap()) {
+            for label in list.split(',').map(str::trim) {
+                assert!(OF_PROMETHEUS.contains(&label) || there.contains(label), "{label} in {query}");
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 40, "{seen}");
+}
+
 /// What people ask of a service that has run for years, and what answers it.
 const QUESTIONS: &[(&str, &[&str])] = &[
     ("how long the oldest recording waits", &["callvault_oldest_pending_seconds"]),
