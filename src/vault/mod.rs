@@ -71,6 +71,7 @@ use crate::domain::sid::AccountSid;
 use crate::twilio::Twilio;
 use crate::twilio::source::{Source, SourceHost};
 use content::Doubts;
+pub use duty::span_of;
 use flight::{Flights, Hurried};
 use follow::Follower;
 use health::Health;

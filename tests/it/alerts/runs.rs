@@ -58,6 +58,15 @@ pub(super) async fn while_they_grow(world: &World, service: &Service, ages: &[&s
     (before, ended)
 }
 
+/// So many callbacks of a recording come that its account's token has not signed.
+pub(super) async fn badly_signed(world: &World, service: &Service, id: RecordingId, times: u32) {
+    let mut callback = world.callback(id.recording);
+    callback.auth_token = "another-token".to_owned();
+    for _ in 0..times {
+        assert_eq!(service.send(&callback).await.status(), StatusCode::FORBIDDEN);
+    }
+}
+
 pub(super) async fn no_node_is_seen() -> Fired {
     let world = World::new(Parts::Embedded).await;
     let mut run = Measured::of(&world);
@@ -80,10 +89,8 @@ pub(super) async fn twilio_refuses_and_limits() -> Fired {
     let id = RecordingId { account: other(), recording: recording_id(50).recording };
     world.simulator.add(SimulatedRecording::speech(id, call_sid(50), started_at()));
     assert_eq!(service.send(&world.callback(id.recording)).await.status(), StatusCode::NO_CONTENT);
-    // Of its two callbacks one is signed with a token that the node does not have.
-    let mut badly_signed = world.callback(id.recording);
-    badly_signed.auth_token = "another-token".to_owned();
-    assert_eq!(service.send(&badly_signed).await.status(), StatusCode::FORBIDDEN);
+    // Of its callbacks all but one are signed with a token that the node does not have.
+    badly_signed(&world, &service, id, 12).await;
     let limited = format!("callvault_twilio_rate_limited_total{{account=\"{}\"}}", account());
     measures(&world, &service, &limited, 25.0).await;
     measures(&world, &service, "callvault_accounts_paused", 1.0).await;
