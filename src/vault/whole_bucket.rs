@@ -10,6 +10,7 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 
 use super::Vault;
 use super::audit::AuditError;
+use crate::bucket::BucketError;
 
 /// Stored recordings that are looked at, wherever among all. Of fewer nothing is concluded:
 /// to fetch those again is soon done.
@@ -42,12 +43,15 @@ impl Vault {
     pub async fn look_for_objects(&self) -> Result<(), AuditError> {
         let behind = format!("RE{:032x}", ((self.dice)() * u128::MAX as f64) as u128);
         let keys = self.catalog.some_stored(&behind, LOOKED_AT).await?;
+        let seen = if keys.len() < LOOKED_AT { Ok(()) } else { self.most_are_there(&keys).await? };
+        self.health.note(TROUBLE, seen);
+        Ok(seen?)
+    }
+
+    async fn most_are_there(&self, keys: &[String]) -> Result<Result<(), MostAreMissing>, BucketError> {
         let looks: Vec<_> = keys.iter().map(|key| self.bucket.facts(key)).collect();
         let looked: Vec<_> = stream::iter(looks).buffer_unordered(LOOKS_AT_ONCE).try_collect().await?;
         let missing = looked.iter().filter(|facts| facts.is_none()).count();
-        let seen =
-            if looked.len() == LOOKED_AT && missing * 2 > LOOKED_AT { Err(MostAreMissing { missing }) } else { Ok(()) };
-        self.health.note(TROUBLE, seen);
-        Ok(seen?)
+        Ok(if missing * 2 > looked.len() { Err(MostAreMissing { missing }) } else { Ok(()) })
     }
 }
