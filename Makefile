@@ -9,7 +9,8 @@ help:
 	@echo 'make soak    random trouble for SOAK_SECONDS (600), repeated by SOAK_SEED'
 	@echo 'make deploy-check  what is in deploy/, by the tools that read it (part of make test)'
 	@echo 'make image   the container image, with docker'
-	@echo 'make image-check   the image built and run without a container engine, as root'
+	@echo 'make image-check   the image built and run without a container engine, as root;'
+	@echo '                   with TWICE=1 built twice, and compared'
 	@echo 'make bench   the benchmarks, as ratios against peers'
 	@echo 'make demo    a recording from callback to a link that plays'
 
@@ -45,7 +46,7 @@ image:
 # A whole release build in a chroot: too slow for `make test`.
 image-check:
 	tests/install-tools.sh image
-	tests/deploy/image.sh
+	TWICE=$(TWICE) tests/deploy/image.sh
 
 SOAK_SECONDS ?= 600
 SOAK_SEED ?= $(shell date +%s)

@@ -19,12 +19,13 @@ mod throttle;
 mod upload;
 mod versions;
 
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures::TryStreamExt;
-use http::HeaderMap;
+use http::{HeaderMap, Method};
 use object_store::aws::{AmazonS3, AmazonS3Builder, Checksum};
 use object_store::client::{
     HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpService, ReqwestConnector,
@@ -51,8 +52,12 @@ use clear::Direct;
 use credentials::Credentials;
 use link::Linker;
 
-/// A part or a small object takes seconds; this is for links that crawl.
+/// A part or a small object takes seconds; this is for links that crawl. A completion
+/// may take it all.
 const UPLOAD_TIMEOUT: Duration = Duration::from_secs(300);
+/// What a store may take for a body however small: twice the longest silence elsewhere.
+const UPLOAD_TIMEOUT_LEAST: Duration = Duration::from_secs(60);
+const TOO_SLOW: &str = "what was sent was not taken in time";
 /// A request without a body that the store does not answer soon, it will not answer.
 const CONTROL_TIMEOUT: Duration = Duration::from_secs(20);
 /// S3 copies about a gigabyte a minute where it has to move bytes.
@@ -327,11 +332,28 @@ impl HttpService for Counted {
     async fn call(&self, request: HttpRequest) -> std::result::Result<HttpResponse, HttpError> {
         let method = telemetry::method_label(request.method());
         let began = Instant::now();
-        let answered = self.0.execute(request).await;
+        let body_bytes = request.body().content_length();
+        let is_put = request.method() == Method::PUT;
+        let executing = self.0.execute(request);
+        // All else, copies among it, has the time that its client gives it.
+        let answered = if is_put && body_bytes > 0 {
+            let in_time = tokio::time::timeout(put_timeout(body_bytes), executing).await;
+            in_time.unwrap_or_else(|_| Err(HttpError::new(HttpErrorKind::Timeout, io::Error::other(TOO_SLOW))))
+        } else {
+            executing.await
+        };
         let has_failed = answered.as_ref().map_or(true, |answer| answer.status().is_server_error());
         telemetry::store_answered(method, has_failed, began.elapsed());
         answered
     }
+}
+
+/// How long a body of that length may be under way: the largest as long as any upload, a
+/// shorter one by so much less. A store that takes no bytes any more, and closes nothing,
+/// is not waited for longer than the bytes can need.
+fn put_timeout(bytes: usize) -> Duration {
+    let share = bytes as f64 / SINGLE_PUT_MAX_BYTES as f64;
+    UPLOAD_TIMEOUT.min(UPLOAD_TIMEOUT_LEAST + (UPLOAD_TIMEOUT - UPLOAD_TIMEOUT_LEAST).mul_f64(share))
 }
 
 impl Inner {
@@ -382,6 +404,35 @@ mod tests {
             let error = store.put(&Path::from("key"), "audio".into()).await.unwrap_err();
             assert_eq!(BucketError::from(error).is_refusal(), expected, "{answer:?}");
         }
+    }
+
+    /// Takes what it is sent, and never answers.
+    #[derive(Debug)]
+    struct Silent;
+
+    #[async_trait]
+    impl HttpService for Silent {
+        async fn call(&self, _: HttpRequest) -> std::result::Result<HttpResponse, HttpError> {
+            std::future::pending().await
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_put_that_a_store_swallows_ends_once_its_bytes_had_time() {
+        let store = Counted(HttpClient::new(Silent));
+        let ends_after = async |method: Method, bytes: usize| {
+            let request = http::Request::builder().method(method).uri("http://store/key");
+            let request = request.body(vec![0; bytes].into()).unwrap();
+            let began = tokio::time::Instant::now();
+            let ended = tokio::time::timeout(COPY_TIMEOUT, store.call(request)).await.ok()?;
+            assert_eq!(ended.unwrap_err().kind(), HttpErrorKind::Timeout);
+            Some(began.elapsed().as_secs())
+        };
+        assert_eq!(ends_after(Method::PUT, 240 << 10).await, Some(63), "a minute of speech");
+        assert_eq!(ends_after(Method::PUT, 8 << 20).await, Some(180));
+        assert_eq!(ends_after(Method::PUT, SINGLE_PUT_MAX_BYTES).await, Some(UPLOAD_TIMEOUT.as_secs()));
+        assert_eq!(ends_after(Method::PUT, 0).await, None, "a copy moves bytes that are the store's");
+        assert_eq!(ends_after(Method::POST, 1000).await, None, "the completion of an upload, too");
     }
 
     #[test]

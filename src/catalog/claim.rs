@@ -263,7 +263,8 @@ impl Due {
         let lease = Lease { id: self.known.id, epoch: self.known.epoch };
         let node = self.lease_node.as_deref().unwrap_or("a node");
         let detail = format!("{node} was not heard of for the length of its lease");
-        tracing::warn!(recording = %lease.id, epoch = lease.epoch, node, at = %self.now, "a lease ran out");
+        let call = self.known.details.call_sid.map(tracing::field::display);
+        tracing::warn!(recording = %lease.id, call, epoch = lease.epoch, node, at = %self.now, "a lease ran out");
         let failure = Failure {
             code: ErrorCode::Interrupted,
             failed_before: self.failed_before,

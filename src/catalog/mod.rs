@@ -107,7 +107,7 @@ pub enum CatalogError {
     #[error("too many look-ups wait for the catalog")]
     Busy,
     /// It answered with an error.
-    #[error("the catalog refused a statement: {0}")]
+    #[error("the catalog refuses: {}", said(.0))]
     Refused(#[source] sqlx::Error),
     /// Its schema cannot be brought up to date.
     #[error("the catalog's schema cannot be migrated: {}", innermost(.0))]
@@ -121,6 +121,11 @@ pub enum CatalogError {
     /// It holds something that this service did not write.
     #[error("the catalog holds a value that cannot be read: {0}")]
     Unreadable(String),
+}
+
+/// What a server said, without the line of its own source that said so.
+fn said(error: &sqlx::Error) -> String {
+    error.as_database_error().map_or_else(|| error.to_string(), |error| error.message().to_owned())
 }
 
 impl CatalogError {

@@ -117,7 +117,16 @@ const MIGRATIONS: &[Step] = &[
 
 impl Shared {
     async fn acquire(&self) -> Result<PoolConnection<Postgres>> {
-        self.pool.acquire().await.map_err(sql::error)
+        self.pool.acquire().await.map_err(|error| self.not_connected(error))
+    }
+
+    /// A pool tries for as long as it may where nothing listens, and tells that its time was over.
+    fn not_connected(&self, error: sqlx::Error) -> CatalogError {
+        let sqlx::Error::PoolTimedOut = error else { return sql::error(error) };
+        let (host, port) = (self.options.get_host(), self.options.get_port());
+        CatalogError::Unavailable(format!(
+            "no connection to {host}:{port} in time: nothing listens there, or all that this node may have are in use"
+        ))
     }
 
     /// A connection that has just answered. One that broke while it lay idle
@@ -244,7 +253,8 @@ impl Catalog for PostgresCatalog {
         let pool = self.shared.single_connection();
         // Whether anybody is there is found out within a limit; a migration has none.
         let reached = tokio::time::timeout(SESSION_TIMEOUT, sqlx::query("SELECT 1").execute(&pool)).await;
-        reached.map_err(|_| CatalogError::Unavailable("no connection answers".to_owned()))?.map_err(sql::error)?;
+        let reached = reached.map_err(|_| CatalogError::Unavailable("no connection answers".to_owned()))?;
+        reached.map_err(|error| self.shared.not_connected(error))?;
         let migrated = migrator(MIGRATIONS).run(&pool).await;
         pool.close().await;
         migrated.map_err(CatalogError::Migration)?;

@@ -87,7 +87,34 @@ const OWE_HELD_MARKER: &str = concat!(
     " WHERE account_sid = $1 AND recording_sid = $2 AND hold = 1 AND hold_marker_due_at IS NULL"
 );
 
+/// Of the next recordings by their SIDs, which are random: whatever is asked for, and however
+/// few are stored, it is soon answered.
+macro_rules! some_stored {
+    ($where:literal) => {
+        concat!(
+            "SELECT object_key FROM (SELECT state, object_key FROM recordings WHERE recording_sid ",
+            $where,
+            " $1 ORDER BY recording_sid LIMIT 1000) AS seen WHERE state = 'stored' AND object_key IS NOT NULL LIMIT $2"
+        )
+    };
+}
+const STORED_BEHIND: &str = some_stored!(">");
+const STORED_FROM_THE_FIRST: &str = some_stored!("<=");
+
 impl dyn Catalog + '_ {
+    /// The objects of some stored recordings, at most so many: of those behind that SID,
+    /// and then from the first one on.
+    pub async fn some_stored(&self, behind: &str, at_most: usize) -> Result<Vec<String>> {
+        let mut session = self.read().await?;
+        let mut keys = Vec::new();
+        for statement in [STORED_BEHIND, STORED_FROM_THE_FIRST] {
+            let more = i64::try_from(at_most - keys.len()).unwrap_or(i64::MAX);
+            let rows = session.rows(statement, args![behind, more]).await?;
+            keys.extend(rows.iter().map(|row| row.get::<String>("object_key")).collect::<Result<Vec<_>>>()?);
+        }
+        Ok(keys)
+    }
+
     /// What the rows of these recordings say, by recording: several accounts may
     /// have one of that SID.
     pub async fn in_hand(

@@ -1,13 +1,20 @@
 //! What commands stand on that work on catalog and bucket beside running nodes.
+//!
+//! Those make neither: where a folder has none, a service runs in another one, and an
+//! empty one would only hide that. Making them is for the service, for its first key, and
+//! for a reindex, to which the bucket is enough.
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::config;
+use crate::bucket::Embedded;
+use crate::config::{BucketConfig, Config, Database};
 use crate::vault::Vault;
 use crate::{app, telemetry};
+
+const ELSEWHERE: &str = "run it in the folder that the node runs in; a new node's are made by `callvault serve`";
 
 /// The use cases over the parts of this process' settings, which are reached.
 pub struct Beside {
@@ -17,11 +24,23 @@ pub struct Beside {
     pub node: String,
 }
 
-/// Opens the parts that the settings name, as `serve` does.
-pub async fn open() -> anyhow::Result<Beside> {
-    let config = config()?;
+/// Fails where the catalog is a file, and not there.
+pub fn has_catalog(config: &Config) -> anyhow::Result<()> {
+    match &config.database {
+        Database::Sqlite(path) if !path.exists() => bail!("there is no catalog at {}: {ELSEWHERE}", path.display()),
+        Database::Sqlite(_) | Database::Postgres(_) => Ok(()),
+    }
+}
+
+/// Opens the parts that the settings name, as `serve` does; a catalog is made where there is none.
+pub async fn open(config: &Config) -> anyhow::Result<Beside> {
     telemetry::init_logs(&config.log);
-    let vault = app::vault(&config).await?;
+    if let BucketConfig::Embedded(folder) = &config.bucket
+        && !Embedded::is_in(folder)
+    {
+        bail!("there is no embedded store in {}: {ELSEWHERE}", folder.display());
+    }
+    let vault = app::vault(config).await?;
     vault.catalog.prepare().await.context("the catalog cannot be used")?;
     vault.bucket.check().await.context("the bucket cannot be used")?;
     vault.check_clock()?;

@@ -14,10 +14,10 @@ use jiff::Timestamp;
 use secrecy::ExposeSecret;
 use serde::Serialize;
 
-use super::{config, print_line};
+use super::{beside, config, print_line};
 use crate::app;
 use crate::catalog::{self, Catalog, KEYS_MAX, KeptKey, NewKey, Rotation};
-use crate::config::{Config, Database};
+use crate::config::Config;
 use crate::domain::digest::Digest;
 use crate::domain::key::{self, Holder, KeyId, RATE_DEFAULT_PER_SECOND, Scope};
 use crate::domain::sid::AccountSid;
@@ -166,24 +166,22 @@ impl From<KeptKey> for View {
 /// Does what is asked.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let config = config()?;
-    let catalog = open(&config).await?;
+    let has_catalog = beside::has_catalog(&config);
+    match &args.command {
+        Command::Create(_) if has_catalog.is_err() => {
+            tell("The catalog is new: a service knows this key only if it has the same settings, and this folder.");
+        }
+        // The first key may be made before the first service is started; of others there is none.
+        Command::Create(_) | Command::List(_) | Command::Revoke(_) | Command::Rotate(_) => has_catalog?,
+    }
+    let catalog = catalog::open(&config).context("the catalog cannot be opened")?;
+    catalog.prepare().await?;
     match args.command {
         Command::Create(args) => create(&config, &catalog, args).await,
         Command::List(args) => list(&catalog, &args).await,
         Command::Revoke(args) => revoke(&config, &catalog, &args).await,
         Command::Rotate(args) => rotate(&catalog, &args).await,
     }
-}
-
-async fn open(config: &Config) -> anyhow::Result<Arc<dyn Catalog>> {
-    if let Database::Sqlite(path) = &config.database
-        && !path.exists()
-    {
-        tell(&format!("{} is new: a service knows these keys only if it has the same settings.", path.display()));
-    }
-    let catalog = catalog::open(config).context("the catalog cannot be opened")?;
-    catalog.prepare().await?;
-    Ok(catalog)
 }
 
 async fn create(config: &Config, catalog: &Arc<dyn Catalog>, mut args: Create) -> anyhow::Result<()> {

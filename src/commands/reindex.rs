@@ -9,7 +9,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::beside::{self, Beside};
-use super::print_line;
+use super::{config, print_line};
 use crate::vault::reindex::ReindexProgress;
 
 /// How often the progress is drawn.
@@ -50,7 +50,7 @@ pub struct Args {
 
 /// Reindexes.
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    let Beside { vault, node } = beside::open().await?;
+    let Beside { vault, node } = beside::open(&config()?).await?;
     let progress = ReindexProgress::default();
     let bar = if args.json { ProgressBar::hidden() } else { ProgressBar::new_spinner() };
     let stopping = CancellationToken::new();

@@ -20,6 +20,10 @@ const ADMIN_KEY_GOOD_LEN: usize = 20;
 ///
 /// On SIGTERM or Ctrl-C it stops being ready, serves on for CALLVAULT_DRAIN,
 /// lets fetches end or hands them to other nodes, and exits with 0.
+///
+/// Exit status: 0 it was told to stop; 1 it cannot listen, or a part of it broke;
+/// 2 wrong usage or settings. A catalog or a bucket that does not answer is waited
+/// for: /readyz and `callvault doctor` say why.
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub struct Args {}

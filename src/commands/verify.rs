@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::beside::{self, Beside};
-use super::print_line;
+use super::{config, print_line};
 use crate::bucket::Throttle;
 use crate::config::parse;
 use crate::domain::sid::{AccountSid, RecordingSid};
@@ -189,7 +189,9 @@ impl Summary {
 
 /// Verifies.
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    let Beside { vault, node } = beside::open().await?;
+    let config = config()?;
+    beside::has_catalog(&config)?;
+    let Beside { vault, node } = beside::open(&config).await?;
     let terms = VerifyTerms {
         since: args.since,
         until: args.until,

@@ -128,6 +128,13 @@ pub fn base_url(text: &str) -> Result<String, Expected> {
     if plain && ascii { Ok(text.trim_end_matches('/').to_owned()) } else { Err(expected()) }
 }
 
+/// A base that Twilio calls something below, and not that itself.
+pub fn public_url(text: &str) -> Result<String, Expected> {
+    const WEBHOOK: &str = "/webhooks/twilio/recording";
+    let base = base_url(text)?;
+    if base.ends_with(WEBHOOK) { Err(format!("what stands before {WEBHOOK}")) } else { Ok(base) }
+}
+
 /// An http or https URL that may have a query.
 pub fn http_url(text: &str) -> Result<Url, Expected> {
     let expected = || "an http or https URL".to_owned();

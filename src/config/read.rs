@@ -28,7 +28,7 @@ pub(super) fn read(reader: &mut Reader) -> Option<Config> {
     let config = Config {
         listen: reader.get_or_default("CALLVAULT_LISTEN", parse::listen),
         metrics_listen: reader.get("CALLVAULT_METRICS_LISTEN", parse::listen),
-        public_url: reader.get("CALLVAULT_PUBLIC_URL", parse::base_url),
+        public_url: reader.get("CALLVAULT_PUBLIC_URL", parse::public_url),
         database,
         database_max_connections: reader.get_or_default("CALLVAULT_DATABASE_MAX_CONNECTIONS", parse::number(2, 1000)),
         bucket,

@@ -111,7 +111,8 @@ pub(super) const METRICS: &[Metric] = &[
     Metric {
         name: OLDEST_BACKFILL,
         kind: Kind::Gauge,
-        help: "The same of what a backfill brought, which is fetched when nothing else is due",
+        help: "Seconds since the oldest recording that a backfill brought became pending, 0 where there is none; it \
+               is fetched when nothing else is due; the same on every node with the same accounts",
         label: None,
     },
     Metric {

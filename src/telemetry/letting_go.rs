@@ -52,7 +52,8 @@ pub(super) const METRICS: &[Metric] = &[
     Metric {
         name: OLDEST,
         kind: Kind::Gauge,
-        help: "Seconds for which the oldest of these has been owed, 0 where nothing is; the same on every node",
+        help: "Seconds for which the oldest erasing, or marker of a hold, has been owed, 0 where none is; the same \
+               on every node",
         label: Some(("what", OWED_KINDS)),
     },
 ];

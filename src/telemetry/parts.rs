@@ -17,6 +17,7 @@ const TROUBLE: &str = "callvault_trouble";
 pub const TROUBLES: &[&str] = &[
     "catalog_unreachable",
     "bucket_unreachable",
+    "objects_missing",
     "claims_failing",
     "rechecks_failing",
     "keys_failing",

@@ -62,7 +62,8 @@ impl Vault {
             Err(AskError::Catalog(_)) => self.retry.base,
         };
         if let Err(error) = &asked {
-            tracing::warn!(recording = %id, %error, "what became of it was not told; Twilio is asked again");
+            let call = announced.recording.details.call_sid.map(tracing::field::display);
+            tracing::warn!(recording = %id, call, %error, "what became of it was not told; Twilio is asked again");
         }
         if let Err(error) = self.catalog.asked_about(id.account, pause).await {
             tracing::debug!(recording = %id, %error, "the account's next one is asked about later");

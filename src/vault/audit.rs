@@ -12,6 +12,7 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 
 use super::Vault;
 use super::flaws::Flaw;
+use super::whole_bucket::MostAreMissing;
 use crate::bucket::{BucketError, Throttle};
 use crate::catalog::{CatalogError, Told};
 use crate::domain::object_key::Marker;
@@ -74,6 +75,9 @@ pub enum AuditError {
     /// The bucket did not say.
     #[error(transparent)]
     Bucket(#[from] BucketError),
+    /// It did, and is not the one that the catalog knows.
+    #[error(transparent)]
+    OtherBucket(#[from] MostAreMissing),
 }
 
 impl Vault {

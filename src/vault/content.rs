@@ -218,10 +218,11 @@ impl Vault {
         if !self.doubts.is_new(recording.id) {
             return;
         }
-        tracing::error!(recording = %recording.id, "the object of a stored recording is missing or wrong; it will be looked at");
+        let call = recording.details.call_sid.map(tracing::field::display);
+        tracing::error!(recording = %recording.id, call, "the object of a stored recording is missing or wrong; it will be looked at");
         let lease = Lease { id: recording.id, epoch: recording.epoch };
         if let Err(error) = self.catalog.doubt(&lease).await {
-            tracing::warn!(recording = %recording.id, %error, "that it is to be looked at is not noted");
+            tracing::warn!(recording = %recording.id, call, %error, "that it is to be looked at is not noted");
         }
     }
 
@@ -315,7 +316,8 @@ impl Flowing {
             Ok(Next::Bytes(bytes) | Next::Last(bytes)) => telemetry::streamed_bytes(bytes.len()),
             Err(error) => {
                 self.open.note_end("broken_off");
-                tracing::warn!(recording = %self.recording.id, %error, "a stream of audio was broken off");
+                let call = self.recording.details.call_sid.map(tracing::field::display);
+                tracing::warn!(recording = %self.recording.id, call, %error, "a stream of audio was broken off");
                 if matches!(error, BrokenOff::Wrong) {
                     self.vault.doubt(&self.recording).await;
                 }

@@ -16,11 +16,13 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::Span;
 
 use super::Vault;
 use crate::bucket::{BucketError, ObjectFacts, Version};
 use crate::catalog::{CatalogError, Duty, InHand, Settled};
 use crate::domain::place::Place;
+use crate::domain::recording::Recording;
 use crate::telemetry;
 
 /// How long a duty may go without renewing its lease: a minute longer than the
@@ -34,6 +36,17 @@ const RENEW_AT_LEAST_EVERY: Duration = Duration::from_secs(30);
 const EPOCHS_AT_ONCE: usize = 4;
 /// Objects that are looked at in one go. A recording has one or two.
 pub(super) const OBJECTS_AT_ONCE: usize = 1000;
+
+/// In what work on a recording at rest is told of: with what people search for.
+pub fn span_of(work: &'static str, recording: &Recording) -> Span {
+    tracing::info_span!(
+        "duty",
+        work,
+        account_sid = %recording.id.account,
+        recording_sid = %recording.id.recording,
+        call_sid = recording.details.call_sid.map(tracing::field::display),
+    )
+}
 
 /// A duty that was begun: its lease, and as of when that was last granted.
 pub(super) struct Held<'a> {

@@ -17,8 +17,9 @@ use std::time::Duration;
 use futures::stream::{self, StreamExt};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
-use super::duty::{Cleared, Held, Worked, log_end};
+use super::duty::{Cleared, Held, Worked, log_end, span_of};
 use super::{Vault, source_of};
 use crate::bucket::BucketError;
 use crate::catalog::{CatalogError, Duty, Erase, Erased, Erasure, Progress, Settled, Urgency};
@@ -71,6 +72,8 @@ enum EraseError {
          service did not write it does not remove; remove it by hand"
     )]
     Unclaimed(String),
+    #[error("the bucket is another one than the catalog's")]
+    OtherBucket,
     #[error("its call is not known, and where it lies is not before the bucket is indexed")]
     Unindexed,
     #[error("the account is left alone at the moment")]
@@ -84,7 +87,9 @@ impl EraseError {
         match self {
             Self::Twilio(error) => error.code(),
             Self::LeftAlone => ErrorCode::RateLimited,
-            Self::Bucket(_) | Self::More | Self::Unclaimed(_) | Self::Unindexed => ErrorCode::StoreError,
+            Self::Bucket(_) | Self::More | Self::Unclaimed(_) | Self::OtherBucket | Self::Unindexed => {
+                ErrorCode::StoreError
+            }
             Self::Catalog(_) | Self::Lost => ErrorCode::Interrupted,
         }
     }
@@ -110,13 +115,12 @@ impl Vault {
         };
         for id in &ids {
             self.hits.forget_recording(id);
-            tracing::info!(recording = %id, at_twilio, %asked_by, "erased on request");
         }
         let until = Instant::now() + WAIT_MAX;
         let (vault, all) = (self.clone(), ids.clone());
         // Nobody's going away ends it.
         let mut working = tokio::spawn(async move {
-            stream::iter(all).for_each_concurrent(AT_ONCE, |id| vault.clone().erase_now(id)).await;
+            stream::iter(all).for_each_concurrent(AT_ONCE, |id| vault.clone().erase_now(id, at_twilio)).await;
         });
         loop {
             let has_worked = tokio::time::timeout(LOOK_AGAIN_AFTER, &mut working).await.is_ok();
@@ -142,11 +146,15 @@ impl Vault {
         }
     }
 
-    async fn erase_now(self: Arc<Self>, id: RecordingId) {
+    async fn erase_now(self: Arc<Self>, id: RecordingId, at_twilio: bool) {
         let granted = Instant::now();
         match self.catalog.grant_erasure(&id, self.lease).await {
-            Ok(Some(duty)) => self.go_on_erasing(&duty, granted, &CancellationToken::new()).await,
-            Ok(None) => {}
+            Ok(Some(duty)) => {
+                let span = span_of("erase", &duty.recording);
+                span.in_scope(|| tracing::info!(recording = %id, at_twilio, "erased on request"));
+                self.go_on_erasing(&duty, granted, &CancellationToken::new()).instrument(span).await;
+            }
+            Ok(None) => tracing::info!(recording = %id, at_twilio, "it was erased before, or another node is at it"),
             Err(error) => tracing::warn!(recording = %id, %error, "its erasing goes on later"),
         }
     }
@@ -189,6 +197,9 @@ impl Vault {
 
     async fn erase_steps(&self, held: &Held<'_>, progress: &mut Progress) -> Result<(), EraseError> {
         let recording = &held.duty.recording;
+        if !self.knows_its_bucket() {
+            return Err(EraseError::OtherBucket);
+        }
         self.bucket.put_marker(Marker::Erased, recording).await?;
         if self.catalog.note_marked(held.duty).await? == Settled::Stale {
             return Err(EraseError::Lost);

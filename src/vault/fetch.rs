@@ -113,6 +113,7 @@ impl Vault {
         telemetry::go_on(&span, claim.traceparent.as_deref());
         let outcome = self.fetch_or_settle(claim, granted, memory, stopping).instrument(span.clone()).await;
         span.record("outcome", outcome_label(outcome));
+        span.in_scope(|| tracing::debug!(recording = %id, epoch = claim.lease.epoch, ?outcome, "an attempt ended"));
         outcome
     }
 

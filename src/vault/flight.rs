@@ -220,7 +220,8 @@ impl Vault {
         if self.hurried.is_due(recording, now, self.retry.base)
             && let Err(error) = self.catalog.hurry(&recording.id, self.retry.base).await
         {
-            tracing::warn!(recording = %recording.id, %error, "its next attempt was not brought forward");
+            let call = recording.details.call_sid.map(tracing::field::display);
+            tracing::warn!(recording = %recording.id, call, %error, "its next attempt was not brought forward");
         }
     }
 }

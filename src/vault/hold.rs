@@ -51,7 +51,8 @@ impl Vault {
             Some(recording) if recording.state == State::Erased => return Ok(Holding::Erased),
             Some(recording) => recording,
         };
-        tracing::info!(recording = %id, hold, %asked_by, "a hold was set or released");
+        let call = recording.details.call_sid.map(tracing::field::display);
+        tracing::info!(recording = %id, call, hold, %asked_by, "a hold was set or released");
         let until = Instant::now() + WAIT_MAX;
         loop {
             let (vault, id) = (self.clone(), *id);
@@ -85,7 +86,8 @@ impl Vault {
         let Some(marker) = self.catalog.grant_hold_marker(id, DUTY_LEASE).await? else { return Ok(false) };
         let marked = self.write_hold_marker(&marker).await;
         if let Err(error) = &marked {
-            tracing::warn!(recording = %id, %error, "the marker of a hold is not as it should be yet");
+            let call = marker.recording.details.call_sid.map(tracing::field::display);
+            tracing::warn!(recording = %id, call, %error, "the marker of a hold is not as it should be yet");
             if !error.is_refusal() && !marker.recording.hold {
                 // A removal may still arrive: nobody writes there before the store refuses it.
                 return Ok(true);

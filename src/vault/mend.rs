@@ -10,9 +10,10 @@
 use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::adopt::Whole;
-use super::duty::{DUTY_LEASE, Held, OBJECTS_AT_ONCE};
+use super::duty::{DUTY_LEASE, Held, OBJECTS_AT_ONCE, span_of};
 use super::flaws::Flaw;
 use super::recheck::found;
 use super::{Vault, source_of};
@@ -53,7 +54,8 @@ impl Vault {
             return Ok(Mended::NotNow("it is being worked on".to_owned()));
         };
         let held = Held::new(&duty, DUTY_LEASE);
-        let mended = self.settle_look(&held, granted, stopping, self.mend_under(&held, throttle)).await;
+        let mending = self.settle_look(&held, granted, stopping, self.mend_under(&held, throttle));
+        let mended = mending.instrument(span_of("mend", &duty.recording)).await;
         Ok(mended.unwrap_or_else(|| Mended::NotNow("the bucket or the catalog did not answer".to_owned())))
     }
 

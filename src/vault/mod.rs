@@ -54,6 +54,7 @@ mod twilio_copies;
 mod unmarked;
 pub mod verify;
 pub mod webhooks;
+mod whole_bucket;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -70,6 +71,7 @@ use crate::domain::sid::AccountSid;
 use crate::twilio::Twilio;
 use crate::twilio::source::{Source, SourceHost};
 use content::Doubts;
+pub use duty::span_of;
 use flight::{Flights, Hurried};
 use follow::Follower;
 use health::Health;

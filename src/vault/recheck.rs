@@ -121,7 +121,14 @@ impl Vault {
         // First of all: where the bucket itself is gone, this fails, and nothing counts as lost.
         let keys = self.bucket.list_folder(folder, OBJECTS_AT_ONCE).await?;
         if self.bucket.facts(&object.key).await?.is_none() {
-            return Ok(Finding::Lost);
+            let recording = held.duty.lease.id;
+            return Ok(match self.look_for_objects().await {
+                Ok(()) => Finding::Lost,
+                Err(error) => {
+                    tracing::warn!(%recording, %error, "its object is missing, and it does not count as lost");
+                    Finding::Unfinished
+                }
+            });
         }
         if held.duty.is_doubted {
             return Ok(self.mend_stored(held, object, throttle).await?.0);

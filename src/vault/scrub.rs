@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::Vault;
 use super::audit::AuditError;
 use super::cure::Remedy;
-use super::found::{Cure, Found};
+use super::found::{Cure, Found, FoundKind};
 use super::reindex::{WalkError, held};
 use crate::bucket::Throttle;
 use crate::catalog::{BucketWalk, BucketWalkKind, Position, WalkAhead};
@@ -247,6 +247,10 @@ impl Vault {
     async fn see_to(&self, found: &Found, part: &Part<'_>) -> Result<(), AuditError> {
         telemetry::scrub_found(found.kind.as_str());
         let (kind, key) = (found.kind.as_str(), &found.key);
+        if found.kind == FoundKind::Missing {
+            // Before the first of them is mended.
+            self.look_for_objects().await?;
+        }
         if matches!(found.cure, Cure::LeaveAlone | Cure::Register(_)) {
             tracing::warn!(kind, key, "the scrub found what {}", found.words);
             return Ok(());

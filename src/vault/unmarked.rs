@@ -8,10 +8,12 @@
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::Vault;
 use super::audit::AuditError;
 use super::cure::Remedy;
+use super::duty::span_of;
 use super::found::{Cure, Found, FoundKind};
 use crate::domain::object_key::Marker;
 use crate::domain::recording::{Recording, RecordingId, State};
@@ -72,7 +74,8 @@ impl Vault {
             Marker::Erased => {
                 let granted = Instant::now();
                 if let Some(duty) = self.catalog.grant_erasure(id, self.lease).await? {
-                    self.go_on_erasing(&duty, granted, stopping).await;
+                    let erasing = self.go_on_erasing(&duty, granted, stopping);
+                    erasing.instrument(span_of("erase", &duty.recording)).await;
                 }
             }
         }

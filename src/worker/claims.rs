@@ -158,8 +158,7 @@ impl ClaimLoop {
         let counted = Counted::begin(self.loads.clone(), claim.lease.id.account);
         self.running.spawn(async move {
             let _running = Running::fetch();
-            let outcome = vault.fetch(&claim, granted, place.memory, &cut_short).await;
-            tracing::debug!(recording = %claim.lease.id, epoch = claim.lease.epoch, ?outcome, "an attempt ended");
+            vault.fetch(&claim, granted, place.memory, &cut_short).await;
             drop((place.permit, counted));
             ended.notify_one();
         });

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::bucket::BucketError;
 use crate::vault::Vault;
+use crate::vault::audit::AuditError;
 
 /// The wait between two tries at first contact.
 const TRY_AGAIN_AFTER: Duration = Duration::from_millis(500);
@@ -16,6 +17,10 @@ const TRY_AGAIN_AFTER: Duration = Duration::from_millis(500);
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// A part that does not answer for so long is away.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How often is looked whether the bucket is the one that the catalog knows, and how often
+/// while it is not.
+const LOOK_FOR_OBJECTS_EVERY: Duration = Duration::from_secs(600);
+const LOOK_AGAIN_EVERY: Duration = Duration::from_secs(15);
 /// A catalog that comes and goes is no reason to ask Twilio all the time.
 const MAKE_UP_AT_MOST_EVERY: Duration = Duration::from_secs(60);
 
@@ -30,8 +35,10 @@ pub async fn watch_parts(vault: Arc<Vault>, stopping: CancellationToken) {
             Ok(Err(error)) => tracing::debug!(%error, "whether the bucket is empty is not known"),
             Err(_) => tracing::debug!("whether the bucket is empty was not told in time"),
         }
+        // Before any duty begins.
+        look_for_objects(&vault).await;
         vault.health.became_ready();
-        tokio::join!(watch_catalog(&vault), watch_bucket(&vault, false));
+        tokio::join!(watch_catalog(&vault), watch_bucket(&vault, false), watch_objects(&vault));
     };
     tokio::select! {
         () = watched => {}
@@ -100,5 +107,27 @@ async fn watch_bucket(vault: &Vault, until_found: bool) {
             return;
         }
         tokio::time::sleep(if until_found { TRY_AGAIN_AFTER } else { LOOK_EVERY }).await;
+    }
+}
+
+/// A bucket that answers may be another one.
+async fn watch_objects(vault: &Vault) {
+    let mut looked_at = Instant::now();
+    loop {
+        tokio::time::sleep(LOOK_AGAIN_EVERY).await;
+        // Whoever missed an object may have seen it first.
+        if !vault.knows_its_bucket() || looked_at.elapsed() >= LOOK_FOR_OBJECTS_EVERY {
+            look_for_objects(vault).await;
+            looked_at = Instant::now();
+        }
+    }
+}
+
+async fn look_for_objects(vault: &Vault) {
+    match tokio::time::timeout(PATIENCE, vault.look_for_objects()).await {
+        // What was seen is noted.
+        Ok(Ok(()) | Err(AuditError::OtherBucket(_))) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "whether the bucket has what is stored is not known"),
+        Err(_) => tracing::debug!("whether the bucket has what is stored was not told in time"),
     }
 }

@@ -6,9 +6,10 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use crate::catalog::{CatalogError, Duty};
-use crate::vault::Vault;
+use crate::vault::{Vault, span_of};
 
 /// What falls due is to begin within 10 s.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -44,11 +45,24 @@ impl DutyKind {
     }
 
     async fn work(self, vault: Arc<Vault>, duty: Duty, granted: Instant, stopping: CancellationToken) {
+        let span = span_of(self.name(), &duty.recording);
+        let working = async {
+            match self {
+                Self::Recheck => vault.recheck(&duty, granted, &stopping).await,
+                Self::Erase => vault.go_on_erasing(&duty, granted, &stopping).await,
+                Self::Evict => vault.evict(&duty, granted, &stopping).await,
+                Self::DeleteAtTwilio => vault.delete_at_twilio(&duty, granted, &stopping).await,
+            }
+        };
+        working.instrument(span).await;
+    }
+
+    fn name(self) -> &'static str {
         match self {
-            Self::Recheck => vault.recheck(&duty, granted, &stopping).await,
-            Self::Erase => vault.go_on_erasing(&duty, granted, &stopping).await,
-            Self::Evict => vault.evict(&duty, granted, &stopping).await,
-            Self::DeleteAtTwilio => vault.delete_at_twilio(&duty, granted, &stopping).await,
+            Self::Recheck => "recheck",
+            Self::Erase => "erase",
+            Self::Evict => "evict",
+            Self::DeleteAtTwilio => "delete_at_twilio",
         }
     }
 
@@ -67,7 +81,7 @@ impl DutyKind {
 pub async fn duties(vault: Arc<Vault>, kind: DutyKind, stopping: CancellationToken) {
     let mut running = JoinSet::new();
     while !stopping.is_cancelled() {
-        if vault.health.is_ready() && vault.check_clock().is_ok() {
+        if vault.health.is_ready() && vault.check_clock().is_ok() && vault.knows_its_bucket() {
             let begun = begin(&vault, kind, &stopping, &mut running).await;
             vault.health.note(kind.trouble(), begun);
         }

@@ -18,7 +18,7 @@ pub async fn scrub(vault: Arc<Vault>, node: String, every: Option<Duration>, sto
     let rounds: Vec<Round> = every.map(Round::scrub).into_iter().chain([Round::staging()]).collect();
     while !stopping.is_cancelled() {
         let mut idle_for = LOOK_EVERY;
-        if vault.health.is_ready() && vault.check_clock().is_ok() {
+        if vault.health.is_ready() && vault.check_clock().is_ok() && vault.knows_its_bucket() {
             let done = parts(&vault, &node, &rounds, &stopping).await;
             if let Ok(due_in) = &done {
                 idle_for = LOOK_EVERY.min(*due_in);

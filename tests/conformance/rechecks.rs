@@ -64,6 +64,25 @@ on_every_catalog! {
         assert_eq!(history.last().unwrap().detail["previous_sha256"], Digest::of(b"audio").to_string());
     }
 
+    async fn some_of_what_is_stored_is_found_wherever_one_begins(database: Database) {
+        let catalog = database.node().await;
+        accept(&catalog, 1..=6).await;
+        let mut keys = Vec::new();
+        for claim in claim_some(&catalog, LONG, 4).await {
+            let object = object(&claim.lease.id, b"audio");
+            assert_eq!(catalog.store(&claim.lease, &object, true).await.unwrap(), Settled::Done);
+            keys.push((claim.lease.id.recording.to_string(), object.key));
+        }
+        keys.sort();
+        let some = async |behind: &str, at_most| catalog.some_stored(behind, at_most).await.unwrap();
+        let is = |numbers: &[usize]| numbers.iter().map(|number| keys[*number].1.clone()).collect::<Vec<_>>();
+        assert_eq!(some("RE", 10).await, is(&[0, 1, 2, 3]), "what is pending is none of it");
+        assert_eq!(some(&keys[1].0, 10).await, is(&[2, 3, 0, 1]));
+        assert_eq!(some(&keys[1].0, 3).await, is(&[2, 3, 0]));
+        assert_eq!(some(&keys[1].0, 1).await, is(&[2]));
+        assert_eq!(some("RF", 10).await, is(&[0, 1, 2, 3]));
+    }
+
     async fn nothing_is_owed_by_what_went_well(database: Database) {
         let catalog = database.node().await;
         stored(&catalog).await;

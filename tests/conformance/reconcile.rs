@@ -1,6 +1,7 @@
 //! Walks over Twilio's lists, and questions about announced recordings.
 
 use std::collections::HashSet;
+use std::time::Instant;
 
 use callvault::catalog::{Announced, Settled, SlowDown, Walk, Walker};
 use callvault::domain::recording::{ErrorCode, State};
@@ -185,14 +186,17 @@ on_every_catalog! {
         catalog.enroll(&accounts[..1]).await.unwrap();
         assert_eq!(catalog.ahead(&accounts, LONG).await.unwrap(), None, "one of them is not known");
         catalog.enroll(&accounts).await.unwrap();
-        let lag = async || catalog.ahead(&accounts, LONG).await.unwrap().unwrap().lag;
-        eventually("time passes", async || (lag().await > SHORT).then_some(())).await;
-        let before = lag().await;
+        let lag_of = async |accounts: &[AccountSid]| catalog.ahead(accounts, LONG).await.unwrap().unwrap().lag;
+        eventually("time passes", async || (lag_of(&accounts[1..]).await > SHORT).then_some(())).await;
+        let of_the_younger = lag_of(&accounts[1..]).await;
+        let begun = Instant::now();
         for _ in &accounts {
             let walk = catalog.grant_walk(&walker(&accounts, LONG)).await.unwrap().unwrap();
-            assert!(lag().await >= before, "one of them was not walked over yet");
+            assert!(lag_of(&accounts).await >= of_the_younger, "one of them was not walked over yet");
             assert!(is_done(catalog.finish_walk(&walk.lease, 0, LONG).await.unwrap()));
         }
+        let (lag, since) = (lag_of(&accounts).await, begun.elapsed());
+        assert!(lag < since + SHORT, "{lag:?} is more than the {since:?} since the first of both walks began");
         // Enrolling again, as every node does at its start, changes nothing.
         catalog.enroll(&accounts).await.unwrap();
         let first = catalog.ahead(&accounts[..1], LONG).await.unwrap().unwrap();

@@ -6,7 +6,7 @@ use std::process::Command;
 use callvault::config::SETTINGS;
 use serde_json::Value;
 
-use crate::support::{python_tool, root, yaml};
+use crate::support::{deploy, python_tool, root, yaml};
 use crate::{said, succeeds};
 
 /// The oldest that the chart names, one in wide use, and the newest.
@@ -182,6 +182,36 @@ fn the_world_reaches_the_webhook_and_the_shares_alone() {
     // Metrics need no key on their port: it is not the one of the Ingress.
     let main = manifests.iter().find(|manifest| manifest["kind"] == "Service").unwrap();
     assert_eq!(main["spec"]["ports"].as_array().unwrap().len(), 1);
+}
+
+/// The annotations that the values have as an example, in a file of values.
+fn example_of_annotations() -> String {
+    let values = deploy("helm/callvault/values.yaml");
+    let (_, example) = values.split_once("in the annotations of ingress-nginx:\n").expect("there is an example");
+    let lines = example.lines().skip(1).map_while(|line| line.strip_prefix("  #   "));
+    lines.fold("ingress:\n".to_owned(), |text, line| format!("{text}  {line}\n"))
+}
+
+/// That nginx does so then, tests/it/topology.rs shows with the compose file's configuration.
+#[test]
+fn the_example_for_an_ingress_repeats_what_the_balancer_of_the_compose_file_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("values.yaml");
+    std::fs::write(&file, example_of_annotations()).unwrap();
+    let mut helm = helm(&["template", "callvault"], &[MANY, &["ingress.enabled=true"]].concat());
+    let manifests = yaml(&succeeds(helm.arg("--values").arg(&file)));
+    let annotations = &find(&manifests, "Ingress").unwrap()["metadata"]["annotations"];
+    let of = |name: &str| annotations[format!("nginx.ingress.kubernetes.io/{name}")].as_str();
+    let nginx = deploy("compose/nginx.conf");
+    let directive = |name: &str| {
+        let found = nginx.lines().find_map(|line| line.trim().strip_prefix(name)?.strip_prefix(' '));
+        found.unwrap_or_else(|| panic!("nginx.conf has no {name}")).trim_end_matches(';').trim_end_matches('s')
+    };
+    for name in ["proxy-next-upstream", "proxy-next-upstream-tries", "proxy-connect-timeout", "proxy-read-timeout"] {
+        assert_eq!(of(name), Some(directive(&name.replace('-', "_"))), "{name}");
+    }
+    assert_eq!(of("enable-access-log"), Some("false"), "paths are shares");
+    assert_eq!(annotations.as_object().unwrap().len(), 5, "{annotations}");
 }
 
 #[test]

@@ -2,7 +2,8 @@
 # Builds deploy/Dockerfile for real and runs what comes out, without a container
 # engine: buildah in a chroot. The two images that the Dockerfile names are made
 # here, from the distribution's packages and this machine's Rust toolchain, so
-# no registry of images is asked. Takes a whole release build.
+# no registry of images is asked. Takes a whole release build; with TWICE=1 another one,
+# which has to make the same binary in another folder.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 root=$PWD
@@ -20,7 +21,7 @@ export STORAGE_DRIVER=vfs BUILDAH_ISOLATION=chroot
 bud() { buildah --root "$work/storage" --runroot "$work/run" "$@"; }
 base_of() { sed -n "s/^ARG $1=//p" deploy/Dockerfile; }
 
-# An image of that name, of a folder that debootstrap made.
+# An image of that name, of a folder that debootstrap made; with a toolchain as rust's own has it.
 provide() {
   local name=$1 folder=$2 container
   shift 2
@@ -29,6 +30,7 @@ provide() {
   container=$(bud from scratch)
   bud add --quiet "$container" "$folder" / >/dev/null
   [ $# = 0 ] || bud add --quiet "$container" "$1" /usr/local >/dev/null
+  [ $# = 0 ] || bud config --env CARGO_HOME=/usr/local/cargo "$container"
   bud config --env PATH=/usr/local/bin:/usr/local/sbin:/usr/bin:/usr/sbin:/bin:/sbin --cmd bash "$container"
   bud commit --quiet --rm "$container" "docker.io/library/$name" >/dev/null
 }
@@ -43,7 +45,8 @@ system() {
   touch "$folder.done"
 }
 system runtime
-system build --include=gcc,g++,make,cmake,perl,pkg-config,ca-certificates
+# No more than rust's own image has.
+system build --include=gcc,g++,make,perl,pkg-config,ca-certificates
 toolchain=$work/toolchain
 if [ ! -e "$toolchain.done" ]; then
   mkdir -p "$toolchain"
@@ -57,9 +60,14 @@ provide "$(base_of BUILD_IMAGE)" "$work/build" "$toolchain"
 # Crates come from this machine's cache where they are there.
 crates=${CARGO_HOME:-$HOME/.cargo}/registry
 mkdir -p "$crates"
+built() {
+  local dockerfile=$1 cargo_home=$2
+  shift 2
+  bud bud --pull-never --isolation chroot --format docker --volume "$crates:$cargo_home/registry" \
+    --file "$dockerfile" "$@" .
+}
 say "building the image: a whole release build"
-bud bud --pull-never --isolation chroot --format docker --volume "$crates:/root/.cargo/registry" \
-  --file deploy/Dockerfile --tag callvault-check .
+built deploy/Dockerfile /usr/local/cargo --tag callvault-check
 
 say "looking at the image"
 inspected=$(bud inspect --type image callvault-check)
@@ -102,5 +110,19 @@ python3 -c 'import sys, urllib.request as u; print(u.build_opener(u.ProxyHandler
 inside touch end
 wait "$pid" || fail "it does not end with 0 on SIGTERM"
 pid=
-size=$(stat -c %s "$(bud mount "$container")/usr/local/bin/callvault")
+binary=$(bud mount "$container")/usr/local/bin/callvault
+for folder in /usr/local/cargo /root/ /src/ "$root"; do
+  ! grep -aqF "$folder" "$binary" || fail "the binary tells that it was built in $folder"
+done
+if [ "${TWICE:-}" = 1 ]; then
+  say "building it again: later, elsewhere, and one crate at a time"
+  sed 's,^WORKDIR /src$,WORKDIR /elsewhere/callvault,' deploy/Dockerfile >"$work/Dockerfile"
+  built "$work/Dockerfile" /elsewhere/cargo --env CARGO_HOME=/elsewhere/cargo --env CARGO_BUILD_JOBS=1 \
+    --target build --tag callvault-check-again
+  again=$(bud from --pull-never callvault-check-again)
+  cmp "$binary" "$(bud mount "$again")/out/usr/local/bin/callvault" || fail "the same sources made another binary"
+  bud rm "$again" >/dev/null
+  say "it is the same, byte for byte: $(sha256sum <"$binary" | cut -d' ' -f1)"
+fi
+size=$(stat -c %s "$binary")
 say "all holds; the binary is $((size >> 20)) MiB, over what debian:bookworm-slim has"

@@ -18,7 +18,7 @@ async fn stored() -> (World, Store, Vec<(RecordingId, Path)>) {
     let mut keys = Vec::new();
     for number in 1..=3 {
         let id = world.record(number);
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         let shown = service.recording_in(id.recording, "stored").await;
         keys.push((id, Path::from(shown["key"].as_str().unwrap())));
     }

@@ -20,7 +20,7 @@ async fn what_was_played_before_is_played_on_until_its_link_ends() {
     let service = world.start().await;
     for number in [1, 2] {
         let id = world.record(number);
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         service.recording_in(id.recording, "stored").await;
     }
     let played = format!("/v1/calls/{}/audio", call_sid(1));
@@ -52,7 +52,7 @@ on_all_parts! {
         let id = world.record(1);
         world.simulator.always(id.recording, Some(Fault::NotReady));
         let began = std::time::Instant::now();
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         let path = format!("/v1/recordings/{}/audio?wait=30", id.recording);
         let answers = futures::future::join_all((0..50).map(|_| service.get(&path))).await;
         assert!(answers.iter().all(|answer| answer.status() == StatusCode::FAILED_DEPENDENCY));
@@ -67,7 +67,7 @@ on_all_parts! {
         let service = world.start().await;
         let id = world.record(1);
         world.simulator.script(id.recording, [Fault::Held(1000)]);
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         let path = format!("/v1/calls/{}/audio?wait=30", call_sid(1));
         let asked = futures::future::join_all((0..300).map(|_| service.get(&path)));
         let released = async {

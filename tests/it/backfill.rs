@@ -8,6 +8,7 @@ use callvault::domain::sid::AccountSid;
 use callvault::twilio::simulator::{Audio, Body, Fault, SimulatedRecording, speech_mp3};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
+use sqlx::Connection;
 
 use crate::recheck::sql;
 use crate::support::cluster::Node;
@@ -145,7 +146,7 @@ on_all_parts! {
         let service = world.start().await;
         // Three are known, in front of everything.
         for number in 1..=3 {
-            service.send(&world.callback(recording_id(number).recording)).await;
+            service.deliver(&world.callback(recording_id(number).recording)).await;
             service.recording_in(recording_id(number).recording, "stored").await;
         }
         let (code, told) = backfill(&world, &["--dry-run"]).await;
@@ -190,6 +191,7 @@ on_all_parts! {
     }
 
     async fn numbers_that_cannot_be_right_are_refused(world: World) {
+        begun(&world).await;
         for number in 1..=5 {
             add(&world, number, 60);
         }
@@ -338,7 +340,7 @@ on_all_parts! {
         let fetches = || (1..=20).map(|number| world.simulator.counts(recording_id(number).recording).fetches).sum::<u64>();
         eventually("all places that the past may have are taken", async || (fetches() == 3).then_some(())).await;
         let live = add(&world, 21, 90);
-        service.send(&world.callback(live.recording)).await;
+        service.deliver(&world.callback(live.recording)).await;
         tokio::time::timeout(Duration::from_secs(30), service.recording_in(live.recording, "stored")).await.unwrap();
         assert_eq!(fetches(), 3);
         for number in 1..=20 {
@@ -372,6 +374,47 @@ async fn what_an_earlier_one_found_keeps_no_other_from_beginning() {
     assert_eq!((code, &told["found"], finds().await), (Some(0), &1.into(), 1201), "{told}");
     let (code, _) = backfill(&world, &["--since", "2026-10-03", "--until", "2026-10-03", "--no-wait"]).await;
     assert_eq!((code, finds().await), (Some(0), 0), "the next one forgets what both found");
+}
+
+/// What takes a page holds the row of its day, so that nothing can renew the lease meanwhile,
+/// and prolongs it itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_that_takes_longer_than_the_lease_is_taken_once() {
+    let world = World::new(Parts::Servers).await;
+    begun(&world).await;
+    for number in 1..=20 {
+        add(&world, number, 60);
+    }
+    let [mut first, mut second] = [row_in_the_way(&world, 5).await, row_in_the_way(&world, 15).await];
+    let args = ["--since", "2026-10-01", "--until", "2026-10-01", "--no-wait", "--json"];
+    let child = command(&world, &args).spawn().unwrap();
+    let waits = async || {
+        let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid' \
+                       AND database IS NULL AND pid IN (SELECT pid FROM pg_stat_activity WHERE datname = current_database())";
+        sql(&world, waiting.to_owned()).await > 0
+    };
+    // No statement waits as long as it may, and both together wait longer than the lease lasts.
+    let left = async || sql(&world, "SELECT leased_until - now_ms FROM backfill_days, clock".to_owned()).await;
+    eventually("half of the lease is over", async || (waits().await && left().await < 1000).then_some(())).await;
+    sqlx::raw_sql("ROLLBACK").execute(&mut first).await.unwrap();
+    eventually("all of it is", async || (waits().await && left().await < 0).then_some(())).await;
+    sqlx::raw_sql("ROLLBACK").execute(&mut second).await.unwrap();
+    let (code, told) = told(child).await;
+    assert_eq!((code, &told["adds_up"], &told["new"]), (Some(0), &true.into(), &20.into()), "{told}");
+    assert_eq!(world.simulator.lists(account()), 1, "it was not begun anew");
+}
+
+/// Somebody is about to make a row of that recording: whoever makes one, too, waits for that.
+async fn row_in_the_way(world: &World, number: u32) -> sqlx::PgConnection {
+    let mut connection = sqlx::PgConnection::connect(&world.settings["CALLVAULT_DATABASE_URL"]).await.unwrap();
+    let id = recording_id(number);
+    let insert = format!(
+        "BEGIN; INSERT INTO recordings (account_sid, recording_sid, state, announced_by, details_confirmed, accepted_at, \
+         ordered_at) VALUES ('{}', '{}', 'pending', 'put', 1, 0, 0)",
+        id.account, id.recording
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(insert)).execute(&mut connection).await.unwrap();
+    connection
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ on_all_parts! {
         assert_eq!(service.get(&path).await.status(), StatusCode::NOT_FOUND);
         let ids = [world.record(1), world.record(2)];
         for id in ids {
-            service.send(&world.callback(id.recording)).await;
+            service.deliver(&world.callback(id.recording)).await;
             service.recording_in(id.recording, "stored").await;
         }
         let (played, headers) = service.play(&path).await;

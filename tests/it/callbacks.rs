@@ -189,9 +189,9 @@ on_all_parts! {
     async fn a_first_completed_revives_what_was_given_up(world: World) {
         let service = world.start().await;
         let id = world.record(1);
-        service.send(&world.simulator.callback(id.recording, "absent").unwrap()).await;
+        service.deliver(&world.simulator.callback(id.recording, "absent").unwrap()).await;
         service.recording_in(id.recording, "absent").await;
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         service.recording_in(id.recording, "stored").await;
     }
 }

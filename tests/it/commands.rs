@@ -33,7 +33,7 @@ on_all_parts! {
     async fn get_fetches_and_checks(world: World) {
         let service = world.start().await;
         let id = world.record(1);
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         service.recording_in(id.recording, "stored").await;
         let folder = tempfile::tempdir().unwrap();
         let digest = Digest::of(&speech_mp3());
@@ -56,7 +56,7 @@ on_all_parts! {
         let service = world.start().await;
         let id = world.record(1);
         world.simulator.script(id.recording, vec![Fault::NotReady; 6]);
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         let folder = tempfile::tempdir().unwrap();
         let (url, sid) = (service.url.clone(), call_sid(1));
         let path = folder.path().to_owned();
@@ -71,7 +71,7 @@ on_all_parts! {
         let service = world.start().await;
         let id = world.record(1);
         world.simulator.always(id.recording, Some(Fault::NotReady));
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         let folder = tempfile::tempdir().unwrap();
         service.kill();
         // In its place, for as long as it takes to be asked once.
@@ -91,7 +91,7 @@ on_all_parts! {
     async fn get_says_what_is_wrong_and_leaves_nothing(world: World) {
         let service = world.start().await;
         let id = world.record(1);
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         let shown = service.recording_in(id.recording, "stored").await;
         let folder = tempfile::tempdir().unwrap();
 
@@ -124,6 +124,46 @@ on_all_parts! {
     }
 }
 
+#[test]
+fn commands_in_a_folder_without_a_catalog_say_so_and_make_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let files =
+        || -> Vec<_> { std::fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().file_name()).collect() };
+    let account = [
+        ("CALLVAULT_TWILIO_ACCOUNT_SID", "ACaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"),
+        ("CALLVAULT_TWILIO_AUTH_TOKEN", "auth-token"),
+    ];
+    let is_refused = |args: &[&str], what: &str| {
+        let ended = run(folder.path(), args, &account);
+        let told = stderr(&ended);
+        assert_eq!(ended.status.code(), Some(1), "{args:?}: {told}");
+        assert!(told.contains(&format!("there is no {what}")) && told.contains("callvault serve"), "{args:?}: {told}");
+    };
+    for args in [
+        &["verify", "--repair"][..],
+        &["backfill"],
+        &["backfill", "--dry-run"],
+        &["keys", "list"],
+        &["keys", "revoke", "key_0123456789abcdef"],
+        &["keys", "rotate"],
+    ] {
+        is_refused(args, "catalog");
+    }
+    // The bucket is enough for it, where there is one.
+    is_refused(&["reindex"], "embedded store");
+    assert!(files().is_empty(), "{:?}", files());
+
+    // The first key may be made before the first node is started.
+    let made = run(folder.path(), &["keys", "create", "--scope", "read"], &account);
+    assert_eq!(made.status.code(), Some(0), "{}", stderr(&made));
+    assert!(stderr(&made).contains("The catalog is new"), "{}", stderr(&made));
+    let listed = run(folder.path(), &["keys", "list", "--json"], &account);
+    let listed: Value = serde_json::from_slice(&listed.stdout).unwrap();
+    assert_eq!(listed.as_array().map(Vec::len), Some(1), "{listed}");
+    is_refused(&["verify"], "embedded store");
+    assert!(!folder.path().join("callvault-data").exists());
+}
+
 /// The embedded store is reached through the node that holds it, by its address,
 /// whatever the name is under which the world knows the service.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -133,7 +173,7 @@ async fn commands_beside_a_node_reach_its_store_whatever_its_public_name() {
     let service = world.start().await;
     let id = world.record(1);
     let url = format!("/2010-04-01/Accounts/{}/Recordings/{}", id.account, id.recording);
-    service.put(call_sid(1), &url).await;
+    assert_eq!(service.put(call_sid(1), &url).await.status(), 202);
     service.recording_in(id.recording, "stored").await;
     let settings: Vec<(&str, &str)> =
         world.settings.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();

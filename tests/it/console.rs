@@ -28,12 +28,12 @@ async fn furnish(world: &World, service: &Service) {
     dual.audio = Audio { wav: Some(Body::Bytes(speech_dual_wav())), ..Audio::default() };
     world.simulator.add(dual);
     let begun = world.simulator.callback(recording_id(17).recording, "in-progress").unwrap();
-    service.send(&begun).await;
+    service.deliver(&begun).await;
     for number in [1, 4, 5].into_iter().chain(10..=16) {
-        service.send(&world.callback(recording_id(number).recording)).await;
+        service.deliver(&world.callback(recording_id(number).recording)).await;
     }
     for (number, status) in [(2, "failed"), (3, "absent"), (19, "failed")] {
-        service.send(&world.simulator.callback(recording_id(number).recording, status).unwrap()).await;
+        service.deliver(&world.simulator.callback(recording_id(number).recording, status).unwrap()).await;
         service.recording_in(recording_id(number).recording, status).await;
     }
     for number in [1, 4, 5, 15] {
@@ -58,7 +58,7 @@ async fn outside(world: &World, service: &Service, request: &Value, made: &mut u
             *made += 1;
             let id = world.record(100 + *made);
             world.simulator.always(id.recording, Some(Fault::NotReady));
-            service.send(&world.callback(id.recording)).await;
+            service.deliver(&world.callback(id.recording)).await;
             named(100 + *made)
         }
         Some("let it come") => {

@@ -17,7 +17,7 @@ use crate::support::world::{ADMIN_KEY, Parts, Service, World, account, call_sid,
 
 async fn store_speech(world: &World, service: &Service) -> RecordingId {
     let id = world.record(1);
-    service.send(&world.callback(id.recording)).await;
+    service.deliver(&world.callback(id.recording)).await;
     service.recording_in(id.recording, "stored").await;
     id
 }
@@ -28,7 +28,7 @@ async fn store_wav(world: &World, service: &Service) -> RecordingId {
     let mut recording = SimulatedRecording::speech(id, call_sid(2), started_at());
     recording.audio = Audio { wav: Some(Body::Bytes(speech_wav())), ..Audio::default() };
     world.simulator.add(recording);
-    service.send(&world.callback(id.recording)).await;
+    service.deliver(&world.callback(id.recording)).await;
     service.recording_in(id.recording, "stored").await;
     id
 }

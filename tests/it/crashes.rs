@@ -51,7 +51,7 @@ on_all_parts! {
         world.simulator.add(recording);
         // The first attempt waits when 30 of 40 MiB have come: parts have been sent by then.
         world.simulator.script(id.recording, [Fault::Held(30 << 20)]);
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         eventually("parts were uploaded", async || has_parts(&world, &service).await.then_some(())).await;
         service.kill();
 
@@ -76,7 +76,7 @@ on_all_parts! {
         recording.audio = Audio::made_up_wav(100 << 20, 7);
         let digest = recording.audio.wav.as_ref().unwrap().digest();
         world.simulator.add(recording);
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         // From here on the copy to the key is under way, or what was staged is being removed.
         let store = world.store(&service);
         eventually("the upload was completed", async || {
@@ -104,7 +104,7 @@ on_all_parts! {
             // Each takes about a second.
             let piece_bytes = speech_mp3().len() / 10;
             world.simulator.always(id.recording, Some(Fault::Slow { piece_bytes, wait: std::time::Duration::from_millis(100) }));
-            service.send(&world.callback(id.recording)).await;
+            service.deliver(&world.callback(id.recording)).await;
         }
         eventually("fetches have begun", async || (world.simulator.fetches() >= 2).then_some(())).await;
         service.signal("TERM");
@@ -131,7 +131,7 @@ on_all_parts! {
             recording.audio = Audio::made_up_wav(size, u64::from(number));
             let digest = recording.audio.wav.as_ref().unwrap().digest();
             world.simulator.add(recording);
-            service.send(&world.callback(id.recording)).await;
+            service.deliver(&world.callback(id.recording)).await;
             let shown = service.recording_in(id.recording, "stored").await;
             assert_eq!((&shown["sha256"], &shown["size_bytes"]), (&digest.to_string().into(), &size.into()));
             let (bytes, attributes) = world.store(&service).object(shown["key"].as_str().unwrap()).await;
@@ -153,7 +153,7 @@ on_all_parts! {
         let digest = recording.audio.wav.as_ref().unwrap().digest();
         world.simulator.add(recording);
         world.simulator.script(id.recording, [Fault::Truncated(30 << 20)]);
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         let failed = service.recording_in(id.recording, "failed").await;
         assert_eq!((&failed["attempts"], &failed["last_error"]["code"]), (&1.into(), &"truncated".into()));
         nothing_is_left_over(&world, &service, &[]).await;
@@ -174,7 +174,7 @@ on_all_parts! {
         let digest = recording.audio.wav.as_ref().unwrap().digest();
         world.simulator.add(recording);
         world.simulator.script(id.recording, [Fault::Held(30 << 20)]);
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         eventually("parts were uploaded", async || has_parts(&world, &service).await.then_some(())).await;
         service.signal("TERM");
         assert_eq!(service.end().await.code(), Some(0));
@@ -190,7 +190,7 @@ on_all_parts! {
         let service = world.start().await;
         let id = world.record(1);
         world.simulator.script(id.recording, [Fault::Held(1000)]);
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         service.recording_in(id.recording, "fetching").await;
         service.signal("TERM");
         eventually("the service has begun to stop", async || {

@@ -126,6 +126,17 @@ async fn each_part_that_is_broken_is_found() {
     assert_eq!(wrong(&world, &[]).await, Vec::<String>::new());
 }
 
+/// Not only that a pool's time was over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_does_not_listen_is_named() {
+    let world = World::new(Parts::Servers).await;
+    let address = format!("127.0.0.1:{}", free_port());
+    let own = [("CALLVAULT_DATABASE_URL", &*format!("postgres://callvault:a-password@{address}/callvault"))];
+    let found = checks(&world, &own).await;
+    let detail = found.iter().find(|check| check["check"] == "catalog").unwrap()["detail"].as_str().unwrap();
+    assert!(detail.contains(&address) && !detail.contains("a-password"), "{detail}");
+}
+
 /// Settings of accounts in a file, and of none beside it.
 fn accounts_in_file(world: &mut World, name: &str, accounts: &str) {
     let path = world.folder().join(name);

@@ -90,7 +90,7 @@ on_all_parts! {
             (record(&world, 6, Audio::speech(), Some(unknown_sid)), speech),
         ];
         for (id, _) in &recordings {
-            service.send(&world.callback(id.recording)).await;
+            service.deliver(&world.callback(id.recording)).await;
         }
         for (id, digest) in &recordings {
             let shown = service.recording_in(id.recording, "stored").await;
@@ -118,14 +118,14 @@ on_all_parts! {
             record(&world, 4, large(4), spoilt(4, 17 << 20)),
         ];
         for id in &recordings {
-            service.send(&world.callback(id.recording)).await;
+            service.deliver(&world.callback(id.recording)).await;
         }
         for id in &recordings {
             let shown = service.recording_in(id.recording, "failed").await;
             assert_eq!(shown["last_error"]["code"], "decryption_failed", "{shown}");
             assert_eq!((&shown["attempts"], &shown["sha256"]), (&1.into(), &serde_json::Value::Null));
             // Twilio says it once more: that changes nothing.
-            service.send(&world.callback(id.recording).with("RecordingDuration", "7")).await;
+            service.deliver(&world.callback(id.recording).with("RecordingDuration", "7")).await;
             assert_eq!(service.get(&format!("/v1/recordings/{}/audio", id.recording)).await.status(), StatusCode::FAILED_DEPENDENCY);
         }
         let store = world.store(&service);
@@ -137,7 +137,7 @@ on_all_parts! {
         let id = record(&world, 1, Audio::speech(), Some(encryption(&new, 1)));
         // At first there are no keys at all, then another one.
         let service = world.start().await;
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         let shown = service.recording_in(id.recording, "failed").await;
         assert_eq!(shown["last_error"]["code"], "decryption_failed", "{shown}");
         assert!(shown["last_error"]["detail"].as_str().unwrap().contains(&new.sid), "{shown}");
@@ -159,7 +159,7 @@ on_all_parts! {
         configure(&mut world, &[&old]);
         let id = record(&world, 1, Audio::speech(), Some(encryption(&old, 1)));
         let service = world.start().await;
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         service.recording_in(id.recording, "stored").await;
         drop(service);
 
@@ -184,7 +184,7 @@ on_all_parts! {
         let id = record(&world, 1, Audio::speech(), Some(encryption(&pair, 1)));
         world.simulator.script(id.recording, [Fault::Html, Fault::Json, Fault::Truncated(5000), Fault::Crumbs(7)]);
         let service = world.start().await;
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         let shown = service.recording_in(id.recording, "stored").await;
         assert_eq!((&shown["sha256"], &shown["attempts"]), (&Digest::of(&speech_mp3()).to_string().into(), &4.into()));
     }
@@ -196,7 +196,7 @@ on_all_parts! {
         let service = world.start().await;
         for id in [sealed, plain] {
             world.simulator.script(id.recording, [Fault::Held(10_000)]);
-            service.send(&world.callback(id.recording)).await;
+            service.deliver(&world.callback(id.recording)).await;
         }
         // The plain one flows while it is fetched, though the account has keys.
         let heard = service.get(&format!("/v1/recordings/{}/content?wait=30", plain.recording)).await;

@@ -151,7 +151,7 @@ on_all_parts! {
         let ids = [1, 2].map(recording_id);
         for id in ids {
             world.simulator.add(SimulatedRecording::speech(id, call_sid(1), started_at()));
-            service.send(&world.callback(id.recording)).await;
+            service.deliver(&world.callback(id.recording)).await;
             service.recording_in(id.recording, "stored").await;
         }
         let hold = format!("{}/hold", path(&ids[1]));
@@ -241,7 +241,7 @@ on_all_parts! {
         recording.audio = Audio::made_up_wav(40 << 20, 7);
         world.simulator.add(recording);
         world.simulator.script(id.recording, [Fault::Held(30 << 20)]);
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         eventually("parts were uploaded", async || has_parts(&world, &service).await.then_some(())).await;
         // Of this one the row knows nothing.
         world.store(&service).s3.create_multipart(&Path::from(staging(&id, 1))).await.unwrap();
@@ -402,7 +402,7 @@ async fn whichever_step_a_fetch_is_at_nothing_comes_back() {
         assert_eq!(status, StatusCode::NO_CONTENT, "step {number}");
         let_go();
         let _ = told.await.unwrap();
-        eraser.send(&world.callback(id.recording)).await;
+        eraser.deliver(&world.callback(id.recording)).await;
         eraser.recording_in(id.recording, "erased").await;
     }
     audit::content_in_the_end(&world).await;

@@ -144,7 +144,7 @@ async fn whichever_step_others_are_at_nothing_that_is_erased_comes_back() {
             // It may be asked for at once.
             break_at(&node, id);
         }
-        eraser.send(&world.simulator.callback(id.recording, status).unwrap()).await;
+        eraser.deliver(&world.simulator.callback(id.recording, status).unwrap()).await;
         eraser.recording_in(id.recording, state).await;
         if who == Who::Reindex {
             // What its row names is passed over.

@@ -113,7 +113,7 @@ on_all_parts! {
     async fn a_page_tells_what_happened_in_its_order_and_the_recording_as_it_is_now(world: World) {
         let service = world.start().await;
         let id = world.record(1);
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         let stored = service.recording_in(id.recording, "stored").await;
         let events = eventually("both events are there", async || {
             let (events, _) = page(&service, "wait=0").await;
@@ -146,7 +146,7 @@ on_all_parts! {
         let service = world.start().await;
         for number in 1..=2 {
             let id = world.record(number);
-            service.send(&world.callback(id.recording)).await;
+            service.deliver(&world.callback(id.recording)).await;
             service.recording_in(id.recording, "stored").await;
         }
         let child = call_sid(77);

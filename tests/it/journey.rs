@@ -112,7 +112,7 @@ on_all_parts! {
     async fn a_hit_asks_neither_the_store_nor_twilio(world: World) {
         let service = world.start().await;
         let id = world.record(1);
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         service.recording_in(id.recording, "stored").await;
         let asked_before = world.simulator.seen().len();
         let stored_before = store_requests(&service).await;
@@ -144,7 +144,7 @@ on_all_parts! {
                 id, call_sid(number), crate::support::world::started_at());
             (recording.audio, recording.channels) = (audio, channels);
             world.simulator.add(recording);
-            service.send(&world.callback(id.recording)).await;
+            service.deliver(&world.callback(id.recording)).await;
             let shown = service.recording_in(id.recording, "stored").await;
             let content_type = if format == "mp3" { "audio/mpeg" } else { "audio/wav" };
             let digest = Digest::of(&bytes);
@@ -162,7 +162,7 @@ on_all_parts! {
         let service = world.start().await;
         let id = world.record(1);
         world.simulator.always(id.recording, Some(Fault::NotReady));
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         let audio = format!("/v1/calls/{}/audio", call_sid(1));
         let link = format!("/v1/recordings/{}/link", id.recording);
 
@@ -193,7 +193,7 @@ on_all_parts! {
     async fn a_link_tells_all_that_a_client_needs(world: World) {
         let service = world.start().await;
         let id = world.record(1);
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         service.recording_in(id.recording, "stored").await;
         let (status, link) = service.json(&format!("/v1/calls/{}/link", call_sid(1))).await;
         assert_eq!(status, StatusCode::OK);
@@ -224,7 +224,7 @@ on_all_parts! {
     async fn head_is_answered_with_a_link_for_head(world: World) {
         let service = world.start().await;
         let id = world.record(1);
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         service.recording_in(id.recording, "stored").await;
         let answer = service.request(Method::HEAD, &format!("/v1/calls/{}/audio", call_sid(1))).send().await.unwrap();
         assert_eq!(answer.status(), StatusCode::TEMPORARY_REDIRECT);
@@ -237,7 +237,7 @@ on_all_parts! {
     async fn workers_read_the_bucket_itself(world: World) {
         let service = world.start().await;
         let id = world.record(1);
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         let shown = service.recording_in(id.recording, "stored").await;
         let store = world.store(&service);
         let script = r#"
@@ -272,7 +272,7 @@ print(json.dumps({"keys": keys, "sha256": hashlib.sha256(got["Body"].read()).hex
     async fn a_recording_is_shown_whole(world: World) {
         let service = world.start().await;
         let id = world.record(1);
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         let shown = service.recording_in(id.recording, "stored").await;
         let fields = ["recording_sid", "call_sid", "conference_sid", "account_sid", "state", "source_url", "sha256",
             "size_bytes", "content_type", "format", "bucket", "key", "duration_seconds", "channels", "track",
@@ -308,7 +308,7 @@ print(json.dumps({"keys": keys, "sha256": hashlib.sha256(got["Body"].read()).hex
                 id, call_sid(7), started_at.parse().unwrap());
             recording.duration = "-1".to_owned();
             world.simulator.add(recording);
-            service.send(&world.callback(id.recording)).await;
+            service.deliver(&world.callback(id.recording)).await;
             service.recording_in(id.recording, "stored").await;
         }
         let (_, call) = service.json(&format!("/v1/calls/{}", call_sid(7))).await;
@@ -323,7 +323,7 @@ print(json.dumps({"keys": keys, "sha256": hashlib.sha256(got["Body"].read()).hex
         let service = world.start().await;
         for number in 1..=7 {
             let id = world.record(number);
-            service.send(&world.callback(id.recording)).await;
+            service.deliver(&world.callback(id.recording)).await;
             service.recording_in(id.recording, "stored").await;
         }
         let mut seen = Vec::new();
@@ -359,7 +359,7 @@ print(json.dumps({"keys": keys, "sha256": hashlib.sha256(got["Body"].read()).hex
     async fn nothing_is_given_without_a_key(world: World) {
         let service = world.start().await;
         let id = world.record(1);
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         service.recording_in(id.recording, "stored").await;
         for path in [
             "/v1/recordings".to_owned(),

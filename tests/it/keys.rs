@@ -77,7 +77,7 @@ on_all_parts! {
     async fn a_key_may_do_what_its_scopes_say(world: World) {
         let service = world.start().await;
         let id = world.record(1);
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         service.recording_in(id.recording, "stored").await;
         let read = format!("/v1/recordings/{}", id.recording);
         let fetch = format!("/v1/recordings/{}/fetch", id.recording);
@@ -123,7 +123,7 @@ on_all_parts! {
         let service = world.start().await;
         let id = world.record(1);
         world.simulator.always(id.recording, Some(callvault::twilio::simulator::Fault::NotReady));
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         let (key, key_id) = create(&world, &["--scope", "read"]);
         let path = format!("/v1/recordings/{}/audio?wait=30", id.recording);
         let waiting = ask(&world, &service, Method::GET, &path, &key);
@@ -214,7 +214,7 @@ async fn known_keys_are_good_while_the_catalog_is_away_and_nobody_learns_of_othe
     world.set("CALLVAULT_DATABASE_URL", postgres.new_database().await);
     let service = world.start().await;
     let id = world.record(1);
-    service.send(&world.callback(id.recording)).await;
+    service.deliver(&world.callback(id.recording)).await;
     service.recording_in(id.recording, "stored").await;
     let (key, _) = create(&world, &["--scope", "read"]);
     let path = format!("/v1/recordings/{}/audio", id.recording);

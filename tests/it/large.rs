@@ -27,7 +27,7 @@ async fn is_stored(world: &World, len_bytes: u64, encryption: Option<SimulatedEn
     let audio = Audio::made_up_wav(len_bytes, 11);
     let body = audio.wav.clone().unwrap();
     let id: RecordingId = record(world, 1, audio, encryption);
-    service.send(&world.callback(id.recording)).await;
+    service.deliver(&world.callback(id.recording)).await;
     let digest = tokio::task::spawn_blocking(move || body.digest()).await.unwrap();
     let shown = service.recording_in(id.recording, "stored").await;
     assert_eq!((&shown["sha256"], &shown["size_bytes"]), (&digest.to_string().into(), &len_bytes.into()));

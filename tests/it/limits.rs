@@ -52,7 +52,7 @@ on_all_parts! {
     async fn odd_requests_get_a_clear_answer(world: World) {
         let service = world.start().await;
         let id = world.record(1);
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         service.recording_in(id.recording, "stored").await;
         let ask = |target: &str, host: &str| {
             let mut socket = connect(&service);
@@ -78,7 +78,7 @@ on_all_parts! {
         let service = world.start().await;
         let id = world.record(1);
         world.simulator.script(id.recording, [Fault::Status(500), Fault::RedirectToMediaHost(2)]);
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         service.recording_in(id.recording, "stored").await;
         service.play(&format!("/v1/recordings/{}/audio", id.recording)).await;
         service.play(&format!("/v1/calls/{}/audio?disposition=attachment", call_sid(1))).await;
@@ -102,7 +102,7 @@ on_all_parts! {
         world.simulator.add(recording);
         world.simulator.script(id.recording, [Fault::Crumbs(8)]);
         let before = resident_bytes(&service);
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         let shown = service.recording_in(id.recording, "stored").await;
         assert_eq!(shown["sha256"], digest.to_string());
         // A million chunks of 8 bytes would take 100 MB if each were kept by itself.
@@ -170,7 +170,7 @@ async fn what_is_stored_is_played_while_nothing_can_be_written() {
     let world = World::new(Parts::Embedded).await;
     let service = world.start().await;
     let id = world.record(1);
-    service.send(&world.callback(id.recording)).await;
+    service.deliver(&world.callback(id.recording)).await;
     service.recording_in(id.recording, "stored").await;
     // Another process holds the one writer's place.
     let options = sqlx::sqlite::SqliteConnectOptions::new().filename(world.folder().join("callvault.db"));

@@ -17,7 +17,7 @@ use crate::support::world::{Parts, Service, World, call_sid};
 
 async fn stored(world: &World, service: &Service) -> RecordingId {
     let id = world.record(1);
-    service.send(&world.callback(id.recording)).await;
+    service.deliver(&world.callback(id.recording)).await;
     service.recording_in(id.recording, "stored").await;
     id
 }

@@ -87,7 +87,7 @@ on_all_parts! {
         let service = world.start().await;
         let id = world.record(1);
         world.simulator.always(id.recording, Some(Fault::Held(1500)));
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         let mut listener = Listener::to(&service, &content(id)).await;
         listener.hears(1500).await;
         assert!(listener.is_silent().await);
@@ -129,7 +129,7 @@ on_all_parts! {
         let id = world.record(1);
         let len = speech_mp3().len();
         world.simulator.script(id.recording, [Fault::HeldThenTruncated(len as u64 - 2)]);
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         fetching(&world, id).await;
         let path = content(id);
         let mut listeners = join_all((0..5).map(|_| Listener::to(&service, &path))).await;
@@ -147,7 +147,7 @@ on_all_parts! {
         let node = Node::start(&world).await;
         let id = world.record(1);
         world.simulator.script(id.recording, [Fault::Held(10_000)]);
-        node.send(&world.callback(id.recording)).await;
+        node.deliver(&world.callback(id.recording)).await;
         let mut listener = Listener::to(&node, &content(id)).await;
         listener.hears(10_000).await;
         node.twilio.refuse();
@@ -160,7 +160,7 @@ on_all_parts! {
         let service = world.start().await;
         let id = world.record(1);
         world.simulator.always(id.recording, Some(Fault::Held(10_000)));
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         fetching(&world, id).await;
         let path = content(id);
         let asked = service.request(Method::GET, &path).header("range", "bytes=5-9").header("if-none-match", "*");
@@ -181,7 +181,7 @@ on_all_parts! {
         let service = world.start().await;
         let id = world.record(1);
         world.simulator.always(id.recording, Some(Fault::Held(10_000)));
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         fetching(&world, id).await;
         let mut socket = TcpStream::connect(("127.0.0.1", service.port)).unwrap();
         let request = format!("GET {} HTTP/1.0\r\nAuthorization: Bearer {ADMIN_KEY}\r\n\r\n", content(id));
@@ -204,7 +204,7 @@ on_all_parts! {
         let service = world.start().await;
         let (id, digest) = add_large(&world, 1);
         world.simulator.always(id.recording, Some(Fault::Held(100_000)));
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         fetching(&world, id).await;
         let path = content(id);
         let (mut slow, fast) = tokio::join!(Listener::to(&service, &path), Listener::to(&service, &path));
@@ -222,7 +222,7 @@ on_all_parts! {
         let service = world.start().await;
         let (id, digest) = add_large(&world, 1);
         world.simulator.always(id.recording, Some(Fault::Held(18 << 20)));
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         eventually("it is being staged", async || {
             let counted = service.get("/metrics").await.text().await.unwrap();
             counted.contains("callvault_store_requests_total{method=\"POST\"} 1").then_some(())
@@ -243,7 +243,7 @@ on_all_parts! {
         let service = world.start().await;
         let id = world.record(1);
         world.simulator.always(id.recording, Some(Fault::Held(10_000)));
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         let (key, key_id) = keys::create(&world, &["--scope", "read"]);
         let asked = world.http.get(format!("{}{}", service.url, content(id))).bearer_auth(&key).send();
         let mut revoked = Listener::of(asked.await.unwrap());
@@ -260,7 +260,7 @@ on_all_parts! {
         let service = world.start().await;
         let id = world.record(1);
         world.simulator.script(id.recording, [Fault::Held(10_000)]);
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         let mut listener = Listener::to(&service, &content(id)).await;
         listener.hears(10_000).await;
         service.kill();
@@ -287,7 +287,7 @@ async fn the_last_byte_waits_for_the_store_and_for_the_commit() {
             _ => node.catalog.rule(Rule::on("COMMIT", Act::Hold).after("recording.stored").then(1)),
         }
         world.simulator.always(id.recording, Some(Fault::Held(10_000)));
-        node.send(&world.callback(id.recording)).await;
+        node.deliver(&world.callback(id.recording)).await;
         let mut listener = Listener::to(node, &content(id)).await;
         world.simulator.release(id.recording);
         listener.hears(len - 1).await;
@@ -314,7 +314,7 @@ async fn what_is_erased_flows_no_further_on_any_node() {
     let mut listeners = Vec::new();
     for id in ids {
         world.simulator.always(id.recording, Some(Fault::Held(10_000)));
-        nodes[0].send(&world.callback(id.recording)).await;
+        nodes[0].deliver(&world.callback(id.recording)).await;
         // Whichever node fetches it lets it be heard.
         let path = format!("/v1/recordings/{}/content?wait=5", id.recording);
         let answers = join_all(nodes.iter().map(|node| node.get(&path))).await;
@@ -343,7 +343,7 @@ async fn bytes_that_the_store_did_not_take_never_end_cleanly() {
     let id = world.record(1);
     node.store.rule(Rule::on(&format!("{}/{}", call_sid(1), id.recording), Act::Answer(STORE_403)));
     world.simulator.script(id.recording, [Fault::Held(10_000)]);
-    node.send(&world.callback(id.recording)).await;
+    node.deliver(&world.callback(id.recording)).await;
     let listener = Listener::to(node, &content(id)).await;
     world.simulator.release(id.recording);
     listener.breaks_off().await;
@@ -356,7 +356,7 @@ async fn a_listener_on_another_node_gets_it_when_it_is_stored() {
     let id = world.record(1);
     world.simulator.script(id.recording, [Fault::Held(10_000)]);
     nodes[1].freeze().await;
-    nodes[0].send(&world.callback(id.recording)).await;
+    nodes[0].deliver(&world.callback(id.recording)).await;
     fetching(&world, id).await;
     nodes[1].thaw();
     let mut near = Listener::to(&nodes[0], &content(id)).await;

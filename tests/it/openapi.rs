@@ -130,7 +130,7 @@ async fn furnish(world: &World, service: &Service) -> Value {
         if state == "pending" {
             world.simulator.always(id, Some(Fault::NotReady));
         }
-        service.send(&world.simulator.callback(id, status).unwrap()).await;
+        service.deliver(&world.simulator.callback(id, status).unwrap()).await;
         let shown = service.recording_in(id, state).await;
         calls.push(call_sid(number).to_string());
         recordings.push(id.to_string());

@@ -199,7 +199,7 @@ on_all_parts! {
         let ids = [world.record(1), world.record(2)];
         for (id, status) in ids.iter().zip([401, 403]) {
             world.simulator.always(id.recording, Some(Fault::Status(status)));
-            service.send(&world.callback(id.recording)).await;
+            service.deliver(&world.callback(id.recording)).await;
         }
         for id in &ids {
             let shown = eventually("two attempts were refused", async || {
@@ -250,7 +250,7 @@ on_all_parts! {
         // What fails of media slows it down as well; what is not there yet does not.
         let (failing, missing) = (world.record(1), world.record(2));
         world.simulator.always(missing.recording, Some(Fault::NotReady));
-        service.send(&world.callback(missing.recording)).await;
+        service.deliver(&world.callback(missing.recording)).await;
         eventually("it is not there", async || {
             let shown = service.recording_in(missing.recording, "pending").await;
             (shown["attempts"].as_i64() >= Some(2)).then_some(())
@@ -258,7 +258,7 @@ on_all_parts! {
         .await;
         assert_eq!(slowed().await, 1.0);
         world.simulator.always(failing.recording, Some(Fault::Status(500)));
-        service.send(&world.callback(failing.recording)).await;
+        service.deliver(&world.callback(failing.recording)).await;
         eventually("it is slowed down", async || (slowed().await > 1.0).then_some(())).await;
     }
 
@@ -269,7 +269,7 @@ on_all_parts! {
         let service = world.start().await;
         let stuck = world.record(1);
         world.simulator.always(stuck.recording, Some(Fault::NotReady));
-        service.send(&world.callback(stuck.recording)).await;
+        service.deliver(&world.callback(stuck.recording)).await;
         // It is due, and cannot be claimed: something else is done for it.
         eventually("it is under a duty", async || {
             let hold = "UPDATE recordings SET duty_until = 9000000000000000, due_at = 1 WHERE state = 'pending'";
@@ -277,7 +277,7 @@ on_all_parts! {
         })
         .await;
         let well = record_for_other(&world, 100);
-        service.send(&world.callback(well.recording)).await;
+        service.deliver(&world.callback(well.recording)).await;
         service.recording_in(well.recording, "stored").await;
 
         for number in 2..=4 {

@@ -34,10 +34,10 @@ on_all_parts! {
         world.record(failed);
         world.simulator.always(recording_id(late).recording, Some(Fault::NotReady));
         for number in [long, late, short] {
-            service.send(&world.callback(recording_id(number).recording)).await;
+            service.deliver(&world.callback(recording_id(number).recording)).await;
         }
         let gave_up = world.simulator.callback(recording_id(failed).recording, "failed").unwrap();
-        service.send(&gave_up).await;
+        service.deliver(&gave_up).await;
         service.recording_in(recording_id(long).recording, "stored").await;
         service.recording_in(recording_id(short).recording, "stored").await;
         service.recording_in(recording_id(failed).recording, "failed").await;

@@ -100,7 +100,7 @@ on_all_parts! {
             let id = recording_id(number);
             let at = started_at() + std::time::Duration::from_secs(u64::from(number));
             world.simulator.add(SimulatedRecording::speech(id, call_sid(1), at));
-            service.send(&world.callback(id.recording)).await;
+            service.deliver(&world.callback(id.recording)).await;
             service.recording_in(id.recording, "stored").await;
         }
         let answers = async |number: u32| {

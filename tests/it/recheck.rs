@@ -88,7 +88,7 @@ pub async fn metric(service: &Service, line: &str) -> u64 {
 
 pub async fn stored(world: &World, service: &Service, number: u32) -> (RecordingId, String) {
     let id = world.record(number);
-    service.send(&world.callback(id.recording)).await;
+    service.deliver(&world.callback(id.recording)).await;
     let shown = service.recording_in(id.recording, "stored").await;
     (id, shown["key"].as_str().unwrap().to_owned())
 }
@@ -97,7 +97,7 @@ pub async fn stored(world: &World, service: &Service, number: u32) -> (Recording
 async fn failed(world: &World, service: &Service, number: u32) -> RecordingId {
     let id = world.record(number);
     world.simulator.always(id.recording, Some(Fault::NotReady));
-    service.send(&world.callback(id.recording)).await;
+    service.deliver(&world.callback(id.recording)).await;
     service.recording_in(id.recording, "failed").await;
     id
 }
@@ -195,7 +195,7 @@ on_all_parts! {
         let service = world.start().await;
         let id = world.record(1);
         world.simulator.always(id.recording, Some(Fault::NotReady));
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         eventually("it waits for its next attempt", async || {
             (count(&world, &id, "state = 'pending' AND attempts = 1").await == 1).then_some(())
         })
@@ -221,7 +221,7 @@ on_all_parts! {
         let digest = recording.audio.wav.as_ref().unwrap().digest();
         world.simulator.add(recording);
         world.simulator.script(id.recording, [Fault::Held(30 << 20)]);
-        first.send(&world.callback(id.recording)).await;
+        first.deliver(&world.callback(id.recording)).await;
         eventually("parts were uploaded", async || has_parts(&world, &first).await.then_some(())).await;
         // As if it had written more than it was answered for.
         let store = world.store(&first);
@@ -315,7 +315,7 @@ async fn a_put_without_an_answer_is_looked_at_again() {
     world.set("CALLVAULT_RECHECK_AFTER", "1s");
     let service = world.start().await;
     let id = world.record(1);
-    service.send(&world.callback(id.recording)).await;
+    service.deliver(&world.callback(id.recording)).await;
     eventually("a recheck is owed", async || {
         (count(&world, &id, "recheck_due_at > 1 AND error_code = 'store_error'").await == 1).then_some(())
     })

@@ -290,7 +290,7 @@ on_all_parts! {
         let id = recording_id(1);
         at_twilio(&world, id, "in-progress");
         let service = world.start().await;
-        service.send(&world.simulator.callback(id.recording, "in-progress").unwrap()).await;
+        service.deliver(&world.simulator.callback(id.recording, "in-progress").unwrap()).await;
         let shown = service.recording_in(id.recording, "failed").await;
         assert_eq!(shown["last_error"]["code"], "not_ready");
         counted_as_failed(&service, "not_ready").await;
@@ -303,7 +303,7 @@ on_all_parts! {
         assert_eq!(kinds, ["recording.accepted", "callback", "recording.failed"]);
         // Its callback comes after all.
         at_twilio(&world, id, "completed");
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         service.recording_in(id.recording, "stored").await;
     }
 

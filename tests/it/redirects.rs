@@ -11,7 +11,7 @@ on_all_parts! {
         let service = world.start().await;
         let id = world.record(1);
         world.simulator.script(id.recording, [Fault::RedirectToMediaHost(3)]);
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         service.recording_in(id.recording, "stored").await;
         let seen = world.simulator.seen();
         let (at_media_host, at_api): (Vec<_>, Vec<_>) = seen.iter().partition(|seen| seen.at_media_host);
@@ -26,7 +26,7 @@ on_all_parts! {
         // To the media host, and from there back to the API.
         let back = format!("{}/back-to-api/{}", world.simulator.media_host(), id.recording);
         world.simulator.script(id.recording, [Fault::Redirect(back)]);
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         eventually("the API was asked a second time", async || {
             let seen = world.simulator.seen();
             let at_api: Vec<_> = seen.iter().filter(|seen| !seen.at_media_host).collect();
@@ -60,11 +60,11 @@ on_all_parts! {
         for (number, target) in (1..).zip(&targets) {
             let id = world.record(number);
             world.simulator.always(id.recording, Some(Fault::Redirect(target.clone())));
-            service.send(&world.callback(id.recording)).await;
+            service.deliver(&world.callback(id.recording)).await;
         }
         let sixth = world.record(100);
         world.simulator.always(sixth.recording, Some(Fault::RedirectToMediaHost(6)));
-        service.send(&world.callback(sixth.recording)).await;
+        service.deliver(&world.callback(sixth.recording)).await;
         let all = (1..=targets.len() as u32).zip(targets.iter().map(String::as_str)).chain([(100, "a sixth redirect")]);
         for (number, target) in all {
             let error = eventually("the attempt has failed", async || {
@@ -86,7 +86,7 @@ on_all_parts! {
         world.set("CALLVAULT_TWILIO_ORIGIN", format!("http://127.0.0.1:{}", free_port()));
         let service = world.start().await;
         let id = world.record(1);
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         service.recording_in(id.recording, "stored").await;
         assert_eq!(world.simulator.counts(id.recording).fetches, 1);
     }

@@ -121,12 +121,12 @@ on_all_parts! {
         let service = world.start().await;
         eventually("it says that it is not indexed", async || service.trouble("unindexed").await).await;
         // Told by a callback, and asked for: Twilio knows the call, the bucket has the audio.
-        service.send(&world.callback(recording_id(3).recording)).await;
+        service.deliver(&world.callback(recording_id(3).recording)).await;
         let held = service.recording_in(recording_id(3).recording, "stored").await;
         assert_eq!(held["hold"], true);
         let (bytes, _) = service.play(&format!("/v1/calls/{}/audio?wait=30", call_sid(4))).await;
         assert_eq!(bytes, speech_mp3());
-        service.send(&world.callback(recording_id(2).recording)).await;
+        service.deliver(&world.callback(recording_id(2).recording)).await;
         service.recording_in(recording_id(2).recording, "erased").await;
         assert_eq!(fetches(&world).await, 0);
         document(&run(&world, &["reindex", "--json"]).await, 0);
@@ -182,9 +182,10 @@ on_all_parts! {
         world.simulator.refuse_credentials(account(), true);
         let service = world.start().await;
         world.record(11);
-        service.send(&world.callback(recording_id(11).recording)).await;
+        eventually("the markers are read", async || service.trouble("unindexed").await).await;
+        service.deliver(&world.callback(recording_id(11).recording)).await;
         eventually("the account is paused", async || service.trouble("accounts_paused").await).await;
-        service.send(&world.callback(recording_id(1).recording)).await;
+        service.deliver(&world.callback(recording_id(1).recording)).await;
         assert_eq!(service.json(&format!("/v1/recordings/{}", recording_id(1).recording)).await.1["state"], "pending");
         document(&run(&world, &["reindex", "--json"]).await, 0);
         service.recording_in(recording_id(1).recording, "stored").await;

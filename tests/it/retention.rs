@@ -28,7 +28,7 @@ pub fn account_with(world: &mut World, settings: &str) {
 pub async fn stored_young(world: &World, service: &Service, number: u32) -> RecordingId {
     let id = recording_id(number);
     world.simulator.add(SimulatedRecording::speech(id, call_sid(number), jiff::Timestamp::now()));
-    service.send(&world.callback(id.recording)).await;
+    service.deliver(&world.callback(id.recording)).await;
     service.recording_in(id.recording, "stored").await;
     id
 }
@@ -75,7 +75,7 @@ on_all_parts! {
         account_with(&mut world, "retention = \"1h\"\nerase_at_twilio = true");
         let service = world.start().await;
         let id = world.record(1);
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         service.recording_in(id.recording, "erased").await;
         eventually("it is deleted at Twilio", async || deleted_at_twilio(&world, &id).then_some(())).await;
         eventually("only its marker is left", async || {
@@ -105,7 +105,7 @@ async fn what_is_stored_and_matches_is_deleted_at_twilio() {
     .await;
     assert!(!deleted_at_twilio(&world, &found));
     // Once it was announced, it goes as well.
-    service.send(&world.callback(found.recording)).await;
+    service.deliver(&world.callback(found.recording)).await;
     eventually("it is deleted at Twilio", async || deleted_at_twilio(&world, &found).then_some(())).await;
     assert_eq!(count(&world, &found, "twilio_marked_at IS NOT NULL AND state = 'stored'").await, 1);
 }
@@ -179,7 +179,7 @@ async fn what_is_held_stays_at_twilio_even_if_its_deletion_has_begun() {
     let id = world.record(1);
     // While the stored copy is read back.
     node.store.rule(Rule::on(&format!("GET /{}/{}", world.bucket(), call_sid(1)), Act::Hold));
-    node.send(&world.callback(id.recording)).await;
+    node.deliver(&world.callback(id.recording)).await;
     node.recording_in(id.recording, "stored").await;
     node.store.acts().await;
     assert_eq!(hold(&node, &id, true).await.0, 200);

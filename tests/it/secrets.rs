@@ -116,7 +116,7 @@ async fn fetch_and_erase(world: &World, service: &Service, planted: &mut Planted
     let number = 30;
     let id = record(world, number, Audio::speech(), Some(encryption(pair, number)));
     planted.plant("the key of an encrypted recording", Digest::of(&number.to_be_bytes()).to_string());
-    service.send(&world.callback(id.recording)).await;
+    service.deliver(&world.callback(id.recording)).await;
     service.recording_in(id.recording, "stored").await;
 
     world.record(31);
@@ -140,7 +140,7 @@ async fn fail(world: &World, service: &Service, planted: &mut Planted) {
     for (number, fault) in (10..).zip(faults) {
         let id = world.record(number);
         world.simulator.script(id.recording, [fault]);
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         service.recording_in(id.recording, "stored").await;
     }
     let password = planted.plant("a password in a PUT", "password-in-a-url-12ab");
@@ -242,10 +242,23 @@ async fn no_secret_is_logged_at_trace_or_traced() {
     let tells =
         |line: &&Value| line.to_string().contains(recording.as_str()) && line.to_string().contains(call.as_str());
     assert!(lines.iter().any(|line| tells(&line)), "no line has both SIDs");
+    // Who searches by a call finds all that is told of its recordings.
+    let is_ours = |line: &&Value| line["target"].as_str().is_some_and(|target| target.starts_with("callvault"));
+    let of_recordings = lines.iter().filter(is_ours).map(Value::to_string).filter(|line| names_sid(line, "RE"));
+    let (found, lost): (Vec<String>, Vec<String>) = of_recordings.partition(|line| names_sid(line, "CA"));
+    assert!(found.len() > 20 && lost.is_empty(), "{} lines name the call, and these do not: {lost:#?}", found.len());
     for target in ["callvault", "hyper_util", "reqwest", "sqlx"] {
         let is_of = |line: &&Value| line["target"].as_str().is_some_and(|name| name.split("::").next() == Some(target));
         assert!(lines.iter().filter(is_of).count() > 20, "{target} is not talkative");
     }
+}
+
+/// Whether a SID that begins so is in a line.
+fn names_sid(line: &str, prefix: &str) -> bool {
+    line.match_indices(prefix).any(|(at, _)| {
+        let hex = line.get(at + 2..at + 34);
+        hex.is_some_and(|hex| hex.bytes().all(|byte| byte.is_ascii_hexdigit()))
+    })
 }
 
 /// A list that finds nothing proves nothing.

@@ -47,6 +47,10 @@ fn a_wrong_setting_of_each_kind_names_itself() {
         (&[("CALLVAULT_MEMORY_BUDGET", "lots")], &["CALLVAULT_MEMORY_BUDGET", "lots", "256MiB"]),
         (&[("CALLVAULT_LISTEN", "nowhere")], &["CALLVAULT_LISTEN", "nowhere", "127.0.0.1:8080"]),
         (&[("CALLVAULT_PUBLIC_URL", "calls.example.com")], &["CALLVAULT_PUBLIC_URL", "calls.example.com", "https://"]),
+        (
+            &[("CALLVAULT_PUBLIC_URL", "https://calls.example.com/webhooks/twilio/recording")],
+            &["CALLVAULT_PUBLIC_URL", "what stands before /webhooks/twilio/recording"],
+        ),
         (&[("CALLVAULT_FETCH_CONCURRENCY", "-1")], &["CALLVAULT_FETCH_CONCURRENCY", "-1", "from 1 to 1024"]),
         (&[("CALLVAULT_FORMATS", "flac")], &["CALLVAULT_FORMATS", "flac", "mp3"]),
         (&[("CALLVAULT_LOG_FORMAT", "xml")], &["CALLVAULT_LOG_FORMAT", "xml", "json"]),

@@ -46,7 +46,7 @@ async fn problem(answer: Response) -> (u16, String) {
 /// A recording that is stored, and its path.
 async fn stored(world: &World, service: &Service, number: u32) -> String {
     let id = world.record(number);
-    service.send(&world.callback(id.recording)).await;
+    service.deliver(&world.callback(id.recording)).await;
     service.recording_in(id.recording, "stored").await;
     format!("/v1/recordings/{}", id.recording)
 }
@@ -97,7 +97,7 @@ on_all_parts! {
         let second = recording_id(2);
         let later = started_at() + std::time::Duration::from_secs(60);
         world.simulator.add(SimulatedRecording::speech(second, call_sid(1), later));
-        service.send(&world.callback(second.recording)).await;
+        service.deliver(&world.callback(second.recording)).await;
         service.recording_in(second.recording, "stored").await;
         let of_call = service.get(&format!("/v1/calls/{}/audio", call_sid(1))).await;
         assert!(of_call.headers()["location"].to_str().unwrap().contains(second.recording.as_str()));
@@ -110,7 +110,7 @@ on_all_parts! {
         let service = world.start().await;
         let id = world.record(1);
         world.simulator.script(id.recording, [Fault::Held(1000)]);
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         let path = shared(&service, &format!("/v1/recordings/{}", id.recording), &json!({})).await;
         let early = open(&world, &service, &format!("{path}?wait=0")).await;
         assert!(early.headers().contains_key("retry-after"));
@@ -250,7 +250,7 @@ on_all_parts! {
         assert!(removed.status().is_success(), "{}", removed.status());
         let failing = world.record(2);
         world.simulator.always(failing.recording, Some(Fault::NotReady));
-        service.send(&world.callback(failing.recording)).await;
+        service.deliver(&world.callback(failing.recording)).await;
         let of_failed = shared(&service, &format!("/v1/recordings/{}", failing.recording), &json!({})).await;
         service.recording_in(failing.recording, "failed").await;
         for (path, expected) in [(of_erased, (410, "erased")), (of_failed, (424, "recording_failed"))] {
@@ -263,7 +263,7 @@ on_all_parts! {
         let service = world.start().await;
         let id = world.record(1);
         let absent = world.simulator.callback(id.recording, "absent").unwrap();
-        service.send(&absent).await;
+        service.deliver(&absent).await;
         service.recording_in(id.recording, "absent").await;
         let refused = share(&service, &format!("/v1/recordings/{}", id.recording), &json!({})).await;
         assert_eq!(problem(refused).await, (404, "recording_absent".to_owned()));

@@ -148,7 +148,7 @@ async fn store(world: &World, service: &Service, id: RecordingId, call: CallSid)
     // The two tenants have nothing in common, not even bytes.
     recording.audio = Audio::made_up_wav(40_000, if id.account.as_str() == ACCOUNT { 2 } else { 4 });
     world.simulator.add(recording);
-    service.send(&world.callback(id.recording)).await;
+    service.deliver(&world.callback(id.recording)).await;
     service.recording_in(id.recording, "stored").await
 }
 

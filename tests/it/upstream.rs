@@ -31,7 +31,7 @@ on_all_parts! {
         for (number, (fault, _)) in (1..).zip(&faults) {
             let id = world.record(number);
             world.simulator.always(id.recording, Some(fault.clone()));
-            service.send(&world.callback(id.recording)).await;
+            service.deliver(&world.callback(id.recording)).await;
         }
         for (number, (fault, code)) in (1..).zip(&faults) {
             let id = recording_id(number);
@@ -66,7 +66,7 @@ on_all_parts! {
         for (number, fault) in (1..).zip(faults) {
             let id = world.record(number);
             world.simulator.script(id.recording, [fault.clone()]);
-            service.send(&world.callback(id.recording)).await;
+            service.deliver(&world.callback(id.recording)).await;
             let shown = service.recording_in(id.recording, "stored").await;
             assert_eq!(shown["attempts"], 1, "{fault:?}");
             assert_eq!(shown["sha256"], Digest::of(&speech_mp3()).to_string());
@@ -77,7 +77,7 @@ on_all_parts! {
         let service = world.start().await;
         let id = world.record(1);
         world.simulator.script(id.recording, [Fault::RateLimited { retry_after: Some("3600".to_owned()) }]);
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         eventually("the attempt has failed", async || {
             let shown = service.recording_in(id.recording, "pending").await;
             shown["last_error"].is_object().then_some(())
@@ -97,13 +97,13 @@ on_all_parts! {
         let service = world.start().await;
         let id = world.record(1);
         world.simulator.always(id.recording, Some(Fault::Html));
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         let failed = service.recording_in(id.recording, "failed").await;
         assert_eq!(failed["last_error"]["code"], "not_audio");
         let (status, problem) = service.json(&format!("/v1/recordings/{}/audio", id.recording)).await;
         assert_eq!((status, &problem["code"]), (StatusCode::FAILED_DEPENDENCY, &"recording_failed".into()));
         // A repeat of what was said before does not revive it.
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         assert_eq!(service.recording_in(id.recording, "failed").await["state"], "failed");
 
         world.simulator.always(id.recording, None);
@@ -125,7 +125,7 @@ on_all_parts! {
             recording.audio = Audio::made_up_wav(200 << 10, 7);
             world.simulator.add(recording);
             world.simulator.always(id.recording, fault);
-            service.send(&world.callback(id.recording)).await;
+            service.deliver(&world.callback(id.recording)).await;
             let failed = service.recording_in(id.recording, "failed").await;
             assert_eq!(failed["last_error"]["code"], "too_large");
             assert_eq!(failed["attempts"], 1);

@@ -8,13 +8,15 @@ use callvault::twilio::simulator::speech_mp3;
 use object_store::{Attribute, Attributes};
 use serde_json::Value;
 
+use crate::doctor;
 use crate::erase::{delete, marker, path};
 use crate::holds::{held_marker, hold};
-use crate::recheck::metric;
+use crate::recheck::{metric, owe, sql, stored};
 use crate::support::bucket::{attributes, command, document, plant, plant_many, put, remove, run};
 use crate::support::cluster::Node;
 use crate::support::eventually;
 use crate::support::relay::{Act, Relay, Rule};
+use crate::support::servers::ObjectStore;
 use crate::support::world::{ACCOUNT, Parts, Service, Store, World, call_sid, recording_id};
 
 /// The recordings of which something was found of that kind.
@@ -343,6 +345,107 @@ async fn every_node_tells_how_far_a_scrub_is_and_how_long_none_was_done() {
         })
         .await;
     }
+}
+
+/// Thirty recordings are stored, whatever became of their objects: nothing counts as lost.
+async fn nothing_counts_as_lost(world: &World) {
+    assert_eq!(sql(world, "SELECT count(*) FROM recordings WHERE state = 'stored'".to_owned()).await, 30);
+    assert_eq!(sql(world, "SELECT count(*) FROM events WHERE type = 'recording.lost'".to_owned()).await, 0);
+    let fetches: u64 = (1..=30).map(|number| world.simulator.counts(recording_id(number).recording).fetches).sum();
+    assert_eq!(fetches, 0);
+}
+
+/// An operator's slip, under which another service's bucket is this one's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_another_bucket_nothing_is_lost_and_nothing_removed() {
+    let mut world = World::new(Parts::Servers).await;
+    world.set("CALLVAULT_RECHECK_AFTER", "1h");
+    let (service, ..) = stocked(&world, 30).await;
+    let (erased, _) = stored(&world, &service, 31).await;
+    let (owed, owed_key) = stored(&world, &service, 32).await;
+    assert_eq!(delete(&service, &path(&erased)).await.status(), 204);
+    drop(service);
+    let its_own = world.settings["CALLVAULT_BUCKET_URL"].clone();
+    let other = ObjectStore::shared().new_bucket().await;
+    let others = world.real_store_of(&other);
+    let theirs = plant(&others, 31, &speech_mp3(), 31).await;
+    world.set("CALLVAULT_BUCKET_URL", format!("s3://{other}"));
+    world.set("CALLVAULT_RECHECK_AFTER", "1s");
+    world.set("CALLVAULT_SCRUB_EVERY", "2s");
+    // A scrub would go on with the list, where it finds what it was told to remove.
+    let listing = "UPDATE bucket_walks SET stage = 1, begun_at = 1, due_at = 1 WHERE name = 'scrub'";
+    sql(&world, listing.to_owned()).await;
+    owe(&world, &recording_id(1)).await;
+    owe(&world, &erased).await;
+
+    let service = world.start().await;
+    assert_eq!(service.trouble("objects_missing").await, Some(()), "before anything is done");
+    assert_eq!(metric(&service, "callvault_trouble{code=\"objects_missing\"}").await, 1);
+    eventually("it was looked at again", async || {
+        (metric(&service, "callvault_store_requests_total{method=\"HEAD\"}").await >= 40).then_some(())
+    })
+    .await;
+    assert_eq!(delete(&service, &path(&owed)).await.status(), 503, "its marker is not written");
+    nothing_counts_as_lost(&world).await;
+    let found = doctor::finds(&world, &[]).await;
+    assert!(found.contains(&("bucket.objects".to_owned(), "wrong".to_owned())), "{found:?}");
+    drop(service);
+    assert_eq!(others.keys().await, [theirs]);
+
+    world.set("CALLVAULT_BUCKET_URL", its_own);
+    let service = world.start().await;
+    eventually("rechecks find all in order", async || {
+        (metric(&service, "callvault_rechecks_total{outcome=\"in_order\"}").await >= 2).then_some(())
+    })
+    .await;
+    let store = world.store(&service);
+    eventually("what is owed goes", async || {
+        let keys = store.keys().await;
+        (keys.contains(&marker(&owed)) && !keys.contains(&owed_key)).then_some(())
+    })
+    .await;
+    let (_, ready) = service.json("/readyz").await;
+    assert_eq!(ready["status"], "ok", "{ready}");
+    nothing_counts_as_lost(&world).await;
+}
+
+/// Whoever looks for an object first: the scrub, or a recheck.
+async fn an_emptied_bucket_is_filled_again_by_hand(scrub_every: &str) {
+    let mut world = World::new(Parts::Servers).await;
+    world.set("CALLVAULT_SCRUB_EVERY", scrub_every);
+    let (service, store, keys) = stocked(&world, 30).await;
+    // All at once, as it sees it.
+    service.signal("STOP");
+    for key in &keys {
+        remove(&store, key).await;
+    }
+    owe(&world, &recording_id(1)).await;
+    service.signal("CONT");
+    eventually("it is told", async || service.trouble("objects_missing").await).await;
+    nothing_counts_as_lost(&world).await;
+
+    let repaired = document(&run(&world, &["verify", "--repair", "--json"]).await, 0);
+    assert_eq!((of_kind(&repaired, "missing").len(), &repaired["left"]), (30, &0.into()), "{repaired}");
+    assert_eq!(store.keys().await, keys);
+    eventually("all is well", async || {
+        let (_, ready) = service.json("/readyz").await;
+        (ready["status"] == "ok").then_some(())
+    })
+    .await;
+    remove(&store, &keys[0]).await;
+    owe(&world, &recording_id(1)).await;
+    eventually("one that is missing is fetched again", async || store.keys().await.contains(&keys[0]).then_some(()))
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bucket_that_the_scrub_finds_empty_is_filled_again_by_hand() {
+    an_emptied_bucket_is_filled_again_by_hand("2s").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bucket_that_a_recheck_finds_empty_is_filled_again_by_hand() {
+    an_emptied_bucket_is_filled_again_by_hand("off").await;
 }
 
 const DENIED: &str = "HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";

@@ -187,7 +187,7 @@ on_all_parts! {
         post_to(&mut world, &format!("{}?token=in-the-query", application.url), "");
         let service = world.start().await;
         let id = world.record(1);
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         service.recording_in(id.recording, "stored").await;
         let got = application.has(2).await;
         let told = eventually("all is in the feed", async || Some(feed(&service).await).filter(|all| all.len() == 3)).await;

@@ -52,8 +52,13 @@ pub struct Block {
 /// Every fenced block of a page's text, in its order.
 pub fn blocks(text: &str) -> Vec<Block> {
     let (mut found, mut heading) = (Vec::new(), String::new());
-    let mut open: Option<Block> = None;
+    let (mut open, mut was_blank): (Option<Block>, bool) = (None, true);
     for line in text.lines() {
+        // No other fence, and no indented one, may hold a command that is overlooked.
+        let is_fence = ["```", "~~~"].iter().any(|fence| line.trim_start().starts_with(fence));
+        assert!(!is_fence || line.starts_with("```"), "a block is to begin with ``` alone: {line}");
+        assert!(open.is_some() || !was_blank || !line.starts_with("    "), "a block is to have a fence: {line}");
+        was_blank = line.trim().is_empty();
         open = match (open, line.strip_prefix("```")) {
             (None, Some(language)) => {
                 Some(Block { heading: heading.clone(), language: language.to_owned(), text: String::new() })

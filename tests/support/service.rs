@@ -141,6 +141,12 @@ impl Service {
         callback.send(&self.http, &url).await.expect("the service answers")
     }
 
+    /// Sends a callback that is to be accepted.
+    pub async fn deliver(&self, callback: &OutgoingCallback) {
+        let answer = self.send(callback).await;
+        assert_eq!(answer.status(), StatusCode::NO_CONTENT, "{:?}", answer.text().await);
+    }
+
     /// PUTs a recording URL for a call.
     pub async fn put(&self, call: CallSid, recording_url: &str) -> Response {
         let body = serde_json::json!({"recording_url": recording_url});

@@ -198,28 +198,33 @@ impl World {
                 (service.url.clone(), text("access_key_id"), text("secret_access_key"), "us-east-1")
             }
         };
-        self.store_at(endpoint, id, secret, region)
+        store_at(&self.bucket, endpoint, id, secret, region)
     }
 
     /// The bucket at MinIO, as others see it.
     pub fn real_store(&self) -> Store {
-        let store = ObjectStore::shared();
-        let (id, secret) = (store.access_key_id.clone(), store.secret_access_key.clone());
-        self.store_at(store.endpoint.clone(), id, secret, store.region)
+        self.real_store_of(&self.bucket)
     }
 
-    fn store_at(&self, endpoint: String, id: String, secret: String, region: &'static str) -> Store {
-        let s3 = AmazonS3Builder::new()
-            .with_endpoint(&endpoint)
-            .with_bucket_name(&self.bucket)
-            .with_region(region)
-            .with_access_key_id(&id)
-            .with_secret_access_key(&secret)
-            .with_allow_http(true)
-            .build()
-            .expect("a store");
-        Store { s3, endpoint, access_key_id: id, secret_access_key: secret, region, bucket: self.bucket.clone() }
+    /// Another bucket at MinIO.
+    pub fn real_store_of(&self, bucket: &str) -> Store {
+        let store = ObjectStore::shared();
+        let (id, secret) = (store.access_key_id.clone(), store.secret_access_key.clone());
+        store_at(bucket, store.endpoint.clone(), id, secret, store.region)
     }
+}
+
+fn store_at(bucket: &str, endpoint: String, id: String, secret: String, region: &'static str) -> Store {
+    let s3 = AmazonS3Builder::new()
+        .with_endpoint(&endpoint)
+        .with_bucket_name(bucket)
+        .with_region(region)
+        .with_access_key_id(&id)
+        .with_secret_access_key(&secret)
+        .with_allow_http(true)
+        .build()
+        .expect("a store");
+    Store { s3, endpoint, access_key_id: id, secret_access_key: secret, region, bucket: bucket.to_owned() }
 }
 
 /// The account of every world.

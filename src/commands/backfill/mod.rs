@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use report::{AccountReport, Numbers, Report};
 
-use super::config;
+use super::{beside, config};
 use crate::app;
 use crate::catalog::{DayCount, Span};
 use crate::config::Config;
@@ -84,6 +84,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     telemetry::init_logs(&config.log);
     let accounts = accounts(&config, &args);
     let span = Span { since: args.since, until: args.until };
+    beside::has_catalog(&config)?;
     let backfill = app::backfill(&config).await?;
     let stopping = until_told_to_stop()?;
     let began = Instant::now();

@@ -263,21 +263,16 @@ impl Backfill {
             .unwrap_or(Date::MAX)
             .to_zoned(TimeZone::UTC)
             .map_or(Timestamp::MAX, |at| at.timestamp().saturating_add(LISTED_WITHIN).unwrap_or(Timestamp::MAX));
-        let (granted, walk) = loop {
-            let asked = Instant::now();
+        let walk = loop {
             match self.catalog().grant_day(&progress.run, day, is_over, self.lease).await? {
-                DayGrant::Granted(walk) => break (asked, walk),
+                DayGrant::Granted(walk) => break walk,
                 DayGrant::Done => return Ok(()),
                 DayGrant::Superseded => return Err(BackfillError::Superseded),
                 DayGrant::Held => tokio::time::sleep(AGAIN_AFTER).await,
             }
         };
-        let lease = walk.lease;
-        progress.hold(Some(lease));
-        let walked = tokio::select! {
-            walked = self.walk_pages(progress, walk) => walked,
-            () = keep(self.lease, granted, || self.catalog().renew_day(&lease, self.lease)) => Err(BackfillError::Lost),
-        };
+        progress.hold(Some(walk.lease));
+        let walked = self.walk_pages(progress, walk).await;
         match &walked {
             Ok(()) => drop(progress.hold(None)),
             Err(_) => self.hand_back(progress).await,
@@ -290,7 +285,7 @@ impl Backfill {
         let mut seen: HashSet<String> = next_page.iter().cloned().collect();
         let mut restarts = 0;
         loop {
-            let page = match self.page_of_day(lease.account, lease.day, next_page.as_deref()).await {
+            let page = match self.page_under(&lease, next_page.as_deref()).await {
                 Err(error) if error.is_of_the_page() && next_page.is_some() && restarts < RESTARTS_MAX => {
                     held(self.catalog().begin_day_pass(&lease, passes).await?)?;
                     (next_page, pages, news) = (None, 0, 0);
@@ -320,6 +315,18 @@ impl Backfill {
                 (pages, news) = (0, 0);
                 seen.clear();
             }
+        }
+    }
+
+    /// A page, while the lease is kept. Taking it needs no renewing beside that: each of
+    /// the transactions prolongs the lease itself, and holds its row, however long it takes.
+    async fn page_under(&self, lease: &DayLease, next: Option<&str>) -> Result<ListPage, BackfillError> {
+        let renew = || self.catalog().renew_day(lease, self.lease);
+        let renewed = Instant::now();
+        held(renew().await?)?;
+        tokio::select! {
+            page = self.page_of_day(lease.account, lease.day, next) => page,
+            () = keep(self.lease, renewed, renew) => Err(BackfillError::Lost),
         }
     }
 

@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::domain::digest::Digest;
 use crate::domain::media::Format;
 use crate::vault::Vault;
+use crate::vault::audit::AuditError;
 
 /// Nobody takes these bytes for a recording.
 const BYTES: &[u8] = b"callvault doctor was here; this object may be deleted\n";
@@ -45,9 +46,20 @@ pub(super) async fn examine(vault: &Vault, config: &Config, now: Timestamp) -> V
         findings.extend(specimen.link(vault, config).await);
     }
     findings.push(specimen.remove(vault).await);
+    findings.extend(objects(vault).await);
     findings.push(versions(vault, now).await);
     findings.extend(lifecycle(vault, now).await);
     findings
+}
+
+/// Whether it is another one than the catalog's. That the catalog does not answer is told elsewhere.
+async fn objects(vault: &Vault) -> Option<Finding> {
+    const CURE: &str = "let CALLVAULT_BUCKET_URL, with its prefix, and CALLVAULT_S3_ENDPOINT name the bucket that \
+                        recordings were stored in; if its objects are lost, run `callvault verify --repair`";
+    match vault.look_for_objects().await {
+        Err(AuditError::OtherBucket(missing)) => Some(Finding::wrong("bucket.objects", missing.to_string(), CURE)),
+        Ok(()) | Err(AuditError::Catalog(_) | AuditError::Bucket(_)) => None,
+    }
 }
 
 impl Specimen {

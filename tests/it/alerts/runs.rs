@@ -58,6 +58,15 @@ pub(super) async fn while_they_grow(world: &World, service: &Service, ages: &[&s
     (before, ended)
 }
 
+/// So many callbacks of a recording come that its account's token has not signed.
+pub(super) async fn badly_signed(world: &World, service: &Service, id: RecordingId, times: u32) {
+    let mut callback = world.callback(id.recording);
+    callback.auth_token = "another-token".to_owned();
+    for _ in 0..times {
+        assert_eq!(service.send(&callback).await.status(), StatusCode::FORBIDDEN);
+    }
+}
+
 pub(super) async fn no_node_is_seen() -> Fired {
     let world = World::new(Parts::Embedded).await;
     let mut run = Measured::of(&world);
@@ -74,16 +83,14 @@ pub(super) async fn twilio_refuses_and_limits() -> Fired {
 
     world.simulator.always_of(account(), Some(Fault::RateLimited { retry_after: None }));
     for number in 1..=5 {
-        service.send(&world.callback(world.record(number).recording)).await;
+        service.deliver(&world.callback(world.record(number).recording)).await;
     }
     world.simulator.refuse_credentials(other(), true);
     let id = RecordingId { account: other(), recording: recording_id(50).recording };
     world.simulator.add(SimulatedRecording::speech(id, call_sid(50), started_at()));
     assert_eq!(service.send(&world.callback(id.recording)).await.status(), StatusCode::NO_CONTENT);
-    // Of its two callbacks one is signed with a token that the node does not have.
-    let mut badly_signed = world.callback(id.recording);
-    badly_signed.auth_token = "another-token".to_owned();
-    assert_eq!(service.send(&badly_signed).await.status(), StatusCode::FORBIDDEN);
+    // Of its callbacks all but one are signed with a token that the node does not have.
+    badly_signed(&world, &service, id, 12).await;
     let limited = format!("callvault_twilio_rate_limited_total{{account=\"{}\"}}", account());
     measures(&world, &service, &limited, 25.0).await;
     measures(&world, &service, "callvault_accounts_paused", 1.0).await;
@@ -142,7 +149,7 @@ pub(super) async fn what_twilio_has_cannot_be_read() -> Fired {
     world.simulator.add(SimulatedRecording::speech(listed, call_sid(9), jiff::Timestamp::now()));
     let ids = [1, 2, 3].map(|number| record(&world, number, Audio::speech(), Some(encryption(&other_key, number))));
     for id in &ids {
-        nodes[0].send(&world.callback(id.recording)).await;
+        nodes[0].deliver(&world.callback(id.recording)).await;
     }
     for id in &ids {
         nodes[0].recording_in(id.recording, "failed").await;
@@ -198,7 +205,7 @@ pub(super) async fn the_store_fails() -> Fired {
     let answer = node.request(Method::DELETE, &path(&erased)).send().await.unwrap();
     assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE, "its marker cannot be written");
     for number in 2..=6 {
-        node.send(&world.callback(world.record(number).recording)).await;
+        node.deliver(&world.callback(world.record(number).recording)).await;
     }
     measures(&world, &node, "callvault_trouble{code=\"bucket_unreachable\"}", 1.0).await;
     measures(&world, &node, "callvault_fetches_total{outcome=\"store_error\"}", 20.0).await;
@@ -224,7 +231,7 @@ pub(super) async fn a_node_dies_and_receivers_take_nothing() -> Fired {
     for number in 1..=5 {
         let id = world.record(number);
         world.simulator.script(id.recording, [Fault::Held(1000)]);
-        dying.send(&world.callback(id.recording)).await;
+        dying.deliver(&world.callback(id.recording)).await;
     }
     eventually("it fetches them all", async || {
         (1..=5).all(|number| world.simulator.counts(recording_id(number).recording).media_requests > 0).then_some(())

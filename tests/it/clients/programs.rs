@@ -111,7 +111,7 @@ on_all_parts! {
         let mut wav = SimulatedRecording::speech(id, call_sid(2), started_at());
         wav.audio = Audio { mp3: None, ..Audio::speech() };
         world.simulator.add(wav);
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         let told = worker.told(id.recording).await;
         assert!((6.3..6.6).contains(&told["seconds"].as_f64().unwrap()), "WAV is decoded, too: {told}");
 

@@ -1,9 +1,12 @@
 //! What the pages name is there: settings, metrics, links, files, commands, calls.
 
-use std::collections::BTreeSet;
-use std::process::Command;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::process::{Command, Stdio};
 
 use callvault::config::SETTINGS;
+use callvault::telemetry::metric_names;
+use reqwest::StatusCode;
 use serde_json::Value;
 
 use crate::support::compose::root;
@@ -45,19 +48,107 @@ fn every_setting_on_a_page_is_one() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_metric_on_a_page_is_one() {
+#[test]
+fn every_metric_on_a_page_is_one() {
     const OTHERS: &[&str] = &["callvault_client"];
-    let world = World::new(Parts::Embedded).await;
-    let metrics = world.start().await.get("/metrics").await.text().await.unwrap();
     for path in pages() {
         let text = page(&path);
         let names = words(&text, |c| c.is_ascii_lowercase() || c == '_').filter(|name| name.starts_with("callvault_"));
         for name in names.filter(|name| !OTHERS.contains(name)) {
+            let of_histogram = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end));
             // A command may look for several by what they begin with.
-            assert!(metrics.contains(name), "{path}: no metric begins with {name}");
+            let is_there = metric_names().any(|known| known.starts_with(name) || Some(known) == of_histogram);
+            assert!(is_there, "{path}: no metric begins with {name}");
         }
     }
+}
+
+/// The pairs of name and value between a series' braces.
+fn labels(series: &str) -> Vec<(&str, &str)> {
+    let Some((_, rest)) = series.split_once('{') else { return Vec::new() };
+    let pairs = rest.rsplit_once('}').expect("they end").0;
+    pairs.split("\",").filter_map(|pair| pair.split_once("=\"")).collect()
+}
+
+/// The labels of a metric's series; of one that stands alone in a counter or a gauge all
+/// values, but of those that are a service's own.
+fn labelled(name: &str, kind: &str, text: &str) -> String {
+    let lines = text.lines().filter(|line| {
+        let behind = line.strip_prefix(name).unwrap_or("x");
+        behind.starts_with(['{', ' ']) || kind == "histogram" && behind.starts_with("_bucket")
+    });
+    let mut found: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for (label, value) in lines.flat_map(labels).filter(|(label, _)| *label != "le") {
+        found.entry(label).or_default().insert(value.trim_end_matches('"'));
+    }
+    let is_open =
+        found.len() > 1 || kind == "histogram" || ["account", "version"].iter().any(|own| found.contains_key(own));
+    let told = found.iter().map(|(label, values)| match is_open {
+        true => format!("`{label}`"),
+        false => format!("`{label}`: {}", values.iter().copied().collect::<Vec<_>>().join(", ")),
+    });
+    told.collect::<Vec<_>>().join(", ")
+}
+
+/// The kind, the labels and the meaning of each metric, as Prometheus gets them.
+fn scraped(text: &str) -> BTreeMap<String, String> {
+    let about = |what: &str| -> BTreeMap<&str, &str> {
+        text.lines().filter_map(|line| line.strip_prefix(what)?.split_once(' ')).collect()
+    };
+    let (kinds, helps) = (about("# TYPE "), about("# HELP "));
+    let row = |(name, kind): (&&str, &&str)| {
+        let help = helps.get(name).unwrap_or_else(|| panic!("{name} says nothing of itself"));
+        (name.to_string(), format!("| `{name}` | {kind} | {} | {help} |", labelled(name, kind, text)))
+    };
+    kinds.iter().map(row).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_metric_is_in_the_table_as_the_service_tells_it() {
+    let mut world = World::new(Parts::Embedded).await;
+    world.set("CALLVAULT_RECONCILE_EVERY", "1s");
+    let service = world.start().await;
+    let id = world.record(1);
+    assert_eq!(service.send(&world.callback(id.recording)).await.status(), StatusCode::NO_CONTENT);
+    service.recording_in(id.recording, "stored").await;
+    let text = service.get("/metrics").await.text().await.unwrap();
+    let promtool = promtool_finds(&text);
+    assert!(promtool.is_empty(), "promtool check metrics:\n{promtool}");
+
+    let scraped = scraped(&text);
+    let known: BTreeSet<&str> = metric_names().collect();
+    assert_eq!(scraped.keys().map(String::as_str).collect::<BTreeSet<_>>(), known);
+    let table = page("deploy/METRICS.md");
+    let table: BTreeSet<&str> = table.lines().filter(|line| line.starts_with("| `callvault_")).collect();
+    let expected: BTreeSet<&str> = scraped.values().map(String::as_str).collect();
+    let (missing, wrong): (Vec<_>, Vec<_>) =
+        (expected.difference(&table).collect(), table.difference(&expected).collect());
+    assert!(missing.is_empty() && wrong.is_empty(), "deploy/METRICS.md lacks {missing:#?}, and has {wrong:#?}");
+}
+
+/// What Prometheus' own linter says of names, kinds and meanings.
+fn promtool_finds(text: &str) -> String {
+    let mut promtool = Command::new("promtool");
+    promtool.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = promtool.spawn().expect("promtool is installed");
+    // Dropped, and so closed, when all is written.
+    child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    let ended = child.wait_with_output().unwrap();
+    [ended.stdout, ended.stderr].map(|told| String::from_utf8_lossy(&told).into_owned()).concat()
+}
+
+#[test]
+fn every_target_of_make_in_a_sentence_is_one() {
+    let mut count = 0;
+    for path in pages() {
+        for span in spans(&page(&path)).into_iter().filter(|span| span.starts_with("make ")) {
+            count += 1;
+            let told = Command::new("make").arg("--dry-run").args(span.split(' ').skip(1)).current_dir(root()).output();
+            let told = told.expect("make runs");
+            assert!(told.status.success(), "{path}: {span}: {}", String::from_utf8_lossy(&told.stderr));
+        }
+    }
+    assert!(count > 3, "{count}");
 }
 
 /// Whether a file of that name, without its folder, is in some room of the house.

@@ -32,7 +32,7 @@ async fn a_key_that_came_late_opens_all_that_failed_for_it() {
     let other = world.record(9);
     world.simulator.always(other.recording, Some(Fault::Html));
     for id in sealed.iter().chain([&other]) {
-        service.send(&world.callback(id.recording)).await;
+        service.deliver(&world.callback(id.recording)).await;
         service.recording_in(id.recording, "failed").await;
     }
     let attempts = service.recording_in(other.recording, "failed").await["attempts"].clone();

@@ -156,7 +156,7 @@ async fn a_call_of_the_trial_is_played_as_its_page_says() {
     let world = World::new(Parts::Embedded).await;
     let service = world.start().await;
     let id = world.record(1);
-    service.send(&world.callback(id.recording)).await;
+    service.deliver(&world.callback(id.recording)).await;
     service.recording_in(id.recording, "stored").await;
     let [_, play] = commands::<2>("deploy/README.md", "A trial on one machine");
     let key = &trial_env()["CALLVAULT_ADMIN_KEY"];
@@ -274,7 +274,7 @@ async fn the_guide_sets_up_database_bucket_and_service() {
     }
     let service = world.start_on(port, debug_binary()).await;
     let id = world.record(1);
-    service.send(&world.callback(id.recording)).await;
+    service.deliver(&world.callback(id.recording)).await;
     service.recording_in(id.recording, "stored").await;
     let [doctor] = commands(GUIDE, "Twilio");
     let found = terminal.does(&doctor).await;
