@@ -409,6 +409,29 @@ async fn in_another_bucket_nothing_is_lost_and_nothing_removed() {
     nothing_counts_as_lost(&world).await;
 }
 
+/// The same with the prefix: what is there is found by its key, and nowhere else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn below_another_prefix_nothing_is_said_to_be_erased_that_is_there() {
+    let mut world = World::new(Parts::Servers).await;
+    let (service, store, keys) = stocked(&world, 31).await;
+    drop(service);
+    let right = world.settings["CALLVAULT_BUCKET_URL"].clone();
+    world.set("CALLVAULT_BUCKET_URL", format!("{right}/elsewhere"));
+    let service = world.start().await;
+    assert_eq!(service.trouble("objects_missing").await, Some(()));
+    let owed = path(&recording_id(31));
+    assert_eq!(delete(&service, &owed).await.status(), 503);
+    nothing_counts_as_lost(&world).await;
+    drop(service);
+    assert_eq!(store.keys().await, keys);
+
+    world.set("CALLVAULT_BUCKET_URL", right);
+    let service = world.start().await;
+    eventually("it goes", async || (delete(&service, &owed).await.status() == 204).then_some(())).await;
+    let left = store.keys().await;
+    assert!(!left.contains(&keys[30]) && left.contains(&marker(&recording_id(31))), "{left:?}");
+}
+
 /// Whoever looks for an object first: the scrub, or a recheck.
 async fn an_emptied_bucket_is_filled_again_by_hand(scrub_every: &str) {
     let mut world = World::new(Parts::Servers).await;
