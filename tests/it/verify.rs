@@ -386,6 +386,7 @@ async fn in_another_bucket_nothing_is_lost_and_nothing_removed() {
     })
     .await;
     assert_eq!(delete(&service, &path(&owed)).await.status(), 503, "its marker is not written");
+    assert_eq!(hold(&service, &recording_id(2), true).await.0, 503, "nor is this one's");
     nothing_counts_as_lost(&world).await;
     let found = doctor::finds(&world, &[]).await;
     assert!(found.contains(&("bucket.objects".to_owned(), "wrong".to_owned())), "{found:?}");
@@ -399,9 +400,10 @@ async fn in_another_bucket_nothing_is_lost_and_nothing_removed() {
     })
     .await;
     let store = world.store(&service);
-    eventually("what is owed goes", async || {
+    eventually("what is owed goes, and markers come", async || {
         let keys = store.keys().await;
-        (keys.contains(&marker(&owed)) && !keys.contains(&owed_key)).then_some(())
+        let are_marked = [marker(&owed), held_marker(&recording_id(2))].iter().all(|marker| keys.contains(marker));
+        (are_marked && !keys.contains(&owed_key)).then_some(())
     })
     .await;
     let (_, ready) = service.json("/readyz").await;
