@@ -11,6 +11,7 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use super::Vault;
 use super::audit::AuditError;
 use crate::bucket::BucketError;
+use crate::domain::place::Place;
 
 /// Stored recordings that are looked at, wherever among all. Of fewer nothing is concluded:
 /// to fetch those again is soon done.
@@ -23,9 +24,9 @@ const LOOKS_AT_ONCE: usize = 16;
 /// So many of the recordings that were looked at have no object.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
 #[error(
-    "of {LOOKED_AT} stored recordings {missing} have no object in the bucket: it is another one, or was emptied; \
-     nothing is scrubbed or let go, and none of them counts as lost, until most are there; \
-     `callvault verify --repair` fetches them again"
+    "of {LOOKED_AT} stored recordings {missing} have no object in the bucket, below its prefix: it is another one, or was \
+     emptied; nothing is scrubbed or let go, and none of them counts as lost, until most are there; \
+     where bucket and prefix are right, `callvault verify --repair` fetches them again"
 )]
 pub struct MostAreMissing {
     missing: usize,
@@ -49,9 +50,11 @@ impl Vault {
     }
 
     async fn most_are_there(&self, keys: &[String]) -> Result<Result<(), MostAreMissing>, BucketError> {
-        let looks: Vec<_> = keys.iter().map(|key| self.bucket.facts(key)).collect();
+        // Below another prefix it may be there, and nothing of it is found where things are looked for.
+        let is_in_place = |key: &&String| matches!(self.bucket.layout().place(key), Place::Audio(_));
+        let looks: Vec<_> = keys.iter().filter(is_in_place).map(|key| self.bucket.facts(key)).collect();
         let looked: Vec<_> = stream::iter(looks).buffer_unordered(LOOKS_AT_ONCE).try_collect().await?;
-        let missing = looked.iter().filter(|facts| facts.is_none()).count();
-        Ok(if missing * 2 > looked.len() { Err(MostAreMissing { missing }) } else { Ok(()) })
+        let missing = keys.len() - looked.iter().flatten().count();
+        Ok(if missing * 2 > keys.len() { Err(MostAreMissing { missing }) } else { Ok(()) })
     }
 }

@@ -376,6 +376,29 @@ async fn what_an_earlier_one_found_keeps_no_other_from_beginning() {
     assert_eq!((code, finds().await), (Some(0), 0), "the next one forgets what both found");
 }
 
+/// Where it looks up what is known, and where it is over but for saying so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hiccup_of_the_catalog_ends_no_dry_run_and_no_backfill() {
+    let world = World::new(Parts::Servers).await;
+    begun(&world).await;
+    add(&world, 1, 60);
+    let node = Node::start(&world).await;
+    node.kill();
+    let days = ["--since", "2026-10-01", "--until", "2026-10-01", "--json"];
+    for (statement, how) in
+        [("SELECT recording_sid, state FROM", "--dry-run"), ("SET completed_at = (SELECT", "--no-wait")]
+    {
+        node.catalog.rule(Rule::on(statement, Act::Reset));
+        let child = command(&world, &[&days[..], &[how]].concat()).envs(node.settings()).spawn().unwrap();
+        let (code, told) = told(child).await;
+        assert!(node.catalog.has_acted(), "{how}");
+        assert_eq!((code, &told["adds_up"], &told["new"]), (Some(0), &true.into(), &1.into()), "{how}: {told}");
+        node.catalog.release();
+    }
+    let open = sql(&world, "SELECT count(*) FROM backfills WHERE completed_at IS NULL".to_owned()).await;
+    assert_eq!(open, 0, "it is over");
+}
+
 /// What takes a page holds the row of its day, so that nothing can renew the lease meanwhile,
 /// and prolongs it itself.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

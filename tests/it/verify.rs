@@ -386,6 +386,7 @@ async fn in_another_bucket_nothing_is_lost_and_nothing_removed() {
     })
     .await;
     assert_eq!(delete(&service, &path(&owed)).await.status(), 503, "its marker is not written");
+    assert_eq!(hold(&service, &recording_id(2), true).await.0, 503, "nor is this one's");
     nothing_counts_as_lost(&world).await;
     let found = doctor::finds(&world, &[]).await;
     assert!(found.contains(&("bucket.objects".to_owned(), "wrong".to_owned())), "{found:?}");
@@ -399,14 +400,38 @@ async fn in_another_bucket_nothing_is_lost_and_nothing_removed() {
     })
     .await;
     let store = world.store(&service);
-    eventually("what is owed goes", async || {
+    eventually("what is owed goes, and markers come", async || {
         let keys = store.keys().await;
-        (keys.contains(&marker(&owed)) && !keys.contains(&owed_key)).then_some(())
+        let are_marked = [marker(&owed), held_marker(&recording_id(2))].iter().all(|marker| keys.contains(marker));
+        (are_marked && !keys.contains(&owed_key)).then_some(())
     })
     .await;
     let (_, ready) = service.json("/readyz").await;
     assert_eq!(ready["status"], "ok", "{ready}");
     nothing_counts_as_lost(&world).await;
+}
+
+/// The same with the prefix: what is there is found by its key, and nowhere else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn below_another_prefix_nothing_is_said_to_be_erased_that_is_there() {
+    let mut world = World::new(Parts::Servers).await;
+    let (service, store, keys) = stocked(&world, 31).await;
+    drop(service);
+    let right = world.settings["CALLVAULT_BUCKET_URL"].clone();
+    world.set("CALLVAULT_BUCKET_URL", format!("{right}/elsewhere"));
+    let service = world.start().await;
+    assert_eq!(service.trouble("objects_missing").await, Some(()));
+    let owed = path(&recording_id(31));
+    assert_eq!(delete(&service, &owed).await.status(), 503);
+    nothing_counts_as_lost(&world).await;
+    drop(service);
+    assert_eq!(store.keys().await, keys);
+
+    world.set("CALLVAULT_BUCKET_URL", right);
+    let service = world.start().await;
+    eventually("it goes", async || (delete(&service, &owed).await.status() == 204).then_some(())).await;
+    let left = store.keys().await;
+    assert!(!left.contains(&keys[30]) && left.contains(&marker(&recording_id(31))), "{left:?}");
 }
 
 /// Whoever looks for an object first: the scrub, or a recheck.

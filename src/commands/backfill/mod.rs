@@ -245,13 +245,15 @@ async fn work(
             () = stopping.cancelled() => Ok(()),
         };
     }
+    if worked.is_ok() && !stopping.is_cancelled() {
+        return tokio::select! {
+            completed = backfill.complete(progress) => completed.map_err(Into::into),
+            () = stopping.cancelled() => Ok(()),
+        };
+    }
     let counted = backfill.count(progress).await;
     worked?;
-    counted?;
-    if !stopping.is_cancelled() {
-        backfill.complete(progress).await?;
-    }
-    Ok(())
+    Ok(counted?)
 }
 
 /// Looks at the numbers again and again; with `until_settled`, until nothing that

@@ -155,9 +155,11 @@ impl Backfill {
         }
     }
 
-    /// All of it is walked over and counted.
-    pub async fn complete(&self, progress: &Progress) -> Result<(), CatalogError> {
-        self.catalog().complete_backfill(&progress.run).await
+    /// All of it is walked over: counts for the last time, and notes that it is done.
+    pub async fn complete(&self, progress: &Progress) -> Result<(), BackfillError> {
+        let run = &progress.run;
+        self.with_patience(run.account, || 0, async || self.count(progress).await).await?;
+        self.with_patience(run.account, || 0, async || Ok(self.catalog().complete_backfill(run).await?)).await
     }
 
     /// Counts again whatever may have changed.

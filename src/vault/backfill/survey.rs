@@ -54,8 +54,10 @@ impl Backfill {
             let page = self
                 .with_patience(account, || 0, async || self.page_of_day(account, day, query.as_deref()).await)
                 .await?;
-            let known = self.catalog().states_of(account, page.recordings.iter().map(|listed| listed.id.recording));
-            let known = known.await?;
+            let listed = || page.recordings.iter().map(|listed| listed.id.recording);
+            let known = self
+                .with_patience(account, || 0, async || Ok(self.catalog().states_of(account, listed()).await?))
+                .await?;
             for listed in page.recordings.iter().filter(|listed| counted.insert(listed.id.recording)) {
                 let is_known = known.contains_key(&listed.id.recording);
                 survey.add(&self.manners.twilio, listed, is_known, self.is_past_retention(account, listed));
