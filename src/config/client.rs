@@ -17,7 +17,7 @@ pub struct ClientConfig {
 impl ClientConfig {
     /// Reads the settings of this process.
     pub fn from_process() -> Result<Self, ConfigError> {
-        let url = required("CALLVAULT_URL", "where the service is, such as https://recordings.example.com");
+        let url = required("CALLVAULT_URL", "an address of the service inside, such as http://127.0.0.1:8080");
         let api_key = required("CALLVAULT_API_KEY", "an API key that may read");
         let url = url.and_then(|text| {
             parse::base_url(&text).map_err(|expected| Problem {

@@ -126,6 +126,21 @@ async fn each_part_that_is_broken_is_found() {
     assert_eq!(wrong(&world, &[]).await, Vec::<String>::new());
 }
 
+/// As where nothing was set yet: the cure of the one does not speak of what the other lacks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_without_accounts_is_warned_of_and_nothing_else() {
+    let mut world = World::new(Parts::Embedded).await;
+    for name in ["ACCOUNT_SID", "AUTH_TOKEN"] {
+        world.set(&format!("CALLVAULT_TWILIO_{name}"), "");
+    }
+    let _service = running(&mut world).await;
+    let found = checks(&world, &[]).await;
+    let found: Vec<_> = found.iter().filter(|check| check["status"] != "ok").collect();
+    let names: Vec<_> = found.iter().map(|check| check["check"].as_str().unwrap()).collect();
+    assert_eq!(names, ["settings", "public_url"]);
+    assert!(found.iter().all(|check| !check["cure"].as_str().unwrap().contains("API key")), "{found:?}");
+}
+
 /// Not only that a pool's time was over.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_that_does_not_listen_is_named() {

@@ -47,11 +47,12 @@ pub(super) async fn examine(vault: &Vault, config: &Config) -> Vec<Finding> {
     let signing = vault.accounts().iter().filter(|account| vault.twilio.can_check_callbacks(account));
     let signing: Vec<AccountSid> = signing.copied().collect();
     let Some(first) = signing.first() else {
-        findings.push(Finding::warning(
-            CHECK,
-            "no account has an auth token: no callback can be checked, and all are refused",
-            "give each account its auth token, beside its API key",
-        ));
+        let cure = match vault.accounts() {
+            [] => "configure an account: doctor then calls as Twilio does",
+            _ => "give each account its auth token, beside its API key",
+        };
+        let detail = "no account has an auth token: no callback can be checked, and all are refused";
+        findings.push(Finding::warning(CHECK, detail, cure));
         return findings;
     };
     if let Err(wrong) = refuses_forged(vault, config, &public_url, first).await {
