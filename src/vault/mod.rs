@@ -57,6 +57,7 @@ pub mod webhooks;
 mod whole_bucket;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -132,6 +133,8 @@ pub struct Vault {
     pub follower: Follower,
     accounts: Vec<AccountSid>,
     receivers: Vec<Arc<Receiver>>,
+    /// Whether the catalog knows them, as far as this node saw to it.
+    has_enrolled: AtomicBool,
     retry: retry::Policy,
     max_recording_bytes: u64,
     lease: Duration,
@@ -181,6 +184,7 @@ impl Vault {
             questions: Questions::new(&accounts),
             accounts,
             receivers: config.webhooks.iter().map(|webhook| Arc::new(Receiver::new(webhook))).collect(),
+            has_enrolled: AtomicBool::new(false),
             retry: config.retry,
             max_recording_bytes: config.max_recording_bytes,
             lease: config.lease,

@@ -18,10 +18,11 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::events::announce;
 use crate::keys::{ask, create};
+use crate::recheck::sql;
 use crate::support::cluster::{self, Node};
 use crate::support::eventually;
 use crate::support::servers::free_port;
-use crate::support::world::{ACCOUNT, Parts, Service, World};
+use crate::support::world::{ACCOUNT, Parts, Service, World, debug_binary};
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
@@ -372,6 +373,45 @@ fn counts(got: &[Got]) -> BTreeMap<String, usize> {
         *counts.entry(got.id.clone()).or_default() += 1;
         counts
     })
+}
+
+/// Its catalog knows much, and was not lost: nobody wants to be told of all that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_is_new_is_told_nothing_old_though_its_enrolling_is_late() {
+    let mut world = World::new(Parts::Servers).await;
+    let before = world.start().await;
+    announce(&world, &before, 100).await;
+    eventually("it is in the feed", async || (feed(&before).await.len() == 1).then_some(())).await;
+    before.signal("TERM");
+    assert!(before.end().await.success());
+
+    for statement in [
+        "CREATE SEQUENCE in_vain",
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS \
+         $$ BEGIN PERFORM nextval('in_vain'); RAISE EXCEPTION 'not now'; END $$",
+        "CREATE TRIGGER refused BEFORE INSERT ON receivers FOR EACH ROW WHEN (NEW.after_seq > 0) EXECUTE FUNCTION refuse()",
+    ] {
+        sql(&world, statement.to_owned()).await;
+    }
+    let application = Application::start(takes).await;
+    post_to(&mut world, &application.url, "");
+    let service = world.start_unready(free_port(), debug_binary());
+    // For longer than whoever posts waits between two tries.
+    eventually("it was enrolled in vain", async || {
+        (sql(&world, "SELECT last_value FROM in_vain".to_owned()).await >= 5).then_some(())
+    })
+    .await;
+    sql(&world, "DROP TRIGGER refused ON receivers".to_owned()).await;
+    eventually("it is enrolled", async || {
+        (sql(&world, "SELECT count(*) FROM receivers WHERE after_seq > 0".to_owned()).await == 1).then_some(())
+    })
+    .await;
+    eventually("it is ready", async || (service.get("/readyz").await.status() == StatusCode::OK).then_some(())).await;
+    announce(&world, &service, 101).await;
+    let got = application.has(1).await;
+    let told =
+        eventually("both are in the feed", async || Some(feed(&service).await).filter(|all| all.len() == 2)).await;
+    assert_eq!(got[0].id, told[1]["id"].as_str().unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -11,6 +11,7 @@
 mod post;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -75,7 +76,9 @@ impl Vault {
         if self.receivers.is_empty() {
             return Ok(());
         }
-        self.catalog.enroll_receivers(&self.receiver_ids()).await
+        self.catalog.enroll_receivers(&self.receiver_ids()).await?;
+        self.has_enrolled.store(true, Ordering::Release);
+        Ok(())
     }
 
     /// The receivers of the settings.
@@ -97,8 +100,13 @@ impl Vault {
         self.receivers.iter().map(|receiver| receiver.id.clone()).collect()
     }
 
-    /// The right to post to a receiver, if no other node has it.
+    /// The right to post to a receiver, if no other node has it. None before this node has
+    /// enrolled its own: one that is new would be taken for one whose catalog was lost, and
+    /// told of all that ever happened.
     pub async fn grant_receiver(&self, receiver: &str, node: &str) -> Result<Option<ReceiverLease>, CatalogError> {
+        if !self.has_enrolled.load(Ordering::Acquire) {
+            return Ok(None);
+        }
         self.catalog.grant_receiver(receiver, node, self.lease).await
     }
 
