@@ -170,8 +170,10 @@ struct Inner {
     credentials: Arc<Credentials>,
     /// Puts and parts, and the completion of uploads.
     uploads: AmazonS3,
-    /// What is short: creating and aborting uploads, deletes.
+    /// What is short: aborting uploads, deletes.
     control: AmazonS3,
+    /// Creating uploads: each time that is sent, it leaves something behind.
+    once: AmazonS3,
     /// What is short, and not in object_store.
     direct: Direct,
     /// Lists, heads and bodies.
@@ -214,7 +216,9 @@ impl Bucket {
             ))
         };
         let (uploads, _) = build(options.clone().with_timeout(UPLOAD_TIMEOUT))?;
-        let (control, (_, http)) = build(options.clone().with_timeout(CONTROL_TIMEOUT))?;
+        let (control, (once, http)) = build(options.clone().with_timeout(CONTROL_TIMEOUT))?;
+        let once = once.with_retry(RetryConfig { max_retries: 0, ..RetryConfig::default() });
+        let once = once.with_http_connector(Shared(http.clone())).build()?;
         let endpoint = s3.endpoint.clone().unwrap_or_else(|| format!("https://s3.{region}.amazonaws.com"));
         let direct = Direct { http, bucket: link::rusty_bucket(&endpoint, s3.path_style, &s3.bucket, &region)? };
         let (_, copies) = build(options.clone().with_timeout(COPY_TIMEOUT))?;
@@ -229,6 +233,7 @@ impl Bucket {
                 credentials,
                 uploads,
                 control,
+                once,
                 direct,
                 reads,
                 copies,

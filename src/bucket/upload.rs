@@ -56,10 +56,11 @@ impl Bucket {
         self.sync(&object.key).await
     }
 
-    /// Begins to stage a large object at that key.
+    /// Begins to stage a large object at that key. It is asked for once: where the answer
+    /// is lost, an upload may be open that nobody can name.
     pub async fn stage(&self, key: &str) -> Result<Staging> {
         let key = path(key)?;
-        let upload_id = self.inner.control.create_multipart(&key).await?;
+        let upload_id = self.inner.once.create_multipart(&key).await?;
         Ok(Staging {
             bucket: self.clone(),
             key,

@@ -28,6 +28,9 @@ use crate::twilio::media::{Media, MediaError};
 
 /// The wait between two tries to tell the catalog how an attempt ended.
 const SETTLE_AGAIN_AFTER: Duration = Duration::from_millis(250);
+/// An upload is begun with so many tries, each of which waits longer than the one before.
+const STAGING_TRIES: u32 = 4;
+const STAGE_AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// How long an upload that was given up may take to be cleared away; the next
 /// claimer does it otherwise. Short enough for the end of a node.
 const CLEAR_AWAY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -247,7 +250,7 @@ impl Vault {
             format,
             metadata: object_key::metadata(&lease.id, details, &digest, stored_at),
         };
-        let staging_is_gone = match staging {
+        let is_gone = match staging {
             None => traces.write(self.bucket.put(&object, chunks)).await.map(|()| true)?,
             Some(mut staging) => {
                 for chunk in chunks {
@@ -256,12 +259,22 @@ impl Vault {
                 traces.write(staging.publish(&object)).await?
             }
         };
+        let staging_is_gone = is_gone && !traces.is_unclear();
         Ok((StoredObject { digest, size_bytes, format, key: object.key }, staging_is_gone))
     }
 
     async fn stage(&self, lease: &Lease, traces: &Traces) -> Result<Staging, AttemptError> {
         let key = self.bucket.layout().staging(&lease.id, lease.epoch);
-        let staging = traces.write(self.bucket.stage(&key)).await?;
+        let mut tried = 1;
+        let staging = loop {
+            // One that fails without a clear answer may have opened an upload: the row is looked at later.
+            match traces.write(self.bucket.stage(&key)).await {
+                Ok(staging) => break staging,
+                Err(_) if tried < STAGING_TRIES => tokio::time::sleep(STAGE_AGAIN_AFTER * tried).await,
+                Err(error) => return Err(error.into()),
+            }
+            tried += 1;
+        };
         traces.began_upload(staging.upload_id());
         held(self.catalog.note_upload(lease, staging.upload_id()).await?)?;
         Ok(staging)

@@ -5,7 +5,9 @@ use callvault::twilio::simulator::{Audio, Fault, SimulatedRecording, speech_mp3}
 use reqwest::StatusCode;
 
 use crate::recheck::sql;
+use crate::support::cluster::{Node, add_large};
 use crate::support::eventually;
+use crate::support::relay::{Act, Rule};
 use crate::support::world::{Parts, Service, World, call_sid, debug_binary, recording_id, started_at};
 
 /// Nothing staged, no open upload: what lies in the bucket is what rows name.
@@ -202,6 +204,26 @@ on_all_parts! {
         let service = world.start_on(service.port, debug_binary()).await;
         assert_eq!(service.recording_in(id.recording, "stored").await["attempts"], 1);
     }
+}
+
+/// The store opened two that no row can name; the third one is used.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_whose_creation_was_not_answered_is_cleared_away() {
+    let mut world = World::new(Parts::Servers).await;
+    world.set("CALLVAULT_RECHECK_AFTER", "1s");
+    let node = Node::start(&world).await;
+    node.store.rule(Rule::on("?uploads", Act::LoseAnswer).times(2));
+    let (id, digest) = add_large(&world, 1);
+    node.deliver(&world.callback(id.recording)).await;
+    let shown = node.recording_in(id.recording, "stored").await;
+    assert_eq!((&shown["sha256"], &shown["attempts"]), (&digest.to_string().into(), &1.into()));
+    assert!(node.store.has_acted());
+    let store = world.store(&node);
+    eventually("no upload is open", async || {
+        (!store.open_uploads(&world.http).await.contains("<Upload>")).then_some(())
+    })
+    .await;
+    nothing_is_left_over(&world, &node, &[shown["key"].as_str().unwrap().to_owned()]).await;
 }
 
 /// Whether parts of an upload lie in the store, or may: its id is in the row before the
