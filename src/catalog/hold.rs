@@ -12,7 +12,7 @@ use sqlx::AssertSqlSafe;
 
 use super::accept::{TO_PENDING, lock};
 use super::columns::columns_of;
-use super::erase::Owed;
+use super::erasures::Owed;
 use super::lease::Settled;
 use super::sql::{Row, Session, args, now};
 use super::{Catalog, Result, feed, rows};

@@ -49,9 +49,10 @@ impl Terms {
 }
 
 impl Vault {
-    /// Whether recordings may go by themselves now, by age, out of the bucket or
-    /// at Twilio: not before catalog and bucket were reached, not by a node whose clock is
-    /// wrong, and not where the bucket is another one than the catalog's. That none goes while the catalog is not indexed, its statements say.
+    /// Whether recordings may go by themselves now, by age, out of the bucket or at
+    /// Twilio: not before catalog and bucket were reached, not by a node whose clock is
+    /// wrong, and not where the bucket is another one than the catalog's. That none goes
+    /// while the catalog is not indexed, its statements say.
     pub fn may_let_go(&self) -> bool {
         self.health.is_ready() && self.check_clock().is_ok() && self.knows_its_bucket()
     }

@@ -10,6 +10,7 @@ use reqwest::{Method, Response, StatusCode};
 use serde_json::Value;
 
 use crate::crashes::{has_parts, nothing_is_left_over};
+use crate::letting_go::{Step, at_catalog, at_store, at_twilio};
 use crate::recheck::{count, folder, history, metric, nothing_is_owed, owe, plant, sql, staging, stored};
 use crate::support::audit;
 use crate::support::cluster::{self, Node};
@@ -311,25 +312,24 @@ async fn service_audio(node: &Node, id: &RecordingId) -> Response {
     node.get(&format!("{}/audio", path(id))).await
 }
 
-/// A node is cut off at each step of erasing; another one goes on.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whichever_step_a_node_dies_at_another_goes_on() {
-    let world = World::new(Parts::Servers).await;
-    let mut nodes = cluster::start(&world, 2).await;
-    // As the node's own requests begin at each of the steps.
-    type Break = fn(&Node, Rule);
-    let at_store: Break = |node, rule| node.store.rule(rule);
-    let at_twilio: Break = |node, rule| node.twilio.rule(rule);
-    let at_catalog: Break = |node, rule| node.catalog.rule(rule);
-    let steps = [
+/// As a node's own requests begin at each of the steps of erasing, once it was committed.
+pub fn steps_from_commit_on() -> [Step; 6] {
+    [
         (at_catalog, Rule::on("COMMIT", Act::HoldAnswer).after("recording.erased").then(1)),
         (at_store, Rule::on("/.erased/", Act::Hold)),
         (at_catalog, Rule::on("erase_marked = 1", Act::Hold)),
         (at_store, Rule::on("DELETE /", Act::Hold)),
         (at_twilio, Rule::on("DELETE /", Act::HoldAnswer)),
         (at_catalog, Rule::on("erase_cleared = CASE", Act::Hold)),
-    ];
-    for (number, (break_at, rule)) in (1..).zip(steps) {
+    ]
+}
+
+/// A node is cut off at each step of erasing; another one goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whichever_step_a_node_dies_at_another_goes_on() {
+    let world = World::new(Parts::Servers).await;
+    let mut nodes = cluster::start(&world, 2).await;
+    for (number, (break_at, rule)) in (1..).zip(steps_from_commit_on()) {
         let (id, _) = stored(&world, &nodes[1], number).await;
         break_at(&nodes[0], rule);
         let url = format!("{}{}?twilio=true", nodes[0].url, path(&id));

@@ -11,7 +11,7 @@ use object_store::path::Path;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::erase::{keep_versions, marker, path, versions};
+use crate::erase::{keep_versions, marker, path, steps_from_commit_on, versions};
 use crate::evict::evict_soon;
 use crate::holds::held_marker;
 use crate::keys::{ask, create};
@@ -23,17 +23,17 @@ use crate::support::world::{ACCOUNT, Parts, Service, World, account, call_sid, r
 use crate::support::{audit, eventually};
 
 /// Where a node is cut off: on the way to which part, and at what.
-type Step = (fn(&Node, Rule), Rule);
+pub type Step = (fn(&Node, Rule), Rule);
 
-fn at_catalog(node: &Node, rule: Rule) {
+pub fn at_catalog(node: &Node, rule: Rule) {
     node.catalog.rule(rule);
 }
 
-fn at_store(node: &Node, rule: Rule) {
+pub fn at_store(node: &Node, rule: Rule) {
     node.store.rule(rule);
 }
 
-fn at_twilio(node: &Node, rule: Rule) {
+pub fn at_twilio(node: &Node, rule: Rule) {
     node.twilio.rule(rule);
 }
 
@@ -116,15 +116,8 @@ async fn whichever_step_of_retention_a_node_dies_at_another_goes_on() {
     none_is_due(&world, "ordered_at").await;
     account_with(&mut world, "retention = \"1h\"\nerase_at_twilio = true");
     let mut node = Node::start(&world).await;
-    let steps: [Step; 7] = [
-        (at_catalog, Rule::on("COMMIT", Act::Hold).after("recording.erased").then(1)),
-        (at_catalog, Rule::on("COMMIT", Act::HoldAnswer).after("recording.erased").then(1)),
-        (at_store, Rule::on("/.erased/", Act::Hold)),
-        (at_catalog, Rule::on("erase_marked = 1", Act::Hold)),
-        (at_store, Rule::on("DELETE /", Act::Hold)),
-        (at_twilio, Rule::on("DELETE /", Act::HoldAnswer)),
-        (at_catalog, Rule::on("erase_cleared = CASE", Act::Hold)),
-    ];
+    let before_it: Step = (at_catalog, Rule::on("COMMIT", Act::Hold).after("recording.erased").then(1));
+    let steps = std::iter::once(before_it).chain(steps_from_commit_on());
     for (number, (break_at, rule)) in (1..).zip(steps) {
         let id = recording_id(number);
         break_at(&node, rule);

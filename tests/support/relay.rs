@@ -252,7 +252,8 @@ async fn swallow(mut client: TcpStream, mut mode: watch::Receiver<(Mode, u64)>, 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Answers {
     Pass,
-    Hold,
+    /// Until it is released more often than so: that may be before the answer comes.
+    Hold(u64),
     Lose,
     Instead(&'static str),
     /// The client went away while its bytes were held; they arrive all the same.
@@ -337,7 +338,7 @@ async fn upwards(
                 while from.read(&mut bytes).await.is_ok_and(|len| len > 0) {}
                 return to;
             }
-            Some(Act::HoldAnswer) => drop(answers.send_replace(Answers::Hold)),
+            Some(Act::HoldAnswer) => drop(answers.send_replace(Answers::Hold(*state.released.borrow()))),
             Some(Act::LoseAnswer) => drop(answers.send_replace(Answers::Lose)),
             Some(Act::AnswerInstead(text)) => drop(answers.send_replace(Answers::Instead(text))),
         }
@@ -391,10 +392,12 @@ async fn downwards(
                 let _ = to.shutdown().await;
                 return End::Closed;
             }
-            Answers::Hold => {
+            Answers::Hold(releases) => {
                 let mut released = state.released.subscribe();
-                state.acted.fetch_add(1, Ordering::SeqCst);
-                let _ = released.changed().await;
+                if *released.borrow() == releases {
+                    state.acted.fetch_add(1, Ordering::SeqCst);
+                }
+                let _ = released.wait_for(|now| *now > releases).await;
                 answers.send_replace(Answers::Pass);
             }
         }
