@@ -42,8 +42,8 @@ runs! {
     no_node_is_seen: "CallvaultDown";
     twilio_refuses_and_limits: "CallvaultRateLimited", "CallvaultAccountPaused", "CallvaultCallbacksBadlySigned",
         "CallvaultPendingTooLong";
-    twilio_fails_and_calls_nobody_back: "CallvaultFetchesFailing", "CallvaultCallbacksMissing", "CallvaultPendingTooLong",
-        "CallvaultReconcileLag";
+    twilio_fails_and_calls_nobody_back: "CallvaultFetchesFailing", "CallvaultCallbacksMissing", "CallvaultManyPending",
+        "CallvaultPendingTooLong", "CallvaultReconcileLag";
     catalog_and_bucket_are_away: "CallvaultCatalogUnreachable", "CallvaultBucketUnreachable", "CallvaultCallbacksLost",
         "CallvaultFeedLag";
     what_twilio_has_cannot_be_read: "CallvaultRecordingsFailed", "CallvaultTwilioListUnreadable";
