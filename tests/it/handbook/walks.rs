@@ -114,7 +114,8 @@ async fn the_readme_leads_from_nothing_to_many_nodes() {
 
 /// What the README says of keys, and of the feed.
 async fn use_it(guest: &Guest<'_>, terminal: &mut Terminal) {
-    let [keys, feed] = commands("README.md", "Use it");
+    let [keys] = commands("README.md", "Keys");
+    let [feed] = commands("README.md", "Events");
     let made = terminal.does("callvault keys create --scope read --name reader --json").await;
     let made: Value = serde_json::from_str(&made).expect("JSON");
     let id = made["id"].as_str().unwrap();
