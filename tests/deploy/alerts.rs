@@ -42,6 +42,18 @@ fn promtool_takes_the_alerts() {
 }
 
 #[test]
+fn promtool_takes_how_the_page_scrapes_nodes() {
+    let page = deploy("METRICS.md");
+    let config = page.split("```text\n").nth(1).unwrap().split("```").next().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("prometheus.yaml"), config).unwrap();
+    std::fs::write(folder.path().join("callvault.yaml"), deploy("alerts/callvault.yaml")).unwrap();
+    // The key's own file is where it says, on Prometheus' machine.
+    let check = ["check", "config", "--syntax-only", "prometheus.yaml"];
+    succeeds(Command::new("promtool").args(check).current_dir(folder.path()));
+}
+
+#[test]
 fn promtool_takes_every_query_of_the_dashboard() {
     let folder = tempfile::tempdir().unwrap();
     let as_rule = |query: &String| serde_json::json!({"record": "panel:query", "expr": for_promtool(query)});
