@@ -14,25 +14,31 @@ use crate::domain::sid::AccountSid;
 pub struct Backlog {
     /// Of what came by itself; None: nothing waits.
     pub oldest: Option<Duration>,
+    /// Of the account of which that is longest, all but the oldest ten; None: no account has more.
+    pub oldest_of_many: Option<Duration>,
     /// Of what a backfill brought, and nothing else was heard of.
     pub oldest_of_backfill: Option<Duration>,
 }
 
-/// Of an account the first entry in an index: no row is counted.
+/// Of an account one of the first entries in an index: no row is counted.
 macro_rules! oldest {
-    ($is_backfill:literal) => {
+    ($is_backfill:literal, $but:literal) => {
         concat!(
             "(SELECT r.pending_since FROM recordings r WHERE r.account_sid = a.column1 AND r.is_backfill = ",
             $is_backfill,
-            " AND r.state IN ('pending', 'fetching') AND r.pending_since IS NOT NULL ORDER BY r.pending_since LIMIT 1)"
+            " AND r.state IN ('pending', 'fetching') AND r.pending_since IS NOT NULL ORDER BY r.pending_since LIMIT 1 OFFSET ",
+            $but,
+            ")"
         )
     };
 }
 const OLDEST_PENDING: &str = concat!(
     "SELECT ",
-    oldest!("0"),
+    oldest!("0", "0"),
     " AS oldest, ",
-    oldest!("1"),
+    oldest!("0", "10"),
+    " AS oldest_of_many, ",
+    oldest!("1", "0"),
     " AS oldest_of_backfill, ",
     now!(),
     " AS now_ms FROM"
@@ -52,6 +58,7 @@ impl dyn Catalog + '_ {
             let now = row.time("now_ms")?;
             let waited = |since| Ok::<_, CatalogError>(row.time_opt(since)?.map(|since| between(since, now)));
             backlog.oldest = backlog.oldest.max(waited("oldest")?);
+            backlog.oldest_of_many = backlog.oldest_of_many.max(waited("oldest_of_many")?);
             backlog.oldest_of_backfill = backlog.oldest_of_backfill.max(waited("oldest_of_backfill")?);
         }
         Ok(backlog)

@@ -14,7 +14,7 @@ use crate::config::{BucketConfig, Config, Database};
 use crate::vault::Vault;
 use crate::{app, telemetry};
 
-const ELSEWHERE: &str = "run it in the folder that the node runs in; a new node's are made by `callvault serve`";
+const ELSEWHERE: &str = "run it in the folder that the node runs in; `callvault serve` makes what a new node needs";
 
 /// The use cases over the parts of this process' settings, which are reached.
 pub struct Beside {

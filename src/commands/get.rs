@@ -17,6 +17,7 @@ use super::print_line;
 use crate::config::ClientConfig;
 use crate::domain::digest::{Digest, Hasher};
 use crate::domain::sid::{CallSid, RecordingSid};
+use crate::telemetry::innermost;
 
 /// What one request to the service waits for.
 const WAIT_SECONDS: u64 = 30;
@@ -144,7 +145,7 @@ async fn wait_for_link(http: &Client, config: &ClientConfig, args: &Args) -> any
             },
             // A node that restarts, or is not there at all.
             Err(_) if began.elapsed() < AWAY_MAX => (format!("{} does not answer", config.url), Duration::from_secs(1)),
-            Err(error) => return Err(error).with_context(|| format!("{} does not answer", config.url)),
+            Err(error) => bail!("{} does not answer: {}", config.url, innermost(&error)),
         };
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() {

@@ -8,8 +8,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use clap::error::ErrorKind;
-use clap::{CommandFactory, Subcommand};
+use clap::Subcommand;
 use jiff::Timestamp;
 use secrecy::ExposeSecret;
 use serde::Serialize;
@@ -190,8 +189,7 @@ async fn create(config: &Config, catalog: &Arc<dyn Catalog>, mut args: Create) -
     args.account.sort();
     args.account.dedup();
     if args.account.len() > ACCOUNTS_MAX {
-        let words = format!("a key can be bound to at most {ACCOUNTS_MAX} accounts");
-        super::Cli::command().error(ErrorKind::TooManyValues, words).exit();
+        super::wrong_usage(&format!("a key can be bound to at most {ACCOUNTS_MAX} accounts"));
     }
     for unknown in args.account.iter().filter(|sid| !config.accounts.iter().any(|account| account.sid == **sid)) {
         tell(&format!("{unknown} is not among the accounts of these settings."));

@@ -18,12 +18,17 @@ pub mod verify;
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::{Config, ConfigError};
 
 /// Wrong usage or settings.
 const USAGE: u8 = 2;
+
+/// What a command that asks Twilio says without one.
+const NO_ACCOUNT: &str =
+    "no Twilio account is configured: set CALLVAULT_TWILIO_ACCOUNT_SID and CALLVAULT_TWILIO_AUTH_TOKEN";
 
 /// Fetches each Twilio call recording exactly once, keeps it in S3 under its
 /// call SID, and serves everyone from there.
@@ -79,17 +84,23 @@ fn report(error: &anyhow::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// An error and its causes, without those that another one has told already.
+/// An error and its causes, down to where the last of them has been told.
 fn chain(error: &anyhow::Error) -> String {
-    let mut told = String::new();
-    for cause in error.chain().map(ToString::to_string) {
-        if !told.contains(&cause) {
-            let colon = if told.is_empty() { "" } else { ": " };
-            told.push_str(colon);
-            told.push_str(&cause);
+    let root = error.root_cause().to_string();
+    let mut told = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if told.contains(&root) {
+            break;
         }
+        told.push_str(": ");
+        told.push_str(&cause);
     }
     told
+}
+
+/// Ends the process over a wrong usage that only shows beside the settings.
+fn wrong_usage(words: &str) -> ! {
+    Cli::command().error(ErrorKind::ValueValidation, words).exit()
 }
 
 /// Writes a line of a command's result to stdout. Whoever has read enough closes it:

@@ -83,7 +83,7 @@ struct Trial {
 impl Trial {
     async fn set(config: &Config, args: &Args) -> anyhow::Result<Self> {
         let known = config.accounts.iter().find_map(|account| Some((account.sid, account.auth_token.clone()?)));
-        let (sid, token) = known.context("CALLVAULT_TWILIO_ACCOUNT_SID and CALLVAULT_TWILIO_AUTH_TOKEN are not set")?;
+        let Some((sid, token)) = known else { super::wrong_usage(super::NO_ACCOUNT) };
         let account = SimulatedAccount { sid, auth_token: token.expose_secret().to_owned(), api_key: None };
         let simulator = Simulator::start_at(args.listen, [account]).await;
         let simulator = simulator.with_context(|| format!("cannot listen on {}", args.listen))?;

@@ -64,7 +64,9 @@ pub fn router<S: Clone + Send + Sync + 'static>(link_origin: Option<&str>) -> Ro
     let console = Arc::new(Console { files, policy: policy(link_origin) });
     // What the page asks for is relative to it, and would not be found from below.
     let up = get(async || (StatusCode::PERMANENT_REDIRECT, [(header::LOCATION, "../console")]));
-    let routes = [("/console", get(page)), ("/console/", up), ("/console/{file}", get(file))];
+    // Whoever knows no more than the service's address wants to see something.
+    let home = get(async || (StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, "console")]));
+    let routes = [("/", home), ("/console", get(page)), ("/console/", up), ("/console/{file}", get(file))];
     let mut router = Router::new();
     for (path, methods) in routes {
         telemetry::http_route(path);

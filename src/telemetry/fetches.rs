@@ -22,6 +22,7 @@ const RECONCILE_WALKS: &str = "callvault_reconcile_walks_total";
 const RECONCILE_FOUND: &str = "callvault_reconcile_found_total";
 const RECONCILE_LAG: &str = "callvault_reconcile_lag_seconds";
 const OLDEST_PENDING: &str = "callvault_oldest_pending_seconds";
+const MANY_PENDING: &str = "callvault_many_pending_seconds";
 const OLDEST_BACKFILL: &str = "callvault_oldest_backfill_pending_seconds";
 const LEASES_LOST: &str = "callvault_leases_lost_total";
 const LEASES_EXPIRED: &str = "callvault_leases_expired_total";
@@ -109,6 +110,13 @@ pub(super) const METRICS: &[Metric] = &[
         label: None,
     },
     Metric {
+        name: MANY_PENDING,
+        kind: Kind::Gauge,
+        help: "Seconds for which more than ten recordings of an account have been pending, 0 where none has so many; \
+               what a backfill brought is left out; the same on every node with the same accounts",
+        label: None,
+    },
+    Metric {
         name: OLDEST_BACKFILL,
         kind: Kind::Gauge,
         help: "Seconds since the oldest recording that a backfill brought became pending, 0 where there is none; it \
@@ -155,9 +163,10 @@ pub fn rate_limited(account: &AccountSid) {
 }
 
 /// The oldest recordings that are to be stored have waited for so long: of what came
-/// by itself, and of what a backfill brought.
-pub fn oldest_pending(age: Duration, of_backfill: Duration) {
+/// by itself, of more than ten of that, and of what a backfill brought.
+pub fn oldest_pending(age: Duration, of_many: Duration, of_backfill: Duration) {
     gauge!(OLDEST_PENDING).set(age.as_secs_f64());
+    gauge!(MANY_PENDING).set(of_many.as_secs_f64());
     gauge!(OLDEST_BACKFILL).set(of_backfill.as_secs_f64());
 }
 

@@ -15,6 +15,7 @@ use opentelemetry::{Context, KeyValue};
 use opentelemetry_http::{HttpClient, HttpError};
 use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::resource::EnvResourceDetector;
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 use tokio::runtime::Handle;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
@@ -64,8 +65,12 @@ pub(super) fn tracer(endpoint: &Url) -> Option<SdkTracer> {
     let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
     // Of one trace each span tells on which node it was.
     let instance = KeyValue::new("service.instance.id", format!("{}-{}", host_name(), std::process::id()));
-    let resource =
-        Resource::builder_empty().with_service_name("callvault").with_attributes([version, instance]).build();
+    // And what its operator says of it, in OTEL_RESOURCE_ATTRIBUTES.
+    let resource = Resource::builder_empty()
+        .with_service_name("callvault")
+        .with_attributes([version, instance])
+        .with_detector(Box::new(EnvResourceDetector::new()))
+        .build();
     let provider = SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build();
     Some(PROVIDER.get_or_init(|| provider).tracer("callvault"))
 }

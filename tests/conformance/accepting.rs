@@ -60,6 +60,26 @@ on_every_catalog! {
         assert_eq!(waited().await, None);
     }
 
+    async fn that_many_wait_is_more_than_that_ten_do(database: Database) {
+        let catalog = database.node().await;
+        accept(&catalog, 1..=10).await;
+        let of_many = async || catalog.backlog(&accounts()).await.unwrap().oldest_of_many;
+        assert_eq!(of_many().await, None);
+        // Of another account they do not count.
+        let other: AccountSid = format!("AC{}", "b".repeat(32)).parse().unwrap();
+        let mut of_other = callback(11, "completed");
+        of_other.id.account = other;
+        catalog.accept(&of_other).await.unwrap();
+        let both = [&accounts()[..], &[other]].concat();
+        assert_eq!(catalog.backlog(&both).await.unwrap().oldest_of_many, None);
+        accept(&catalog, [12]).await;
+        assert!(of_many().await.unwrap() < Duration::from_secs(600));
+        let claim = claim_some(&catalog, LONG, 1).await.remove(0);
+        assert!(of_many().await.is_some());
+        assert_eq!(catalog.store(&claim.lease, &object(&claim.lease.id, b"audio"), true).await.unwrap(), Settled::Done);
+        assert_eq!(of_many().await, None);
+    }
+
     async fn twilios_word_on_the_call_replaces_what_was_put(database: Database) {
         let catalog = database.node().await;
         let named = catalog.accept(&put(1, 50)).await.unwrap().recording;

@@ -43,7 +43,7 @@ on_every_catalog! {
         let catalog = database.node().await;
         catalog.accept(&found(1)).await.unwrap();
         let waits = async || {
-            let Backlog { oldest, oldest_of_backfill } = catalog.backlog(&accounts()).await.unwrap();
+            let Backlog { oldest, oldest_of_backfill, .. } = catalog.backlog(&accounts()).await.unwrap();
             (oldest.is_some(), oldest_of_backfill.is_some())
         };
         assert_eq!(waits().await, (false, true));

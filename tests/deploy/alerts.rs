@@ -42,6 +42,18 @@ fn promtool_takes_the_alerts() {
 }
 
 #[test]
+fn promtool_takes_how_the_page_scrapes_nodes() {
+    let page = deploy("METRICS.md");
+    let config = page.split("```text\n").nth(1).unwrap().split("```").next().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("prometheus.yaml"), config).unwrap();
+    std::fs::write(folder.path().join("callvault.yaml"), deploy("alerts/callvault.yaml")).unwrap();
+    // The key's own file is where it says, on Prometheus' machine.
+    let check = ["check", "config", "--syntax-only", "prometheus.yaml"];
+    succeeds(Command::new("promtool").args(check).current_dir(folder.path()));
+}
+
+#[test]
 fn promtool_takes_every_query_of_the_dashboard() {
     let folder = tempfile::tempdir().unwrap();
     let as_rule = |query: &String| serde_json::json!({"record": "panel:query", "expr": for_promtool(query)});
@@ -89,7 +101,7 @@ fn labels(metric: &str) -> BTreeSet<String> {
 /// A query by a label that is not there shows one line without a name, and no mistake.
 #[test]
 fn every_label_that_an_alert_or_a_panel_goes_by_is_there() {
-    const OF_PROMETHEUS: [&str; 3] = ["instance", "job", "le"];
+    const OF_PROMETHEUS: [&str; 4] = ["instance", "job", "le", "namespace"];
     let alerts = rules().into_iter().map(|rule| rule["expr"].as_str().unwrap().to_owned());
     let mut seen = 0;
     for query in alerts.chain(dashboard_queries()) {
@@ -102,6 +114,25 @@ fn every_label_that_an_alert_or_a_panel_goes_by_is_there() {
         }
     }
     assert!(seen > 40, "{seen}");
+}
+
+/// A Prometheus may watch a service for a trial beside the one that counts.
+#[test]
+fn what_is_said_of_one_service_is_not_of_another() {
+    for rule in rules() {
+        let expr = rule["expr"].as_str().unwrap();
+        let gathered: Vec<&str> = ["sum ", "max ", "on "].iter().flat_map(|word| expr.split(*word).skip(1)).collect();
+        assert!(rule["alert"] == "CallvaultDown" || !gathered.is_empty(), "{expr}");
+        for rest in gathered {
+            let of_each = rest.strip_prefix("by ").unwrap_or(rest);
+            assert!(of_each.starts_with("(namespace, job"), "{} takes all as one: {expr}", rule["alert"]);
+        }
+        assert!(!expr.contains("sum(") && !expr.contains("max("), "{} takes all as one: {expr}", rule["alert"]);
+    }
+    for query in dashboard_queries() {
+        let of_one = query.matches("{namespace=~\"$namespace\",job=~\"$job\"").count();
+        assert_eq!(of_one, named(&query).len(), "{query}");
+    }
 }
 
 /// What people ask of a service that has run for years, and what answers it.

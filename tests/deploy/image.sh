@@ -57,6 +57,12 @@ fi
 provide "$(base_of RUNTIME_IMAGE)" "$work/runtime"
 provide "$(base_of BUILD_IMAGE)" "$work/build" "$toolchain"
 
+# What is changed here meanwhile is in neither build.
+sources=$work/sources
+rm -rf "$sources"
+mkdir "$sources"
+tar --exclude=./target --exclude=./.git -cf - . | tar -C "$sources" -xf -
+
 # Crates come from this machine's cache where they are there.
 crates=${CARGO_HOME:-$HOME/.cargo}/registry
 mkdir -p "$crates"
@@ -64,10 +70,10 @@ built() {
   local dockerfile=$1 cargo_home=$2
   shift 2
   bud bud --pull-never --isolation chroot --format docker --volume "$crates:$cargo_home/registry" \
-    --file "$dockerfile" "$@" .
+    --file "$dockerfile" "$@" "$sources"
 }
 say "building the image: a whole release build"
-built deploy/Dockerfile /usr/local/cargo --tag callvault-check
+built "$sources/deploy/Dockerfile" /usr/local/cargo --tag callvault-check
 
 say "looking at the image"
 inspected=$(bud inspect --type image callvault-check)
@@ -116,7 +122,7 @@ for folder in /usr/local/cargo /root/ /src/src/ /src/target/ "$root"; do
 done
 if [ "${TWICE:-}" = 1 ]; then
   say "building it again: later, and elsewhere"
-  sed 's,^WORKDIR /src$,WORKDIR /elsewhere/callvault\nENV CARGO_HOME=/elsewhere/cargo,' deploy/Dockerfile >"$work/Dockerfile"
+  sed 's,^WORKDIR /src$,WORKDIR /elsewhere/callvault\nENV CARGO_HOME=/elsewhere/cargo,' "$sources/deploy/Dockerfile" >"$work/Dockerfile"
   built "$work/Dockerfile" /elsewhere/cargo --target build --tag callvault-check-again
   again=$(bud from --pull-never callvault-check-again)
   cmp "$binary" "$(bud mount "$again")/out/usr/local/bin/callvault" || fail "the same sources made another binary"

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::support::python::PYTHON;
 use crate::support::secrets::Forbidden;
+use crate::support::servers::free_port;
 use crate::support::world::{ADMIN_KEY, Parts, Service, World, call_sid, debug_binary};
 
 fn run(folder: &std::path::Path, args: &[&str], env: &[(&str, &str)]) -> Output {
@@ -162,6 +163,42 @@ fn commands_in_a_folder_without_a_catalog_say_so_and_make_none() {
     assert_eq!(listed.as_array().map(Vec::len), Some(1), "{listed}");
     is_refused(&["verify"], "embedded store");
     assert!(!folder.path().join("callvault-data").exists());
+}
+
+#[test]
+fn a_part_that_is_away_is_told_of_once_in_a_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = run(folder.path(), &["keys", "create", "--scope", "read"], &[]);
+    assert_eq!(made.status.code(), Some(0), "{}", stderr(&made));
+    let endpoint = format!("http://127.0.0.1:{}", free_port());
+    let settings = [
+        ("CALLVAULT_BUCKET_URL", "s3://recordings"),
+        ("CALLVAULT_S3_ENDPOINT", endpoint.as_str()),
+        ("AWS_ACCESS_KEY_ID", "callvault"),
+        ("AWS_SECRET_ACCESS_KEY", "secret-access-key"),
+        ("AWS_REGION", "us-east-1"),
+    ];
+    for command in ["verify", "reindex"] {
+        let ended = run(folder.path(), &[command], &settings);
+        let why =
+            "callvault: the bucket cannot be used: the bucket's store failed: Connection refused (os error 111)\n";
+        assert_eq!((ended.status.code(), stderr(&ended).as_str()), (Some(1), why));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("callvault.db"), "another program's file").unwrap();
+    let ended = run(folder.path(), &["keys", "list"], &[]);
+    let why = "callvault: the catalog's schema cannot be migrated: (code: 26) file is not a database\n";
+    assert_eq!((ended.status.code(), stderr(&ended).as_str()), (Some(1), why));
+}
+
+#[test]
+fn what_asks_twilio_wants_an_account() {
+    let folder = tempfile::tempdir().unwrap();
+    for command in ["backfill", "simulate"] {
+        let ended = run(folder.path(), &[command], &[]);
+        assert_eq!(ended.status.code(), Some(2), "{command}: {}", stderr(&ended));
+        assert!(stderr(&ended).contains("CALLVAULT_TWILIO_ACCOUNT_SID"), "{command}: {}", stderr(&ended));
+    }
 }
 
 /// The embedded store is reached through the node that holds it, by its address,

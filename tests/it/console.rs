@@ -132,6 +132,8 @@ on_all_parts! {
         assert_eq!(again.bytes().await.unwrap().len(), 0);
         let slash = world.http.get(format!("{}/console/", service.url)).send().await.unwrap();
         assert_eq!((slash.status(), slash.headers()["location"].to_str().unwrap()), (StatusCode::PERMANENT_REDIRECT, "../console"));
+        let home = world.http.get(format!("{}/", service.url)).send().await.unwrap();
+        assert_eq!((home.status(), home.headers()["location"].to_str().unwrap()), (StatusCode::TEMPORARY_REDIRECT, "console"));
         let unknown = world.http.get(format!("{}/console/no.js", service.url)).send().await.unwrap();
         assert_eq!(unknown.status(), StatusCode::NOT_FOUND);
         assert_eq!(unknown.headers()["content-type"], "application/problem+json");

@@ -152,6 +152,19 @@ async fn a_database_that_does_not_listen_is_named() {
     assert!(detail.contains(&address) && !detail.contains("a-password"), "{detail}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_bucket_that_is_looked_at_is_named() {
+    let world = World::new(Parts::Servers).await;
+    let nowhere = format!("http://127.0.0.1:{}", free_port());
+    let there = &world.settings["CALLVAULT_S3_ENDPOINT"];
+    for (endpoint, says) in [(there, "answers"), (&nowhere, "failed")] {
+        let found = checks(&world, &[("CALLVAULT_S3_ENDPOINT", endpoint)]).await;
+        let detail = found.iter().find(|check| check["check"] == "bucket").unwrap()["detail"].as_str().unwrap();
+        let place = format!("{} at {endpoint}", world.settings["CALLVAULT_BUCKET_URL"].trim_end_matches('/'));
+        assert!(detail.starts_with(&place) && detail.contains(says), "{detail}");
+    }
+}
+
 /// Settings of accounts in a file, and of none beside it.
 fn accounts_in_file(world: &mut World, name: &str, accounts: &str) {
     let path = world.folder().join(name);

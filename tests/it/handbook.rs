@@ -45,7 +45,8 @@ const PROOFS: &[(&str, &str, &[Proof])] = &[
         ],
     ),
     ("README.md", "Run it", &[README, README, README]),
-    ("README.md", "Use it", &[README, README]),
+    ("README.md", "Keys", &[README]),
+    ("README.md", "Events", &[README]),
     (
         "deploy/README.md",
         "A trial on one machine",

@@ -20,7 +20,7 @@ const HOOKS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/openapi/hooks.py
 
 /// Pages that are no part of the API. The embedded store, below its bucket's name,
 /// speaks S3, and is none of these routes either.
-const PAGES: [&str; 3] = ["/console", "/console/", "/console/{file}"];
+const PAGES: [&str; 4] = ["/", "/console", "/console/", "/console/{file}"];
 
 /// What schemathesis believes of others, and is not so here: what is erased still
 /// answers (200 with nulls, 410), what a PUT named may not be there at Twilio, and of

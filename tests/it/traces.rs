@@ -22,7 +22,7 @@ use crate::support::world::{Parts, World};
 pub struct Receiver {
     pub url: String,
     spans: Arc<Mutex<Vec<Span>>>,
-    /// Of each span by its id: the node that sent it.
+    /// Of each span by its id: the node that sent it, with all that this says of itself.
     nodes: Arc<Mutex<BTreeMap<Vec<u8>, String>>>,
     _running: AbortOnDropHandle<()>,
 }
@@ -38,8 +38,8 @@ impl Receiver {
             let Ok(sent) = ExportTraceServiceRequest::decode(body) else { return StatusCode::BAD_REQUEST };
             for of_resource in sent.resource_spans {
                 let attributes = of_resource.resource.unwrap_or_default().attributes;
-                let node = attributes.iter().find(|attribute| attribute.key == "service.instance.id").unwrap();
-                let node = format!("{:?}", node.value);
+                assert!(attributes.iter().any(|attribute| attribute.key == "service.instance.id"));
+                let node = format!("{attributes:?}");
                 for span in of_resource.scope_spans.into_iter().flat_map(|of_scope| of_scope.spans) {
                     told_by.lock().unwrap().insert(span.span_id.clone(), node.clone());
                     kept.lock().unwrap().push(span);
@@ -81,6 +81,7 @@ async fn one_trace_leads_from_callback_to_stored_over_two_nodes() {
     let mut world = World::new(Parts::Servers).await;
     let receiver = Receiver::start().await;
     world.set("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.url.clone());
+    world.set("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=trial");
     // What is logged has nothing to do with it.
     world.set("CALLVAULT_LOG", "error");
     world.set("CALLVAULT_RETRY_CAP", "500ms");
@@ -112,6 +113,9 @@ async fn one_trace_leads_from_callback_to_stored_over_two_nodes() {
     assert!(fetches.iter().any(|fetch| fetch.span_id == one("store").parent_span_id));
     let [called_back, stored] = ["callback", "store"].map(|name| receiver.node_of(one(name)));
     assert_ne!(called_back, stored, "the one took the callback, the other one stored it");
+    for said in ["callvault", "deployment.environment.name", "trial"] {
+        assert!(called_back.contains(said) && stored.contains(said), "{said}: {stored}");
+    }
     let text = format!("{spans:?}");
     assert!(text.contains(id.recording.as_str()), "spans name the recording: {text}");
 }

@@ -9,8 +9,6 @@ mod report;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use clap::CommandFactory;
-use clap::error::ErrorKind;
 use futures::StreamExt;
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use jiff::civil::Date;
@@ -20,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use report::{AccountReport, Numbers, Report};
 
-use super::{beside, config};
+use super::{NO_ACCOUNT, beside, config, wrong_usage};
 use crate::app;
 use crate::catalog::{DayCount, Span};
 use crate::config::Config;
@@ -111,17 +109,14 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 /// The accounts that are meant; ends the process where one is not configured.
 fn accounts(config: &Config, args: &Args) -> Vec<AccountSid> {
     let configured: Vec<AccountSid> = config.accounts.iter().map(|account| account.sid).collect();
-    let wrong = |words: String| -> ! { super::Cli::command().error(ErrorKind::ValueValidation, words).exit() };
     if configured.is_empty() {
-        wrong(
-            "no Twilio account is configured: set CALLVAULT_TWILIO_ACCOUNT_SID and CALLVAULT_TWILIO_AUTH_TOKEN".into(),
-        );
+        wrong_usage(NO_ACCOUNT);
     }
     if let Some(unknown) = args.account.iter().find(|sid| !configured.contains(sid)) {
-        wrong(format!("{unknown} is not among the accounts of these settings"));
+        wrong_usage(&format!("{unknown} is not among the accounts of these settings"));
     }
     if args.since.zip(args.until).is_some_and(|(since, until)| since > until) {
-        wrong("--since is after --until".into());
+        wrong_usage("--since is after --until");
     }
     let mut accounts = if args.account.is_empty() { configured } else { args.account.clone() };
     accounts.sort();

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 
 use super::{Finding, PATIENCE};
 use crate::bucket::{BucketError, Disposition, Lifecycle, Link, LinkBase, LinkMethod, NewObject, Versions};
-use crate::config::Config;
+use crate::config::{BucketConfig, Config};
 use crate::domain::digest::Digest;
 use crate::domain::media::Format;
 use crate::vault::Vault;
@@ -32,9 +32,9 @@ pub(super) async fn examine(vault: &Vault, config: &Config, now: Timestamp) -> V
         let cure = "let CALLVAULT_BUCKET_URL and CALLVAULT_S3_ENDPOINT name a bucket that is there, and give \
                     credentials that may list it (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role of this \
                     machine; deploy/iam/service.json), and AWS_REGION";
-        return vec![Finding::wrong("bucket", error.to_string(), cure)];
+        return vec![Finding::wrong("bucket", format!("{}: {error}", place(config)), cure)];
     }
-    let mut findings = vec![Finding::ok("bucket", format!("the bucket {} answers", vault.bucket.name()))];
+    let mut findings = vec![Finding::ok("bucket", format!("{} answers", place(config)))];
     let nonce = Digest::of(&(vault.entropy)()).to_string();
     let folder = vault.bucket.layout().staging_folder();
     let specimen =
@@ -50,6 +50,17 @@ pub(super) async fn examine(vault: &Vault, config: &Config, now: Timestamp) -> V
     findings.push(versions(vault, now).await);
     findings.extend(lifecycle(vault, now).await);
     findings
+}
+
+/// The bucket as the settings name it, so that another one than was meant is seen.
+fn place(config: &Config) -> String {
+    match &config.bucket {
+        BucketConfig::Embedded(folder) => format!("the embedded store in {}", folder.display()),
+        BucketConfig::S3(s3) => {
+            let name = format!("s3://{}/{}", s3.bucket, s3.prefix);
+            format!("{} at {}", name.trim_end_matches('/'), s3.endpoint.as_deref().unwrap_or("AWS"))
+        }
+    }
 }
 
 /// Whether it is another one than the catalog's. That the catalog does not answer is told elsewhere.

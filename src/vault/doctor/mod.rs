@@ -86,7 +86,7 @@ pub fn no_parts(config: &Config) -> Option<Vec<Finding>> {
     if Embedded::is_in(folder) {
         return None;
     }
-    const CURE: &str = "run it in the folder that the node runs in; a new node's are made by `callvault serve`";
+    const CURE: &str = "run it in the folder that the node runs in; `callvault serve` makes what a new node needs";
     let mut findings = settings(config);
     if let Database::Sqlite(path) = &config.database
         && !path.exists()

@@ -124,15 +124,17 @@ pub(super) async fn twilio_fails_and_calls_nobody_back() -> Fired {
     }
     measures(&world, &service, "callvault_reconcile_found_total{what=\"new\"}", 12.0).await;
     measures(&world, &service, "callvault_fetches_total{outcome=\"upstream_error\"}", 12.0).await;
-    let waits = ["callvault_oldest_pending_seconds", "callvault_reconcile_lag_seconds"];
+    let many = "callvault_many_pending_seconds";
+    let waits = ["callvault_oldest_pending_seconds", many, "callvault_reconcile_lag_seconds"];
     let (before, ended) = while_they_grow(&world, &service, &waits).await;
 
     let mut run = Measured::of(&world).node("node", &began, &before, &ended);
     run.fire(9, &[]);
     let missing = ("CallvaultCallbacksMissing", NONE);
     run.fire(17, &[("CallvaultFetchesFailing", NONE), missing]);
-    run.fire(60, &[missing, ("CallvaultPendingTooLong", NONE)]);
-    run.fire(150, &[("CallvaultPendingTooLong", NONE), ("CallvaultReconcileLag", NONE)]);
+    let pending = [("CallvaultManyPending", NONE), ("CallvaultPendingTooLong", NONE)];
+    run.fire(60, &[&pending[..], &[missing]].concat());
+    run.fire(150, &[&pending[..], &[("CallvaultReconcileLag", NONE)]].concat());
     run.fired()
 }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use axum::Router;
 use axum::extract::{RawQuery, State};
-use callvault::domain::recording::RecordingId;
+use callvault::domain::recording::{self, RecordingId};
 use callvault::twilio::simulator::speech_mp3;
 use reqwest::StatusCode;
 use serde_json::Value;
@@ -114,7 +114,8 @@ async fn the_readme_leads_from_nothing_to_many_nodes() {
 
 /// What the README says of keys, and of the feed.
 async fn use_it(guest: &Guest<'_>, terminal: &mut Terminal) {
-    let [keys, feed] = commands("README.md", "Use it");
+    let [keys] = commands("README.md", "Keys");
+    let [feed] = commands("README.md", "Events");
     let made = terminal.does("callvault keys create --scope read --name reader --json").await;
     let made: Value = serde_json::from_str(&made).expect("JSON");
     let id = made["id"].as_str().unwrap();
@@ -211,15 +212,31 @@ async fn the_chart_takes_what_its_page_gives_it() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_command_of_the_runbook_runs() {
     let (world, port, url) = world_at(Parts::Servers).await;
-    let _service = world.start_on(port, debug_binary()).await;
+    let service = world.start_on(port, debug_binary()).await;
+    let id = world.record(1);
+    service.deliver(&world.callback(id.recording)).await;
     let runs = blocks(&deploy("RUNBOOK.md")).into_iter().filter(|block| block.language == "sh");
     let runs: std::collections::BTreeSet<String> = runs.map(|block| block.text).collect();
     assert!(runs.len() > 5, "{runs:?}");
     let mut terminal = Terminal::new(&world.folder(), &world.settings);
     terminal.set("CALLVAULT_URL", &url);
     terminal.set("CALLVAULT_API_KEY", ADMIN_KEY);
+    terminal.set("CALL", call_sid(1).to_string());
+    let mut told = String::new();
     for block in runs {
-        terminal.does(&block).await;
+        told.push_str(&terminal.does(&block).await);
+    }
+    assert!(told.contains(&format!("\"recording_sid\": \"{}\"", id.recording)), "the call that does not play: {told}");
+}
+
+/// Whoever is asked why a call does not play finds a line for whatever is the case.
+#[test]
+fn the_runbook_tells_what_to_do_for_every_state() {
+    let runbook = deploy("RUNBOOK.md");
+    let table = runbook.split("\n## ").next().unwrap();
+    let rows: String = table.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next()).collect();
+    for state in recording::State::ALL.iter().map(|state| state.as_str()) {
+        assert!(rows.contains(&format!("`{state}`")), "{state}");
     }
 }
 
