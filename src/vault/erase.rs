@@ -1,10 +1,11 @@
 //! Erasing, step by step.
 //!
 //! 1. One transaction in the catalog, refused if held (`catalog/erase.rs`).
-//! 2. The marker in the bucket; nothing is acknowledged before it is there.
+//! 2. The marker in the bucket, which also says whether Twilio's copy is to go; nothing
+//!    is acknowledged before it is there.
 //! 3. Every object of the recording, with all versions, its open upload, and what
 //!    is staged.
-//! 4. Twilio's copy, if it was asked for.
+//! 4. Twilio's copy, if it was asked for, and that the marker does not say so any more.
 //! 5. Done; a recheck follows.
 //!
 //! Whoever asks waits for as much of it as a request may take. What is owed then
@@ -200,8 +201,10 @@ impl Vault {
         if !self.knows_its_bucket() {
             return Err(EraseError::OtherBucket);
         }
-        self.bucket.put_marker(Marker::Erased, recording).await?;
-        if self.catalog.note_marked(held.duty).await? == Settled::Stale {
+        // Should the catalog be lost, the bucket alone knows what was asked for.
+        let owes_twilio = self.owes_twilio(&recording.id).await?;
+        self.bucket.put_marker(Marker::Erased, recording, owes_twilio).await?;
+        if self.catalog.note_marked(held.duty, owes_twilio).await? == Settled::Stale {
             return Err(EraseError::Lost);
         }
         match self.clear_bucket(held).await? {
@@ -213,17 +216,22 @@ impl Vault {
             }
         }
         progress.cleared = true;
-        let erasure = self.catalog.erasures(&[recording.id]).await?.pop();
-        if erasure.is_some_and(|erasure| erasure.owes_twilio) {
+        // It may have been asked for meanwhile.
+        if self.owes_twilio(&recording.id).await? {
             let account = recording.id.account;
             if self.catalog.is_left_alone(account).await? {
                 return Err(EraseError::LeftAlone);
             }
             let source = source_of(&recording.id, recording.source_host.as_deref());
             self.in_turn(account, Urgency::Idle, self.twilio.delete(&source)).await??;
+            self.bucket.put_marker(Marker::Erased, recording, false).await?;
             progress.gone_at_twilio = true;
         }
         Ok(())
+    }
+
+    async fn owes_twilio(&self, id: &RecordingId) -> Result<bool, CatalogError> {
+        Ok(self.catalog.erasures(&[*id]).await?.first().is_some_and(|erasure| erasure.owes_twilio))
     }
 
     /// When it is tried again.

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Vault;
 use super::audit::AuditError;
-use crate::bucket::{ListedObject, PAGE_MAX};
+use crate::bucket::{ListedObject, ObjectFacts, PAGE_MAX};
 use crate::catalog::{BucketWalk, BucketWalkKind, FoundObject, InHand, Marked, Position, Settled};
 use crate::domain::object_key::Marker;
 use crate::domain::place::{Described, Place, said_of_recording};
@@ -252,15 +252,16 @@ impl Vault {
         key: &str,
         known: &HashMap<RecordingSid, Vec<InHand>>,
     ) -> Result<Option<Marked>, AuditError> {
-        let said = match (marker, self.bucket.facts(key).await?) {
-            (_, Some(facts)) => said_of_recording(&facts.metadata),
-            (Marker::Erased, None) => Details::default(),
-            (Marker::Held, None) => return Ok(None),
-        };
+        let facts = self.bucket.facts(key).await?;
+        if marker == Marker::Held && facts.is_none() {
+            return Ok(None);
+        }
+        let owes_twilio = facts.as_ref().is_some_and(ObjectFacts::owes_twilio);
+        let said = facts.map(|facts| said_of_recording(&facts.metadata)).unwrap_or_default();
         let row = known.get(&id.recording).and_then(|rows| rows.iter().find(|row| row.id == id));
         let hold_marker_epoch = row.map_or(Some(0), |row| (!row.owes_hold_marker).then_some(row.hold_marker_epoch));
         let Details { call_sid, conference_sid, .. } = said;
-        Ok(Some(Marked { id, call_sid, conference_sid, hold_marker_epoch }))
+        Ok(Some(Marked { id, call_sid, conference_sid, owes_twilio, hold_marker_epoch }))
     }
 
     async fn walk_objects(&self, walk: &BucketWalk, progress: &ReindexProgress) -> Result<(), WalkError> {

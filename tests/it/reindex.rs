@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use callvault::twilio::simulator::speech_mp3;
+use callvault::twilio::simulator::{RestFault, speech_mp3};
 use object_store::{Attribute, Attributes};
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
 use sqlx::Connection;
 
 use crate::disasters::scene::{cursor, sids, told as told_after};
+use crate::erase::{delete, path};
 use crate::holds::hold;
 use crate::recheck::{sql, stored};
 use crate::support::bucket::{command, document, plant, plant_many, put, run};
@@ -223,6 +224,39 @@ on_all_parts! {
             let answer = service.request(method.clone(), path).send().await.unwrap();
             assert_eq!(answer.status(), StatusCode::NOT_FOUND, "{method} {path}");
         }
+    }
+
+    async fn what_is_to_go_at_twilio_goes_though_the_catalog_is_lost_meanwhile(world: World) {
+        let service = world.start().await;
+        let at_once = stored(&world, &service, 1).await.0;
+        let later = stored(&world, &service, 2).await.0;
+        let deleted = async |service: &Service, path: &str| delete(service, path).await.status();
+        world.simulator.rest_fault(account(), Some(RestFault::Status(503)));
+        assert_eq!(deleted(&service, &path(&later)).await, StatusCode::NO_CONTENT);
+        for id in [&at_once, &later] {
+            assert_eq!(deleted(&service, &format!("{}?twilio=true", path(id))).await, StatusCode::ACCEPTED);
+        }
+        service.kill();
+        lose_the_catalog(&mut world).await;
+        document(&run(&world, &["reindex", "--json"]).await, 0);
+        let service = world.start().await;
+        let gone = || {
+            let seen = world.simulator.seen();
+            seen.iter().filter(|seen| seen.method == "DELETE" && seen.status == 204).count()
+        };
+        assert_eq!(gone(), 0);
+        world.simulator.rest_fault(account(), None);
+        eventually("both are deleted at Twilio", async || (gone() == 2).then_some(())).await;
+        let owed = async |world: &World| {
+            sql(world, "SELECT count(*) FROM recordings WHERE erase_due_at IS NOT NULL".to_owned()).await
+        };
+        eventually("nothing is owed", async || (owed(&world).await == 0).then_some(())).await;
+
+        // And nothing asks for it again.
+        service.kill();
+        lose_the_catalog(&mut world).await;
+        document(&run(&world, &["reindex", "--json"]).await, 0);
+        assert_eq!(sql(&world, "SELECT count(*) FROM recordings WHERE erase_twilio = 0".to_owned()).await, 2);
     }
 
     async fn of_several_objects_the_newest_is_named_and_the_others_go(world: World) {
