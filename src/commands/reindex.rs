@@ -23,7 +23,8 @@ const DRAW_EVERY: Duration = Duration::from_millis(200);
 ///
 /// Run it once after the catalog was lost, or restored from a backup and before
 /// `callvault serve`. It works on the settings of `callvault serve`, also beside
-/// running nodes, and can be stopped at any time: the next run goes on.
+/// running nodes, and can be stopped at any time: the next run goes on, but where it
+/// comes more than an hour later, or with --restored: then it begins anew.
 ///
 /// A catalog from a backup is older than what readers of its feed have read: they
 /// would miss what comes now. Where the bucket knows more than the catalog, the

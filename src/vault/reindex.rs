@@ -30,6 +30,10 @@ const ROWS_AT_ONCE: i64 = 100;
 const LOOKS_AT_ONCE: usize = 16;
 /// How often is looked whether another's walk is over.
 const TURN_EVERY: Duration = Duration::from_millis(250);
+/// A walk that was cut off is gone on with for so long. Later it begins anew: its catalog
+/// may come out of a backup that was made then, and what the bucket had behind that place
+/// is not what it has now.
+const GOES_ON_WITHIN: Duration = Duration::from_secs(3600);
 /// What giving a walk back may take at the end of a process.
 const HAND_BACK_WITHIN: Duration = Duration::from_secs(2);
 /// In this order: erased wins over held.
@@ -113,7 +117,8 @@ impl Vault {
     /// Makes a catalog of all that lies in the bucket, as a process of that name.
     /// Where another one is at it, that is waited for, and its work gone on with. Given
     /// back to others when it is `stopping`. The feed begins anew where the bucket knows
-    /// more than a catalog that was indexed before, and where it was `restored` in any case.
+    /// more than a catalog that was indexed before, and where it was `restored` in any case;
+    /// then nothing of an earlier walk counts either.
     pub async fn reindex(
         &self,
         node: &str,
@@ -137,6 +142,10 @@ impl Vault {
         stopping: &CancellationToken,
     ) -> Result<(), WalkError> {
         let owes_era = AtomicBool::new(restored);
+        let left_for = if restored { Duration::ZERO } else { GOES_ON_WITHIN };
+        for kind in [BucketWalkKind::Markers, BucketWalkKind::Objects] {
+            self.catalog.begin_walk_anew(kind, left_for).await?;
+        }
         self.again_until_held(async || {
             let (walk, granted) = self.wait_for_walk(BucketWalkKind::Markers, node, stopping).await?;
             // Once the walk was begun: what it finds begins no other one.

@@ -352,6 +352,22 @@ on_every_catalog! {
         assert_eq!(catalog.hand_back_bucket_walk(&begun).await.unwrap(), Settled::Stale);
     }
 
+    async fn a_walk_that_was_left_for_long_begins_anew(database: Database) {
+        let catalog = database.node().await;
+        for kind in [BucketWalkKind::Markers, BucketWalkKind::Objects] {
+            let begun = walk(&catalog, kind).await;
+            catalog.begin_walk_anew(kind, Duration::ZERO).await.unwrap();
+            assert_eq!(catalog.leave_bucket_walk(&begun, &at(1, "x"), Duration::ZERO).await.unwrap(), Settled::Done);
+            catalog.begin_walk_anew(kind, LONG).await.unwrap();
+            let gone_on = walk(&catalog, kind).await;
+            assert_eq!(gone_on.position, at(1, "x"), "it was not left for long");
+            catalog.begin_walk_anew(kind, Duration::ZERO).await.unwrap();
+            assert_eq!(catalog.hand_back_bucket_walk(&gone_on).await.unwrap(), Settled::Done);
+            catalog.begin_walk_anew(kind, Duration::ZERO).await.unwrap();
+            assert_eq!(walk(&catalog, kind).await.position, Position::default());
+        }
+    }
+
     async fn a_walk_has_one_holder_and_goes_on_where_it_was_saved(database: Database) {
         let catalog = database.node().await;
         let other = database.node().await;

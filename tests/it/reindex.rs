@@ -313,6 +313,45 @@ on_all_parts! {
     }
 }
 
+/// The backup was made of a catalog whose reindex was cut off behind all that there was.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_of_a_catalog_whose_reindex_was_cut_off_is_brought_up_to_date() {
+    for (args, made_before) in [(&["reindex", "--restored", "--json"][..], 0), (&["reindex", "--json"], 7_200_000)] {
+        let mut world = World::new(Parts::Embedded).await;
+        let service = world.start().await;
+        for number in 1..=3 {
+            stored(&world, &service, number).await;
+        }
+        for (walk, after) in [("markers", ".erased/ACf"), ("objects", "CAf")] {
+            let cut_off = format!(
+                "UPDATE bucket_walks SET begun_at = 1, position = '{after}', \
+                 due_at = (SELECT now_ms FROM clock) - {made_before} WHERE name = '{walk}'"
+            );
+            sql(&world, cut_off).await;
+        }
+        let (catalog, backup) = (world.folder().join("callvault.db"), world.folder().join("backup.db"));
+        sql(&world, format!("VACUUM INTO '{}'", backup.display())).await;
+
+        stored(&world, &service, 4).await;
+        assert_eq!(delete(&service, &path(&recording_id(1))).await.status(), StatusCode::NO_CONTENT);
+        assert_eq!(hold(&service, &recording_id(2), true).await.0, 200);
+        service.kill();
+        lose_the_catalog(&mut world).await;
+        std::fs::rename(&backup, &catalog).unwrap();
+        document(&run(&world, args).await, 0);
+
+        let service = world.start().await;
+        for number in 2..=4 {
+            service.play(&format!("/v1/calls/{}/audio", call_sid(number))).await;
+            assert_eq!(world.simulator.counts(recording_id(number).recording).fetches, 1);
+        }
+        let erased = service.get(&format!("/v1/calls/{}/audio", call_sid(1))).await;
+        assert_eq!(erased.status(), StatusCode::GONE, "{args:?}");
+        let (_, held) = service.json(&path(&recording_id(2))).await;
+        assert_eq!(held["hold"], true);
+    }
+}
+
 /// More than one page of the bucket's list.
 const MANY: u32 = 1100;
 
