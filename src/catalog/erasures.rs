@@ -116,7 +116,7 @@ const SETTLE: &str = concat!(
     "UPDATE recordings SET duty_until = NULL, erase_marked = CASE WHEN $5 = 1 THEN 1 ELSE erase_marked END, \
      erase_cleared = CASE WHEN $4 = 1 THEN 1 ELSE erase_cleared END, \
      erase_twilio = CASE WHEN $5 = 1 THEN 2 ELSE erase_twilio END, \
-     recheck_due_at = CASE WHEN $4 = 1 THEN ",
+     recheck_due_at = CASE WHEN $4 = 1 AND erase_cleared = 0 THEN ",
     now!(),
     " + $7 ELSE recheck_due_at END, \
      erase_failures = CASE WHEN $4 = 1 AND ($5 = 1 OR erase_twilio <> 1) THEN 0 ELSE erase_failures + 1 END, \
@@ -196,8 +196,8 @@ impl dyn Catalog + '_ {
         self.settle_duty(MARKED, duty.args_and(args![i64::from(owes_twilio)])).await
     }
 
-    /// Ends a try at erasing. What is still owed is due `again` from now; what is
-    /// cleared owes a recheck `recheck_after` that time.
+    /// Ends a try at erasing. What is still owed is due `again` from now; what is cleared
+    /// by it owes a recheck `recheck_after` that time.
     pub async fn settle_erasure(
         &self,
         duty: &Duty,

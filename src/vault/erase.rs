@@ -166,7 +166,8 @@ impl Vault {
         if !self.catalog.is_read().await? {
             return Ok(Vec::new());
         }
-        self.catalog.grant_erasures(&self.accounts, at_most, self.lease).await
+        let accounts = self.not_paused(&self.accounts).await?;
+        self.catalog.grant_erasures(&accounts, at_most, self.lease).await
     }
 
     /// Goes on with an erasure from step 2, under a lease that was granted after `granted`.
@@ -201,23 +202,22 @@ impl Vault {
         if !self.knows_its_bucket() {
             return Err(EraseError::OtherBucket);
         }
-        // Should the catalog be lost, the bucket alone knows what was asked for.
-        let owes_twilio = self.owes_twilio(&recording.id).await?;
-        self.bucket.put_marker(Marker::Erased, recording, owes_twilio).await?;
-        if self.catalog.note_marked(held.duty, owes_twilio).await? == Settled::Stale {
-            return Err(EraseError::Lost);
-        }
-        match self.clear_bucket(held).await? {
-            Cleared::All => {}
-            Cleared::Unclaimed(key) => return Err(EraseError::Unclaimed(key)),
-            Cleared::NotAll => {
-                let is_known = recording.details_confirmed || self.catalog.is_indexed().await?;
-                return Err(if is_known { EraseError::More } else { EraseError::Unindexed });
+        let erasure = self.erasure(&recording.id).await?;
+        // Its call may have become known since it was written.
+        if !erasure.is_marked || !erasure.is_cleared {
+            // Should the catalog be lost, the bucket alone knows what was asked for.
+            self.bucket.put_marker(Marker::Erased, recording, erasure.owes_twilio).await?;
+            if self.catalog.note_marked(held.duty, erasure.owes_twilio).await? == Settled::Stale {
+                return Err(EraseError::Lost);
             }
+        }
+        // Twilio's part may be owed for long, and tried as often.
+        if !erasure.is_cleared {
+            self.clear_all(held).await?;
         }
         progress.cleared = true;
         // It may have been asked for meanwhile.
-        if self.owes_twilio(&recording.id).await? {
+        if self.erasure(&recording.id).await?.owes_twilio {
             let account = recording.id.account;
             if self.catalog.is_left_alone(account).await? {
                 return Err(EraseError::LeftAlone);
@@ -230,8 +230,20 @@ impl Vault {
         Ok(())
     }
 
-    async fn owes_twilio(&self, id: &RecordingId) -> Result<bool, CatalogError> {
-        Ok(self.catalog.erasures(&[*id]).await?.first().is_some_and(|erasure| erasure.owes_twilio))
+    async fn clear_all(&self, held: &Held<'_>) -> Result<(), EraseError> {
+        match self.clear_bucket(held).await? {
+            Cleared::All => Ok(()),
+            Cleared::Unclaimed(key) => Err(EraseError::Unclaimed(key)),
+            Cleared::NotAll => {
+                let is_known = held.duty.recording.details_confirmed || self.catalog.is_indexed().await?;
+                Err(if is_known { EraseError::More } else { EraseError::Unindexed })
+            }
+        }
+    }
+
+    /// How far it came; what is not erased is another's.
+    async fn erasure(&self, id: &RecordingId) -> Result<Erasure, EraseError> {
+        self.catalog.erasures(&[*id]).await?.pop().ok_or(EraseError::Lost)
     }
 
     /// When it is tried again.
