@@ -40,6 +40,10 @@ const AT_ONCE: usize = 8;
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(500);
 /// Recordings of an account that one transaction erases by their age.
 const OLD_AT_ONCE: usize = 50;
+/// After each so many failures an erasing waits for one longest pause more between two
+/// tries, up to so many: with the default, an hour.
+const FAILURES_A_CAP: u32 = 32;
+const CAPS_MAX: u32 = 12;
 /// Erasing that failed so often in a row is a trouble.
 const FAILURES_MAX: u32 = 5;
 
@@ -259,7 +263,7 @@ impl Vault {
         let erasure = self.catalog.erasures(&[*id]).await.ok().and_then(|mut erasures| erasures.pop());
         let failed_before = erasure.map_or(0, |erasure| erasure.failures);
         let (after, not_before) = self.pause_after(error.code(), failed_before, retry_after);
-        after.max(not_before)
+        after.max(not_before).max(rarer(self.retry.cap, failed_before))
     }
 
     /// Erases what has reached its account's age; says whether there may be more.
@@ -296,6 +300,12 @@ impl Vault {
     }
 }
 
+/// What has failed for long is tried less and less often: each try looks for what every
+/// lease before it may have staged.
+fn rarer(cap: Duration, failed_before: u32) -> Duration {
+    cap * failed_before.min(FAILURES_A_CAP * CAPS_MAX) / FAILURES_A_CAP
+}
+
 /// How far all of them came.
 fn erasing(erasures: &[Erasure]) -> Erasing {
     if erasures.iter().all(Erasure::is_done) {
@@ -321,4 +331,18 @@ pub(super) fn retention(accounts: &[Account]) -> BTreeMap<AccountSid, Retention>
         Some((account.sid, retention))
     };
     accounts.iter().filter_map(of).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_failed_for_long_is_tried_less_and_less_often_up_to_an_hour() {
+        let cap = Duration::from_secs(300);
+        assert_eq!(rarer(cap, 0), Duration::ZERO);
+        assert!(rarer(cap, 5) < cap / 6);
+        assert_eq!([32, 64, 384].map(|failed| rarer(cap, failed) / 60), [5, 10, 60].map(Duration::from_secs));
+        assert_eq!(rarer(cap, u32::MAX), cap * CAPS_MAX);
+    }
 }
