@@ -485,7 +485,9 @@ async fn of_what_is_erased_no_version_is_left() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_only_twilios_part_is_owed_the_bucket_is_left_alone() {
     let mut world = World::new(Parts::Servers).await;
+    // Longer than from one try to the next.
     world.set("CALLVAULT_RECHECK_AFTER", "3s");
+    world.set("CALLVAULT_RETRY_CAP", "200ms");
     let node = Node::start(&world).await;
     let (id, _) = stored(&world, &node, 1).await;
     let at_twilio = format!("{}?twilio=true", path(&id));
