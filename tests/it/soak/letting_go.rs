@@ -26,8 +26,9 @@ use crate::support::cluster::{self, Dice, send_until_taken};
 use crate::support::world::{ADMIN_KEY, Parts, World};
 use crate::support::{audit, eventually};
 
+/// A duty that nobody ended is over by its time.
 const OWED: &str = "SELECT count(*) FROM recordings WHERE erase_due_at IS NOT NULL OR hold_marker_due_at IS NOT NULL \
-                    OR recheck_due_at IS NOT NULL OR duty_until IS NOT NULL";
+                    OR recheck_due_at IS NOT NULL OR duty_until > (SELECT now_ms FROM clock)";
 
 /// What was acknowledged of a recording.
 #[derive(Debug, Clone, Copy)]
