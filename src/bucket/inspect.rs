@@ -11,6 +11,7 @@ use object_store::{Attribute, GetOptions, ObjectStore};
 
 use super::{Bucket, BucketError, Result, Throttle, path};
 use crate::domain::digest::{Digest, Hasher};
+use crate::domain::object_key;
 
 /// What the store says of an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +30,12 @@ impl ObjectFacts {
     /// The account it was written for; None where callvault did not write it.
     pub fn account_sid(&self) -> Option<&str> {
         self.metadata.get("account-sid").map(String::as_str)
+    }
+
+    /// Whether it is the marker of a recording whose copy at Twilio was still to go.
+    pub fn owes_twilio(&self) -> bool {
+        let (name, owed) = object_key::AT_TWILIO;
+        self.metadata.get(name).is_some_and(|said| said == owed)
     }
 
     /// When it was written.

@@ -92,6 +92,13 @@ const GRANT: &str = concat!(
     now!(),
     " AS now_ms"
 );
+/// What was under way and nobody has at the moment.
+const BEGIN_ANEW: &str = concat!(
+    "UPDATE bucket_walks SET begun_at = NULL, stage = 0, position = NULL, done = 0 \
+     WHERE name = $1 AND begun_at IS NOT NULL AND due_at <= ",
+    now!(),
+    " - $2"
+);
 const AHEAD: &str = concat!(
     "SELECT due_at, begun_at, covered_until, stage, position, done, expected, \
      (SELECT created_at FROM catalog WHERE only_row = 1) AS created_at, ",
@@ -155,6 +162,14 @@ impl dyn Catalog + '_ {
         let granted = session.row(GRANT, args![kind.name(), node, lease]).await?;
         session.commit().await?;
         granted.as_ref().map(|row| BucketWalk::read(kind, row)).transpose()
+    }
+
+    /// Has a walk begin from the beginning that nobody has gone on with for that long: what
+    /// lies before its place may have changed since.
+    pub async fn begin_walk_anew(&self, kind: BucketWalkKind, left_for: Duration) -> Result<()> {
+        let mut session = self.begin().await?;
+        session.execute(BEGIN_ANEW, args![kind.name(), left_for]).await?;
+        session.commit().await
     }
 
     /// Where a walk stands.

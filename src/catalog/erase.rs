@@ -101,9 +101,9 @@ const TRY_AGAIN: &str = concat!(
     now!(),
     " WHERE account_sid = $1 AND recording_sid = $2 AND erase_due_at IS NOT NULL"
 );
-/// And Twilio's part is owed if it was not.
+/// And Twilio's part is owed if it was not, which its marker is to say.
 const ERASE_AT_TWILIO: &str = concat!(
-    "UPDATE recordings SET erase_twilio = 1, erase_due_at = ",
+    "UPDATE recordings SET erase_twilio = 1, erase_marked = 0, erase_due_at = ",
     now!(),
     " WHERE account_sid = $1 AND recording_sid = $2 AND erase_twilio = 0"
 );
@@ -189,12 +189,16 @@ async fn lock_all(session: &mut Session, what: Erase) -> Result<Vec<Recording>> 
 
 /// Sees to what is owed of a recording that was erased before, whose row is locked.
 async fn erase_again(session: &mut Session, id: &RecordingId, at_twilio: bool, asked_by: KeyId) -> Result<()> {
-    let args = args![id.account, id.recording];
-    session.execute(TRY_AGAIN, args.clone()).await?;
-    if at_twilio && session.execute(ERASE_AT_TWILIO, args).await? == 1 {
+    session.execute(TRY_AGAIN, args![id.account, id.recording]).await?;
+    if at_twilio && owe_twilio(session, id).await? {
         feed::note(session, id, "twilio_deletion_requested", json!({"key": asked_by})).await?;
     }
     Ok(())
+}
+
+/// Has the copy at Twilio of what was erased go, too; false where it was to go before.
+pub(super) async fn owe_twilio(session: &mut Session, id: &RecordingId) -> Result<bool> {
+    Ok(session.execute(ERASE_AT_TWILIO, args![id.account, id.recording]).await? == 1)
 }
 
 /// Makes a recording erased, whose row is locked; what is owed of it is due at once.

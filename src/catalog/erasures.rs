@@ -78,7 +78,7 @@ impl Erasure {
 pub struct Progress {
     /// Nothing of it is in the bucket but its marker.
     pub cleared: bool,
-    /// Twilio has no copy of it.
+    /// Twilio has no copy of it, and its marker does not say any more that it is to go.
     pub gone_at_twilio: bool,
 }
 
@@ -99,16 +99,24 @@ macro_rules! can_go_on {
 }
 const DUE: Due = Due { since: "erase_due_at", only: can_go_on!(), age: Duration::ZERO };
 /// Of accounts that this node has no credentials for, the bucket's part.
-const DUE_IN_BUCKET: Due =
-    Due { since: "erase_due_at", only: concat!(can_go_on!(), " AND erase_cleared = 0"), age: Duration::ZERO };
+const DUE_IN_BUCKET: Due = Due {
+    since: "erase_due_at",
+    only: concat!(can_go_on!(), " AND (erase_cleared = 0 OR erase_marked = 0)"),
+    age: Duration::ZERO,
+};
 const ACCOUNTS_OWING: &str = "SELECT DISTINCT account_sid FROM recordings WHERE erase_due_at IS NOT NULL";
-const MARKED: &str = concat!("UPDATE recordings SET erase_marked = 1", held!());
+/// A marker that was written before Twilio's part was asked for does not say that it is owed.
+const MARKED: &str = concat!(
+    "UPDATE recordings SET erase_marked = CASE WHEN erase_twilio = 1 AND $4 = 0 THEN erase_marked ELSE 1 END",
+    held!()
+);
 /// Whether Twilio's part was asked for meanwhile is seen by the row alone. The upload
 /// stays known until the recheck: a part that was under way may outlast an abort.
 const SETTLE: &str = concat!(
-    "UPDATE recordings SET duty_until = NULL, erase_cleared = CASE WHEN $4 = 1 THEN 1 ELSE erase_cleared END, \
+    "UPDATE recordings SET duty_until = NULL, erase_marked = CASE WHEN $5 = 1 THEN 1 ELSE erase_marked END, \
+     erase_cleared = CASE WHEN $4 = 1 THEN 1 ELSE erase_cleared END, \
      erase_twilio = CASE WHEN $5 = 1 THEN 2 ELSE erase_twilio END, \
-     recheck_due_at = CASE WHEN $4 = 1 THEN ",
+     recheck_due_at = CASE WHEN $4 = 1 AND erase_cleared = 0 THEN ",
     now!(),
     " + $7 ELSE recheck_due_at END, \
      erase_failures = CASE WHEN $4 = 1 AND ($5 = 1 OR erase_twilio <> 1) THEN 0 ELSE erase_failures + 1 END, \
@@ -182,13 +190,14 @@ impl dyn Catalog + '_ {
         Ok(duties)
     }
 
-    /// Notes that the marker of an erased recording is in the bucket.
-    pub async fn note_marked(&self, duty: &Duty) -> Result<Settled> {
-        self.settle_duty(MARKED, duty.args()).await
+    /// Notes that the marker of an erased recording is in the bucket, and whether it says
+    /// that Twilio's copy is still to go.
+    pub async fn note_marked(&self, duty: &Duty, owes_twilio: bool) -> Result<Settled> {
+        self.settle_duty(MARKED, duty.args_and(args![i64::from(owes_twilio)])).await
     }
 
-    /// Ends a try at erasing. What is still owed is due `again` from now; what is
-    /// cleared owes a recheck `recheck_after` that time.
+    /// Ends a try at erasing. What is still owed is due `again` from now; what is cleared
+    /// by it owes a recheck `recheck_after` that time.
     pub async fn settle_erasure(
         &self,
         duty: &Duty,

@@ -12,7 +12,7 @@ use serde_json::{Value as Json, json};
 
 use super::accept::lock;
 use super::bucket_walk::{BucketWalk, Position, finish, save};
-use super::erase::{ErasedBy, erase};
+use super::erase::{ErasedBy, erase, owe_twilio};
 use super::hold::keep;
 use super::lease::{Lease, Settled};
 use super::sql::{Session, args};
@@ -30,6 +30,8 @@ pub struct Marked {
     pub call_sid: Option<CallSid>,
     /// The conference it was made of, where the marker says so.
     pub conference_sid: Option<ConferenceSid>,
+    /// Whether the copy at Twilio of what was erased was still to go.
+    pub owes_twilio: bool,
     /// As which its row knew the marker of a hold before this one was looked at: one that
     /// was brought in line since says nothing any more. None: it was about to be.
     pub hold_marker_epoch: Option<i64>,
@@ -37,8 +39,8 @@ pub struct Marked {
 
 /// Its marker is there; whether anything else of it still is, is looked at.
 const CREATE_ERASED: &str = "INSERT INTO recordings (account_sid, recording_sid, state, announced_by, details_confirmed, \
-     call_sid, conference_sid, accepted_at, ordered_at, erase_marked, erase_due_at) \
-     SELECT $1, $2, 'erased', '', CASE WHEN $3 IS NULL AND $4 IS NULL THEN 0 ELSE 1 END, $3, $4, now_ms, now_ms, 1, \
+     call_sid, conference_sid, accepted_at, ordered_at, erase_marked, erase_twilio, erase_due_at) \
+     SELECT $1, $2, 'erased', '', CASE WHEN $3 IS NULL AND $4 IS NULL THEN 0 ELSE 1 END, $3, $4, now_ms, now_ms, 1, $5, \
      now_ms FROM clock WHERE 1 = 1 ON CONFLICT DO NOTHING";
 /// Erased wins over held.
 const RELEASE: &str = "UPDATE recordings SET hold = 0 WHERE account_sid = $1 AND recording_sid = $2";
@@ -119,10 +121,13 @@ async fn apply(session: &mut Session, marker: Marker, marked: &Marked, after: Du
         (Marker::Erased, None) => Ok(false),
         (_, Some(known)) if known.state == State::Erased => {
             scrub::tell_call(session, &known, marked.call_sid, marked.conference_sid).await?;
+            if marked.owes_twilio {
+                owe_twilio(session, id).await?;
+            }
             Ok(false)
         }
         (Marker::Erased, Some(_)) => {
-            erase(session, id, ErasedBy::Marker, false).await?;
+            erase(session, id, ErasedBy::Marker, marked.owes_twilio).await?;
             session.execute(RELEASE, args![id.account, id.recording]).await?;
             // Whatever comes of the erasing: late writes are looked for.
             recheck::owe(session, &Lease { id: *id, epoch: 0 }, after).await?;
@@ -148,8 +153,9 @@ async fn apply(session: &mut Session, marker: Marker, marked: &Marked, after: Du
 
 /// Makes the row; false where it is there already.
 async fn create_erased(session: &mut Session, marked: &Marked) -> Result<bool> {
-    let Marked { id, call_sid, conference_sid, hold_marker_epoch: _ } = marked;
-    if session.execute(CREATE_ERASED, args![id.account, id.recording, *call_sid, *conference_sid]).await? == 0 {
+    let Marked { id, call_sid, conference_sid, owes_twilio, hold_marker_epoch: _ } = marked;
+    let args = args![id.account, id.recording, *call_sid, *conference_sid, i64::from(*owes_twilio)];
+    if session.execute(CREATE_ERASED, args).await? == 0 {
         return Ok(false);
     }
     feed::append(session, id, "recording.accepted", Json::Null).await?;

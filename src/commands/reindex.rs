@@ -23,7 +23,8 @@ const DRAW_EVERY: Duration = Duration::from_millis(200);
 ///
 /// Run it once after the catalog was lost, or restored from a backup and before
 /// `callvault serve`. It works on the settings of `callvault serve`, also beside
-/// running nodes, and can be stopped at any time: the next run goes on.
+/// running nodes, and can be stopped at any time: the next run goes on. One that comes
+/// more than an hour later, or with --restored, begins anew.
 ///
 /// A catalog from a backup is older than what readers of its feed have read: they
 /// would miss what comes now. Where the bucket knows more than the catalog, the
@@ -60,7 +61,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         let mut draw = tokio::time::interval(DRAW_EVERY);
         loop {
             tokio::select! {
-                ended = &mut reindexing => break ended.context("the catalog is not rebuilt; run it again to go on"),
+                ended = &mut reindexing => break ended,
                 _ = draw.tick() => {
                     bar.set_message(words(&progress));
                     bar.tick();
@@ -70,7 +71,11 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     };
     bar.finish_and_clear();
     tell(&progress, ended.is_ok(), args.json);
-    ended
+    ended.context(match args.restored && progress.feed_began_anew.load(Ordering::Relaxed) {
+        // What was done by then is of after the restore.
+        true => "the catalog is not rebuilt; run it again without --restored to go on",
+        false => "the catalog is not rebuilt; run it again to go on",
+    })
 }
 
 fn words(progress: &ReindexProgress) -> String {

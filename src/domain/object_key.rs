@@ -122,14 +122,18 @@ impl Layout {
     }
 }
 
+/// What the marker of an erased recording says while its copy at Twilio is still to go.
+pub const AT_TWILIO: (&str, &str) = ("at-twilio", "owed");
+
 /// The user metadata of a marker: the SIDs that its key does not name, by which
-/// calls that it belongs to are answered.
-pub fn marker_metadata(id: &RecordingId, details: &Details) -> Vec<(&'static str, String)> {
+/// calls that it belongs to are answered, and whether Twilio's copy is still to go.
+pub fn marker_metadata(id: &RecordingId, details: &Details, owes_twilio: bool) -> Vec<(&'static str, String)> {
     let known = [
         ("account-sid", Some(id.account.to_string())),
         ("call-sid", details.call_sid.map(|sid| sid.to_string())),
         ("recording-sid", Some(id.recording.to_string())),
         ("conference-sid", details.conference_sid.map(|sid| sid.to_string())),
+        (AT_TWILIO.0, owes_twilio.then(|| AT_TWILIO.1.to_owned())),
     ];
     known.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
 }

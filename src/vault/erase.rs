@@ -1,10 +1,11 @@
 //! Erasing, step by step.
 //!
 //! 1. One transaction in the catalog, refused if held (`catalog/erase.rs`).
-//! 2. The marker in the bucket; nothing is acknowledged before it is there.
+//! 2. The marker in the bucket, which also says whether Twilio's copy is to go; nothing
+//!    is acknowledged before it is there.
 //! 3. Every object of the recording, with all versions, its open upload, and what
 //!    is staged.
-//! 4. Twilio's copy, if it was asked for.
+//! 4. Twilio's copy, if it was asked for, and that the marker does not say so any more.
 //! 5. Done; a recheck follows.
 //!
 //! Whoever asks waits for as much of it as a request may take. What is owed then
@@ -39,6 +40,10 @@ const AT_ONCE: usize = 8;
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(500);
 /// Recordings of an account that one transaction erases by their age.
 const OLD_AT_ONCE: usize = 50;
+/// After each so many failures an erasing waits for one longest pause more between two
+/// tries, up to so many: with the default, an hour.
+const FAILURES_A_CAP: u32 = 32;
+const CAPS_MAX: u32 = 12;
 /// Erasing that failed so often in a row is a trouble.
 const FAILURES_MAX: u32 = 5;
 
@@ -165,7 +170,8 @@ impl Vault {
         if !self.catalog.is_read().await? {
             return Ok(Vec::new());
         }
-        self.catalog.grant_erasures(&self.accounts, at_most, self.lease).await
+        let accounts = self.not_paused(&self.accounts).await?;
+        self.catalog.grant_erasures(&accounts, at_most, self.lease).await
     }
 
     /// Goes on with an erasure from step 2, under a lease that was granted after `granted`.
@@ -200,30 +206,48 @@ impl Vault {
         if !self.knows_its_bucket() {
             return Err(EraseError::OtherBucket);
         }
-        self.bucket.put_marker(Marker::Erased, recording).await?;
-        if self.catalog.note_marked(held.duty).await? == Settled::Stale {
-            return Err(EraseError::Lost);
-        }
-        match self.clear_bucket(held).await? {
-            Cleared::All => {}
-            Cleared::Unclaimed(key) => return Err(EraseError::Unclaimed(key)),
-            Cleared::NotAll => {
-                let is_known = recording.details_confirmed || self.catalog.is_indexed().await?;
-                return Err(if is_known { EraseError::More } else { EraseError::Unindexed });
+        let erasure = self.erasure(&recording.id).await?;
+        // Its call may have become known since it was written.
+        if !erasure.is_marked || !erasure.is_cleared {
+            // Should the catalog be lost, the bucket alone knows what was asked for.
+            self.bucket.put_marker(Marker::Erased, recording, erasure.owes_twilio).await?;
+            if self.catalog.note_marked(held.duty, erasure.owes_twilio).await? == Settled::Stale {
+                return Err(EraseError::Lost);
             }
         }
+        // Twilio's part may be owed for long, and tried as often.
+        if !erasure.is_cleared {
+            self.clear_all(held).await?;
+        }
         progress.cleared = true;
-        let erasure = self.catalog.erasures(&[recording.id]).await?.pop();
-        if erasure.is_some_and(|erasure| erasure.owes_twilio) {
+        // It may have been asked for meanwhile.
+        if self.erasure(&recording.id).await?.owes_twilio {
             let account = recording.id.account;
             if self.catalog.is_left_alone(account).await? {
                 return Err(EraseError::LeftAlone);
             }
             let source = source_of(&recording.id, recording.source_host.as_deref());
             self.in_turn(account, Urgency::Idle, self.twilio.delete(&source)).await??;
+            self.bucket.put_marker(Marker::Erased, recording, false).await?;
             progress.gone_at_twilio = true;
         }
         Ok(())
+    }
+
+    async fn clear_all(&self, held: &Held<'_>) -> Result<(), EraseError> {
+        match self.clear_bucket(held).await? {
+            Cleared::All => Ok(()),
+            Cleared::Unclaimed(key) => Err(EraseError::Unclaimed(key)),
+            Cleared::NotAll => {
+                let is_known = held.duty.recording.details_confirmed || self.catalog.is_indexed().await?;
+                Err(if is_known { EraseError::More } else { EraseError::Unindexed })
+            }
+        }
+    }
+
+    /// How far it came; what is not erased is another's.
+    async fn erasure(&self, id: &RecordingId) -> Result<Erasure, EraseError> {
+        self.catalog.erasures(&[*id]).await?.pop().ok_or(EraseError::Lost)
     }
 
     /// When it is tried again.
@@ -239,7 +263,7 @@ impl Vault {
         let erasure = self.catalog.erasures(&[*id]).await.ok().and_then(|mut erasures| erasures.pop());
         let failed_before = erasure.map_or(0, |erasure| erasure.failures);
         let (after, not_before) = self.pause_after(error.code(), failed_before, retry_after);
-        after.max(not_before)
+        after.max(not_before).max(rarer(self.retry.cap, failed_before))
     }
 
     /// Erases what has reached its account's age; says whether there may be more.
@@ -276,6 +300,12 @@ impl Vault {
     }
 }
 
+/// What has failed for long is tried less and less often: each try looks for what every
+/// lease before it may have staged.
+fn rarer(cap: Duration, failed_before: u32) -> Duration {
+    cap * failed_before.min(FAILURES_A_CAP * CAPS_MAX) / FAILURES_A_CAP
+}
+
 /// How far all of them came.
 fn erasing(erasures: &[Erasure]) -> Erasing {
     if erasures.iter().all(Erasure::is_done) {
@@ -301,4 +331,18 @@ pub(super) fn retention(accounts: &[Account]) -> BTreeMap<AccountSid, Retention>
         Some((account.sid, retention))
     };
     accounts.iter().filter_map(of).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_failed_for_long_is_tried_less_and_less_often_up_to_an_hour() {
+        let cap = Duration::from_secs(300);
+        assert_eq!(rarer(cap, 0), Duration::ZERO);
+        assert!(rarer(cap, 5) < cap / 6);
+        assert_eq!([32, 64, 384].map(|failed| rarer(cap, failed) / 60), [5, 10, 60].map(Duration::from_secs));
+        assert_eq!(rarer(cap, u32::MAX), cap * CAPS_MAX);
+    }
 }

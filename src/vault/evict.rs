@@ -41,10 +41,9 @@ enum EvictError {
 impl Vault {
     /// Grants at most so many evictions that are due to this node.
     pub async fn begin_evictions(&self, at_most: usize) -> Result<Vec<Duty>, CatalogError> {
-        match self.letting_go.idle_for().filter(|_| self.may_let_go()) {
-            Some(idle_for) => self.catalog.grant_evictions(&self.accounts, idle_for, at_most, DUTY_LEASE).await,
-            None => Ok(Vec::new()),
-        }
+        let Some(idle_for) = self.letting_go.idle_for().filter(|_| self.may_let_go()) else { return Ok(Vec::new()) };
+        let accounts = self.not_paused(&self.accounts).await?;
+        self.catalog.grant_evictions(&accounts, idle_for, at_most, DUTY_LEASE).await
     }
 
     /// Evicts a recording under a lease that was granted after `granted`, if it may go.

@@ -104,7 +104,7 @@ impl Vault {
     async fn write_hold_marker(&self, marker: &HoldMarker) -> Result<(), BucketError> {
         let recording = &marker.recording;
         match recording.hold {
-            true => self.bucket.put_marker(Marker::Held, recording).await,
+            true => self.bucket.put_marker(Marker::Held, recording, false).await,
             false => {
                 let key = self.bucket.layout().marker(Marker::Held, &recording.id);
                 self.bucket.delete_under_lease(&key, marker.granted_at).await

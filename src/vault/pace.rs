@@ -98,6 +98,14 @@ impl Vault {
         }
     }
 
+    /// Those of the accounts whose credentials Twilio takes: for the others nothing is begun
+    /// that needs it, and no lease granted again and again.
+    pub(super) async fn not_paused(&self, accounts: &[AccountSid]) -> Result<Vec<AccountSid>, CatalogError> {
+        let paused = self.catalog.paused(accounts).await?;
+        let is_paused = |account: &&AccountSid| paused.iter().any(|paused| paused.account == **account);
+        Ok(accounts.iter().filter(|account| !is_paused(account)).copied().collect())
+    }
+
     /// The paused accounts whose next probe is due; the rest is noted for people.
     pub async fn accounts_to_probe(&self) -> Result<Vec<AccountSid>, CatalogError> {
         let paused = self.catalog.paused(&self.accounts).await?;

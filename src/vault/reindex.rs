@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Vault;
 use super::audit::AuditError;
-use crate::bucket::{ListedObject, PAGE_MAX};
+use crate::bucket::{ListedObject, ObjectFacts, PAGE_MAX};
 use crate::catalog::{BucketWalk, BucketWalkKind, FoundObject, InHand, Marked, Position, Settled};
 use crate::domain::object_key::Marker;
 use crate::domain::place::{Described, Place, said_of_recording};
@@ -30,6 +30,10 @@ const ROWS_AT_ONCE: i64 = 100;
 const LOOKS_AT_ONCE: usize = 16;
 /// How often is looked whether another's walk is over.
 const TURN_EVERY: Duration = Duration::from_millis(250);
+/// A walk that was cut off is gone on with for so long. Later it begins anew: its catalog
+/// may come out of a backup that was made then, and what the bucket had behind that place
+/// is not what it has now.
+const GOES_ON_WITHIN: Duration = Duration::from_secs(3600);
 /// What giving a walk back may take at the end of a process.
 const HAND_BACK_WITHIN: Duration = Duration::from_secs(2);
 /// In this order: erased wins over held.
@@ -113,7 +117,8 @@ impl Vault {
     /// Makes a catalog of all that lies in the bucket, as a process of that name.
     /// Where another one is at it, that is waited for, and its work gone on with. Given
     /// back to others when it is `stopping`. The feed begins anew where the bucket knows
-    /// more than a catalog that was indexed before, and where it was `restored` in any case.
+    /// more than a catalog that was indexed before, and where it was `restored` in any case;
+    /// then nothing of an earlier walk counts either.
     pub async fn reindex(
         &self,
         node: &str,
@@ -137,6 +142,10 @@ impl Vault {
         stopping: &CancellationToken,
     ) -> Result<(), WalkError> {
         let owes_era = AtomicBool::new(restored);
+        let left_for = if restored { Duration::ZERO } else { GOES_ON_WITHIN };
+        for kind in [BucketWalkKind::Markers, BucketWalkKind::Objects] {
+            self.catalog.begin_walk_anew(kind, left_for).await?;
+        }
         self.again_until_held(async || {
             let (walk, granted) = self.wait_for_walk(BucketWalkKind::Markers, node, stopping).await?;
             // Once the walk was begun: what it finds begins no other one.
@@ -252,15 +261,16 @@ impl Vault {
         key: &str,
         known: &HashMap<RecordingSid, Vec<InHand>>,
     ) -> Result<Option<Marked>, AuditError> {
-        let said = match (marker, self.bucket.facts(key).await?) {
-            (_, Some(facts)) => said_of_recording(&facts.metadata),
-            (Marker::Erased, None) => Details::default(),
-            (Marker::Held, None) => return Ok(None),
-        };
+        let facts = self.bucket.facts(key).await?;
+        if marker == Marker::Held && facts.is_none() {
+            return Ok(None);
+        }
+        let owes_twilio = facts.as_ref().is_some_and(ObjectFacts::owes_twilio);
+        let said = facts.map(|facts| said_of_recording(&facts.metadata)).unwrap_or_default();
         let row = known.get(&id.recording).and_then(|rows| rows.iter().find(|row| row.id == id));
         let hold_marker_epoch = row.map_or(Some(0), |row| (!row.owes_hold_marker).then_some(row.hold_marker_epoch));
         let Details { call_sid, conference_sid, .. } = said;
-        Ok(Some(Marked { id, call_sid, conference_sid, hold_marker_epoch }))
+        Ok(Some(Marked { id, call_sid, conference_sid, owes_twilio, hold_marker_epoch }))
     }
 
     async fn walk_objects(&self, walk: &BucketWalk, progress: &ReindexProgress) -> Result<(), WalkError> {

@@ -52,10 +52,10 @@ impl Vault {
         let Some(after) = terms.delete_at_twilio_after.filter(|_| self.may_let_go()) else { return Ok(Vec::new()) };
         let mut duties = Vec::new();
         for (accounts, discovered) in [(&self.accounts, false), (&terms.delete_discovered, true)] {
-            let room = at_most - duties.len();
+            let (accounts, room) = (self.not_paused(accounts).await?, at_most - duties.len());
             if room > 0 {
                 duties
-                    .extend(self.catalog.grant_twilio_deletions(accounts, discovered, after, room, DUTY_LEASE).await?);
+                    .extend(self.catalog.grant_twilio_deletions(&accounts, discovered, after, room, DUTY_LEASE).await?);
             }
         }
         Ok(duties)

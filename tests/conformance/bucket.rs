@@ -23,7 +23,13 @@ pub fn at(stage: i64, after: &str) -> Position {
 
 /// What a marker names that says no more.
 pub fn marked(number: u32) -> Marked {
-    Marked { id: recording_id(number), call_sid: None, conference_sid: None, hold_marker_epoch: Some(0) }
+    Marked {
+        id: recording_id(number),
+        call_sid: None,
+        conference_sid: None,
+        owes_twilio: false,
+        hold_marker_epoch: Some(0),
+    }
 }
 
 /// All markers of one kind, read in one go.
@@ -192,6 +198,33 @@ on_every_catalog! {
         assert!(heed(Some(now)).await, "nobody has touched it: another catalog knew of the hold");
     }
 
+    async fn what_a_marker_says_to_be_owed_at_twilio_is_owed_until_it_is_done(database: Database) {
+        let catalog = database.node().await;
+        let owing = |number| Marked { owes_twilio: true, call_sid: Some(call_sid(number)), ..marked(number) };
+        let owes = async |number| {
+            let erasures = catalog.erasures(&[recording_id(number)]).await.unwrap();
+            erasures[0].owes_twilio
+        };
+        let begun = walk(&catalog, BucketWalkKind::Markers).await;
+        let seen = [owing(1), marked(2)];
+        assert_eq!(catalog.take_markers(&begun, Marker::Erased, &seen, None, LONG).await.unwrap(), Settled::Done);
+        index_all(&catalog, &[]).await;
+        accept(&catalog, [3]).await;
+        // A row that is there, one that was erased before, and one that says so already.
+        for number in [3, 2, 1] {
+            catalog.take_marker(Marker::Erased, &owing(number), LONG).await.unwrap();
+            assert!(owes(number).await, "{number}");
+        }
+        let all = Progress { cleared: true, gone_at_twilio: true };
+        for number in 1..=3 {
+            let duty = catalog.grant_erasure(&recording_id(number), LONG).await.unwrap().unwrap();
+            assert_eq!(catalog.settle_erasure(&duty, all, Duration::ZERO, LONG).await.unwrap(), Settled::Done);
+            // Whoever read the marker before that says nothing new.
+            catalog.take_marker(Marker::Erased, &owing(number), LONG).await.unwrap();
+            assert!(catalog.erasures(&[recording_id(number)]).await.unwrap()[0].is_done(), "{number}");
+        }
+    }
+
     async fn an_erased_row_that_a_marker_made_learns_its_call(database: Database) {
         let catalog = database.newborn().await;
         read(&catalog, Marker::Erased, &[1]).await;
@@ -302,7 +335,7 @@ on_every_catalog! {
         catalog.erase(Erase::Recording(recording_id(1)), false, asker()).await.unwrap();
         let erasing = async || catalog.grant_erasures(&accounts(), 10, LONG).await.unwrap();
         let duty = erasing().await.remove(0);
-        assert_eq!(catalog.note_marked(&duty).await.unwrap(), Settled::Done);
+        assert_eq!(catalog.note_marked(&duty, false).await.unwrap(), Settled::Done);
         let settled = catalog.settle_erasure(&duty, Progress::default(), Duration::ZERO, LONG).await;
         assert_eq!(settled.unwrap(), Settled::Done);
         assert_eq!(erasing().await, [], "nothing more is to be done now");
@@ -317,6 +350,22 @@ on_every_catalog! {
         assert_eq!(catalog.hand_back_bucket_walk(&begun).await.unwrap(), Settled::Done);
         assert_eq!(walk(&catalog, BucketWalkKind::Objects).await.position, at(0, "x"));
         assert_eq!(catalog.hand_back_bucket_walk(&begun).await.unwrap(), Settled::Stale);
+    }
+
+    async fn a_walk_that_was_left_for_long_begins_anew(database: Database) {
+        let catalog = database.node().await;
+        for kind in [BucketWalkKind::Markers, BucketWalkKind::Objects] {
+            let begun = walk(&catalog, kind).await;
+            catalog.begin_walk_anew(kind, Duration::ZERO).await.unwrap();
+            assert_eq!(catalog.leave_bucket_walk(&begun, &at(1, "x"), Duration::ZERO).await.unwrap(), Settled::Done);
+            catalog.begin_walk_anew(kind, LONG).await.unwrap();
+            let gone_on = walk(&catalog, kind).await;
+            assert_eq!(gone_on.position, at(1, "x"), "it was not left for long");
+            catalog.begin_walk_anew(kind, Duration::ZERO).await.unwrap();
+            assert_eq!(catalog.hand_back_bucket_walk(&gone_on).await.unwrap(), Settled::Done);
+            catalog.begin_walk_anew(kind, Duration::ZERO).await.unwrap();
+            assert_eq!(walk(&catalog, kind).await.position, Position::default());
+        }
     }
 
     async fn a_walk_has_one_holder_and_goes_on_where_it_was_saved(database: Database) {

@@ -225,9 +225,9 @@ on_every_catalog! {
         nodes[0].erase(one(1), true, asker()).await.unwrap();
         let lost = nodes[0].grant_erasure(&lease.id, SHORT).await.unwrap().unwrap();
         assert_eq!(nodes[1].grant_erasure(&lease.id, LONG).await.unwrap(), None, "one node is at it");
-        assert_eq!(nodes[0].note_marked(&lost).await.unwrap(), Settled::Done);
+        assert_eq!(nodes[0].note_marked(&lost, true).await.unwrap(), Settled::Done);
         let duty = eventually("another node goes on", async || erasing(&nodes[1]).await.pop()).await;
-        assert_eq!(nodes[0].note_marked(&lost).await.unwrap(), Settled::Stale);
+        assert_eq!(nodes[0].note_marked(&lost, true).await.unwrap(), Settled::Stale);
         let all = Progress { cleared: true, gone_at_twilio: true };
         assert_eq!(nodes[0].settle_erasure(&lost, all, ZERO, ZERO).await.unwrap(), Settled::Stale);
         let erasure = nodes[1].erasures(&[lease.id]).await.unwrap()[0];
@@ -266,7 +266,7 @@ on_every_catalog! {
         catalog.erase(one(1), false, asker()).await.unwrap();
         let duty = erasing(&catalog).await.remove(0);
         catalog.owe_marker(&id, Marker::Erased).await.unwrap();
-        assert_eq!(catalog.note_marked(&duty).await.unwrap(), Settled::Done);
+        assert_eq!(catalog.note_marked(&duty, false).await.unwrap(), Settled::Done);
         assert!(written().await);
         // One that was marked begins anew: whoever is at it does not say that it is there.
         catalog.owe_marker(&id, Marker::Erased).await.unwrap();
@@ -274,7 +274,7 @@ on_every_catalog! {
         assert_eq!(catalog.settle_erasure(&duty, all, ZERO, LONG).await.unwrap(), Settled::Stale);
         assert!(!written().await);
         let duty = erasing(&catalog).await.remove(0);
-        assert_eq!(catalog.note_marked(&duty).await.unwrap(), Settled::Done);
+        assert_eq!(catalog.note_marked(&duty, false).await.unwrap(), Settled::Done);
         assert_eq!(catalog.settle_erasure(&duty, all, ZERO, LONG).await.unwrap(), Settled::Done);
         assert!(catalog.erasures(&[id]).await.unwrap()[0].is_done() && written().await);
         let told = kinds(&catalog, 1).await;
@@ -324,16 +324,24 @@ on_every_catalog! {
         let lease = stored(&catalog, 1).await;
         catalog.erase(one(1), false, asker()).await.unwrap();
         let duty = erasing(&catalog).await.remove(0);
-        let _ = catalog.note_marked(&duty).await.unwrap();
+        let is_marked = async || catalog.erasures(&[lease.id]).await.unwrap()[0].is_marked;
+        let _ = catalog.note_marked(&duty, false).await.unwrap();
+        assert!(is_marked().await);
         catalog.erase(one(1), true, asker()).await.unwrap();
+        assert!(!is_marked().await, "its marker does not say so");
+        let _ = catalog.note_marked(&duty, false).await.unwrap();
+        assert!(!is_marked().await, "it was written before that");
         let cleared = Progress { cleared: true, gone_at_twilio: false };
         assert_eq!(catalog.settle_erasure(&duty, cleared, ZERO, LONG).await.unwrap(), Settled::Done);
         assert!(catalog.erasures(&[lease.id]).await.unwrap()[0].owes_twilio);
         let duty = erasing(&catalog).await.remove(0);
+        let _ = catalog.note_marked(&duty, true).await.unwrap();
+        assert!(is_marked().await);
         let all = Progress { cleared: true, gone_at_twilio: true };
         assert_eq!(catalog.settle_erasure(&duty, all, ZERO, LONG).await.unwrap(), Settled::Done);
         catalog.erase(one(1), true, asker()).await.unwrap();
         assert_eq!(erasing(&catalog).await, [], "it is gone there");
+        assert!(catalog.erasures(&[lease.id]).await.unwrap()[0].is_done());
     }
 
     async fn without_credentials_the_buckets_part_is_done_and_twilios_waits(database: Database) {
@@ -343,6 +351,10 @@ on_every_catalog! {
         let stranger: AccountSid = format!("AC{}", "9".repeat(32)).parse().unwrap();
         let duty = catalog.grant_erasures(&[stranger], 10, LONG).await.unwrap().remove(0);
         let cleared = Progress { cleared: true, gone_at_twilio: false };
+        assert_eq!(catalog.settle_erasure(&duty, cleared, ZERO, LONG).await.unwrap(), Settled::Done);
+        // Its marker is not there.
+        let duty = catalog.grant_erasures(&[stranger], 10, LONG).await.unwrap().remove(0);
+        let _ = catalog.note_marked(&duty, true).await.unwrap();
         assert_eq!(catalog.settle_erasure(&duty, cleared, ZERO, LONG).await.unwrap(), Settled::Done);
         assert_eq!(catalog.grant_erasures(&[stranger], 10, LONG).await.unwrap(), []);
         assert_eq!(erasing(&catalog).await[0].lease.id, lease.id);

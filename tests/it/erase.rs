@@ -11,7 +11,9 @@ use serde_json::Value;
 
 use crate::crashes::{has_parts, nothing_is_left_over};
 use crate::letting_go::{Step, at_catalog, at_store, at_twilio};
-use crate::recheck::{count, folder, history, metric, nothing_is_owed, owe, plant, sql, staging, stored};
+use crate::recheck::{
+    count, folder, history, metric, none_but_rechecks, nothing_is_owed, owe, plant, sql, staging, stored,
+};
 use crate::support::audit;
 use crate::support::cluster::{self, Node};
 use crate::support::eventually;
@@ -317,7 +319,7 @@ pub fn steps_from_commit_on() -> [Step; 6] {
     [
         (at_catalog, Rule::on("COMMIT", Act::HoldAnswer).after("recording.erased").then(1)),
         (at_store, Rule::on("/.erased/", Act::Hold)),
-        (at_catalog, Rule::on("erase_marked = 1", Act::Hold)),
+        (at_catalog, Rule::on("erase_marked = CASE WHEN erase_twilio", Act::Hold)),
         (at_store, Rule::on("DELETE /", Act::Hold)),
         (at_twilio, Rule::on("DELETE /", Act::HoldAnswer)),
         (at_catalog, Rule::on("erase_cleared = CASE", Act::Hold)),
@@ -476,6 +478,38 @@ async fn of_what_is_erased_no_version_is_left() {
     owe(&world, &id).await;
     nothing_is_owed(&world, &id).await;
     assert!(!versions(&world).await.contains(&key));
+}
+
+/// It may be owed for weeks: the bucket is not gone over again each time that it is tried,
+/// and where Twilio refuses the credentials it is not tried.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_only_twilios_part_is_owed_the_bucket_is_left_alone() {
+    let mut world = World::new(Parts::Servers).await;
+    // Longer than from one try to the next.
+    world.set("CALLVAULT_RECHECK_AFTER", "3s");
+    world.set("CALLVAULT_RETRY_CAP", "200ms");
+    let node = Node::start(&world).await;
+    let (id, _) = stored(&world, &node, 1).await;
+    let at_twilio = format!("{}?twilio=true", path(&id));
+    world.simulator.rest_fault(account(), Some(RestFault::Status(500)));
+    assert_eq!(delete(&node, &at_twilio).await.status(), StatusCode::ACCEPTED);
+    // Tries that follow one another do not put the recheck off for ever.
+    nothing_is_owed(&world, &id).await;
+
+    world.simulator.refuse_credentials(account(), true);
+    world.simulator.rest_fault(account(), None);
+    eventually("the account is paused", async || node.trouble("accounts_paused").await).await;
+    none_but_rechecks(&world, &id).await;
+
+    node.store.refuse();
+    world.simulator.refuse_credentials(account(), false);
+    eventually("it is deleted at Twilio", async || (deletions_at_twilio(&world) > 0).then_some(())).await;
+    node.store.heal();
+    eventually("nothing is owed", async || {
+        (count(&world, &id, "erase_due_at IS NULL AND erase_twilio = 2").await == 1).then_some(())
+    })
+    .await;
+    assert_eq!(delete(&node, &at_twilio).await.status(), StatusCode::NO_CONTENT);
 }
 
 /// An account whose credentials were taken away can still be erased here.

@@ -56,6 +56,19 @@ pub async fn nothing_is_owed(world: &World, id: &RecordingId) {
     .await;
 }
 
+/// Fails where another lease than those of three rechecks is granted while they come and go.
+pub async fn none_but_rechecks(world: &World, id: &RecordingId) {
+    let epoch =
+        async || sql(world, format!("SELECT epoch FROM recordings WHERE recording_sid = '{}'", id.recording)).await;
+    nothing_is_owed(world, id).await;
+    let before = epoch().await;
+    for _ in 0..3 {
+        owe(world, id).await;
+        nothing_is_owed(world, id).await;
+    }
+    assert_eq!(epoch().await, before + 3);
+}
+
 /// Writes an object as a node of that account does, or as somebody else.
 pub async fn plant(store: &Store, key: &str, account: Option<&str>, bytes: Vec<u8>) {
     let mut attributes = Attributes::new();

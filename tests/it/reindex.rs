@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use callvault::twilio::simulator::speech_mp3;
+use callvault::twilio::simulator::{RestFault, speech_mp3};
 use object_store::{Attribute, Attributes};
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
 use sqlx::Connection;
 
 use crate::disasters::scene::{cursor, sids, told as told_after};
+use crate::erase::{delete, path};
 use crate::holds::hold;
 use crate::recheck::{sql, stored};
 use crate::support::bucket::{command, document, plant, plant_many, put, run};
@@ -225,6 +226,39 @@ on_all_parts! {
         }
     }
 
+    async fn what_is_to_go_at_twilio_goes_though_the_catalog_is_lost_meanwhile(world: World) {
+        let service = world.start().await;
+        let at_once = stored(&world, &service, 1).await.0;
+        let later = stored(&world, &service, 2).await.0;
+        let deleted = async |service: &Service, path: &str| delete(service, path).await.status();
+        world.simulator.rest_fault(account(), Some(RestFault::Status(503)));
+        assert_eq!(deleted(&service, &path(&later)).await, StatusCode::NO_CONTENT);
+        for id in [&at_once, &later] {
+            assert_eq!(deleted(&service, &format!("{}?twilio=true", path(id))).await, StatusCode::ACCEPTED);
+        }
+        service.kill();
+        lose_the_catalog(&mut world).await;
+        document(&run(&world, &["reindex", "--json"]).await, 0);
+        let service = world.start().await;
+        let gone = || {
+            let seen = world.simulator.seen();
+            seen.iter().filter(|seen| seen.method == "DELETE" && seen.status == 204).count()
+        };
+        assert_eq!(gone(), 0);
+        world.simulator.rest_fault(account(), None);
+        eventually("both are deleted at Twilio", async || (gone() == 2).then_some(())).await;
+        let owed = async |world: &World| {
+            sql(world, "SELECT count(*) FROM recordings WHERE erase_due_at IS NOT NULL".to_owned()).await
+        };
+        eventually("nothing is owed", async || (owed(&world).await == 0).then_some(())).await;
+
+        // And nothing asks for it again.
+        service.kill();
+        lose_the_catalog(&mut world).await;
+        document(&run(&world, &["reindex", "--json"]).await, 0);
+        assert_eq!(sql(&world, "SELECT count(*) FROM recordings WHERE erase_twilio = 0".to_owned()).await, 2);
+    }
+
     async fn of_several_objects_the_newest_is_named_and_the_others_go(world: World) {
         world.set("CALLVAULT_RECHECK_AFTER", "1s");
         let service = world.start().await;
@@ -276,6 +310,45 @@ on_all_parts! {
         assert_eq!(told_after(&service, &read_until).await, sids([]));
         assert!(reindex(&["--restored"]).await);
         assert_eq!(told_after(&service, &read_until).await, sids([1, 2, 3, 4, 5]));
+    }
+}
+
+/// The backup was made of a catalog whose reindex was cut off behind all that there was.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_of_a_catalog_whose_reindex_was_cut_off_is_brought_up_to_date() {
+    for (args, made_before) in [(&["reindex", "--restored", "--json"][..], 0), (&["reindex", "--json"], 7_200_000)] {
+        let mut world = World::new(Parts::Embedded).await;
+        let service = world.start().await;
+        for number in 1..=3 {
+            stored(&world, &service, number).await;
+        }
+        for (walk, after) in [("markers", ".erased/ACf"), ("objects", "CAf")] {
+            let cut_off = format!(
+                "UPDATE bucket_walks SET begun_at = 1, position = '{after}', \
+                 due_at = (SELECT now_ms FROM clock) - {made_before} WHERE name = '{walk}'"
+            );
+            sql(&world, cut_off).await;
+        }
+        let (catalog, backup) = (world.folder().join("callvault.db"), world.folder().join("backup.db"));
+        sql(&world, format!("VACUUM INTO '{}'", backup.display())).await;
+
+        stored(&world, &service, 4).await;
+        assert_eq!(delete(&service, &path(&recording_id(1))).await.status(), StatusCode::NO_CONTENT);
+        assert_eq!(hold(&service, &recording_id(2), true).await.0, 200);
+        service.kill();
+        lose_the_catalog(&mut world).await;
+        std::fs::rename(&backup, &catalog).unwrap();
+        document(&run(&world, args).await, 0);
+
+        let service = world.start().await;
+        for number in 2..=4 {
+            service.play(&format!("/v1/calls/{}/audio", call_sid(number))).await;
+            assert_eq!(world.simulator.counts(recording_id(number).recording).fetches, 1);
+        }
+        let erased = service.get(&format!("/v1/calls/{}/audio", call_sid(1))).await;
+        assert_eq!(erased.status(), StatusCode::GONE, "{args:?}");
+        let (_, held) = service.json(&path(&recording_id(2))).await;
+        assert_eq!(held["hold"], true);
     }
 }
 

@@ -4,6 +4,8 @@
 //! run as far as a machine does. `make test` soaks for some seconds and always
 //! alike; `make soak` for as long as it is told to, with a seed of its own.
 
+mod letting_go;
+
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
