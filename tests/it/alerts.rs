@@ -53,6 +53,7 @@ runs! {
         "CallvaultWebhooksGivenUp";
     objects_are_lost_and_the_catalog_is: "CallvaultRecordingsLost", "CallvaultScrubFinds", "CallvaultTwilioCopyDiffers",
         "CallvaultRecordingsFailed", "CallvaultCatalogUnindexed";
+    twilio_lets_nothing_go: "CallvaultTwilioDeletionsFailing";
     the_catalog_is_slow_and_wrong_and_a_clock_is: "CallvaultCatalogSlow", "CallvaultLoopFailing", "CallvaultClockOff",
         "CallvaultBucketUnreachable";
 }

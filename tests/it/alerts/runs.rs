@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use aws_lc_rs::rsa::KeySize;
 use callvault::domain::recording::RecordingId;
 use callvault::domain::sid::AccountSid;
-use callvault::twilio::simulator::{Audio, Fault, SimulatedRecording, speech_mp3};
+use callvault::twilio::simulator::{Audio, Fault, RestFault, SimulatedRecording, speech_mp3};
 use reqwest::{Method, StatusCode};
 use sqlx::Connection;
 
@@ -338,6 +338,28 @@ pub(super) async fn objects_are_lost_and_the_catalog_is() -> Fired {
     run.fire(17, &[&finds[..], &gone[..]].concat());
     let unindexed = ("CallvaultCatalogUnindexed", &[("code", "unindexed")][..]);
     run.fire(45, &[&finds[..], &gone[..], &[unindexed]].concat());
+    run.fired()
+}
+
+pub(super) async fn twilio_lets_nothing_go() -> Fired {
+    let mut world = world().await;
+    // The list fails as well.
+    world.set("CALLVAULT_RECONCILE_EVERY", "off");
+    let service = world.start().await;
+    let began = scrape(&world, &service).await;
+    for number in 1..=12 {
+        stored(&world, &service, number).await;
+    }
+    ended(service).await;
+
+    world.simulator.rest_fault(account(), Some(RestFault::Status(500)));
+    world.set("CALLVAULT_DELETE_AT_TWILIO_AFTER", "1s");
+    let service = world.start().await;
+    let refused = measures(&world, &service, "callvault_twilio_deletions_total{outcome=\"failed\"}", 12.0).await;
+
+    let mut run = Measured::of(&world).node("node", &began, &refused, &refused);
+    run.fire(30, &[]);
+    run.fire(60, &[("CallvaultTwilioDeletionsFailing", NONE)]);
     run.fired()
 }
 
