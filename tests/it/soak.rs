@@ -94,6 +94,20 @@ async fn trouble(world: &World, node: &mut Node, dice: &mut Dice) {
     }
 }
 
+/// For as long as a soak lasts one node after the other is in trouble; then it is over, and
+/// nothing is cut any more.
+async fn disturb(world: &World, nodes: &mut [Node], seed: u64, over: &AtomicBool) {
+    let (mut dice, until) = (Dice::of(seed), Instant::now() + soak_for());
+    while Instant::now() < until {
+        let at = usize::try_from(dice.below(nodes.len() as u64)).unwrap();
+        trouble(world, &mut nodes[at], &mut dice).await;
+    }
+    for node in &*nodes {
+        [&node.catalog, &node.store, &node.twilio].into_iter().for_each(|link| link.release());
+    }
+    over.store(true, Ordering::SeqCst);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn random_trouble_loses_nothing() {
     let seed = crate::support::seed();
@@ -103,7 +117,7 @@ async fn random_trouble_loses_nothing() {
     world.set("CALLVAULT_SHUTDOWN_TIMEOUT", "5s");
     let mut nodes = cluster::start(&world, 3).await;
     let ports: Vec<u16> = nodes.iter().map(|node| node.port).collect();
-    let (number, over, until) = (AtomicU32::new(0), AtomicBool::new(false), Instant::now() + soak_for());
+    let (number, over) = (AtomicU32::new(0), AtomicBool::new(false));
     let client = async |at: u64| {
         let mut dice = Dice::of(seed ^ (at << 32));
         while !over.load(Ordering::SeqCst) {
@@ -112,17 +126,7 @@ async fn random_trouble_loses_nothing() {
             tokio::time::sleep(Duration::from_millis(dice.below(200))).await;
         }
     };
-    let mut dice = Dice::of(seed);
-    let disturbing = async {
-        while Instant::now() < until {
-            let at = usize::try_from(dice.below(nodes.len() as u64)).unwrap();
-            trouble(&world, &mut nodes[at], &mut dice).await;
-        }
-        for node in &nodes {
-            [&node.catalog, &node.store, &node.twilio].into_iter().for_each(|link| link.release());
-        }
-        over.store(true, Ordering::SeqCst);
-    };
+    let disturbing = disturb(&world, &mut nodes, seed, &over);
     tokio::join!(disturbing, join_all((1..=4).map(client)));
     let vault = audit::vault(&world).await;
     eventually("all are stored", async || {

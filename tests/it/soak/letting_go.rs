@@ -7,7 +7,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use callvault::domain::recording::{Recording, RecordingId, State};
 use callvault::twilio::simulator::speech_mp3;
@@ -16,7 +16,7 @@ use futures::future::join_all;
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
 
-use super::{soak_for, trouble};
+use super::disturb;
 use crate::erase::{marker, path};
 use crate::holds::held_marker;
 use crate::recheck::{count, sql};
@@ -166,7 +166,7 @@ async fn random_trouble_lets_go_of_nothing_that_was_to_stay_and_keeps_nothing_el
     }
     let mut nodes = cluster::start(&world, 3).await;
     let ports: Vec<u16> = nodes.iter().map(|node| node.port).collect();
-    let (number, over, until) = (AtomicU32::new(0), AtomicBool::new(false), Instant::now() + soak_for());
+    let (number, over) = (AtomicU32::new(0), AtomicBool::new(false));
     let all: RefCell<Vec<Known>> = RefCell::default();
     let client = async |at: u64| {
         let mut client = Client { world: &world, ports: &ports, dice: Dice::of(seed ^ (at << 32)) };
@@ -185,17 +185,7 @@ async fn random_trouble_lets_go_of_nothing_that_was_to_stay_and_keeps_nothing_el
         }
         all.borrow_mut().extend(mine);
     };
-    let mut dice = Dice::of(seed);
-    let disturbing = async {
-        while Instant::now() < until {
-            let at = usize::try_from(dice.below(nodes.len() as u64)).unwrap();
-            trouble(&world, &mut nodes[at], &mut dice).await;
-        }
-        for node in &nodes {
-            [&node.catalog, &node.store, &node.twilio].into_iter().for_each(|link| link.release());
-        }
-        over.store(true, Ordering::SeqCst);
-    };
+    let disturbing = disturb(&world, &mut nodes, seed, &over);
     let repairing = async {
         while !over.load(Ordering::SeqCst) {
             document(&run(&world, &["reindex", "--json"]).await, 0);
