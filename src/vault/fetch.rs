@@ -204,7 +204,11 @@ impl Vault {
             self.settle_stored(lease, &object, staging_is_gone).await?;
             Ok::<_, AttemptError>(object)
         };
-        let object = storing.instrument(tracing::info_span!("store", recording_sid = %lease.id.recording)).await?;
+        let storing = storing.instrument(tracing::info_span!("store", recording_sid = %lease.id.recording));
+        let object = tokio::select! {
+            stored = storing => stored?,
+            never = self.speed_up_beside(lease.id.account) => match never {},
+        };
         if let Some(broadcast) = broadcast {
             broadcast.commit(object, memory);
         }

@@ -122,6 +122,29 @@ on_all_parts! {
         assert!(seen.iter().any(|seen| seen.target.contains("/Calls/")), "calls were asked for");
     }
 
+    async fn one_that_is_slow_does_not_keep_its_account_waiting_after_a_bad_moment(world: World) {
+        world.set("CALLVAULT_LEASE", "3s");
+        let service = world.start().await;
+        let (slow, others) = (world.record(1), [2, 3, 4].map(|number| world.record(number)));
+        world.simulator.always_of(account(), Some(Fault::Status(503)));
+        service.deliver(&world.callback(slow.recording)).await;
+        eventually("the account may have one at once", async || {
+            (metric(&world, &service, "callvault_account_slowdowns_total").await >= 1.0).then_some(())
+        })
+        .await;
+        world.simulator.script(slow.recording, [Fault::Slow { piece_bytes: 20, wait: Duration::from_millis(50) }]);
+        world.simulator.always_of(account(), None);
+        eventually("its body has begun", async || (world.simulator.fetches() == 1).then_some(())).await;
+        for id in &others {
+            service.deliver(&world.callback(id.recording)).await;
+        }
+        for id in &others {
+            service.recording_in(id.recording, "stored").await;
+        }
+        service.recording_in(slow.recording, "fetching").await;
+        assert_eq!(world.simulator.counts(slow.recording).fetches, 1);
+    }
+
     async fn someone_who_waits_goes_before_the_backlog_of_all_nodes(world: World) {
         world.set("CALLVAULT_FETCH_CONCURRENCY", "1");
         world.set("CALLVAULT_LEASE", "1m");

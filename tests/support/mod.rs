@@ -39,6 +39,19 @@ pub async fn eventually_within<T>(patience: Duration, what: &str, mut condition:
     }
 }
 
+/// Waits until nothing is left, and fails the test with what is left if that never is.
+pub async fn eventually_none<T: std::fmt::Debug>(what: &str, mut left: impl AsyncFnMut() -> Vec<T>) {
+    let until = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let left = left().await;
+        if left.is_empty() {
+            return;
+        }
+        assert!(tokio::time::Instant::now() < until, "waited {PATIENCE:?} in vain for: {what}; left: {left:#?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// What comes out of a pipe, as it comes.
 pub fn kept(mut pipe: impl Read + Send + 'static) -> Arc<Mutex<String>> {
     let text = Arc::new(Mutex::new(String::new()));
