@@ -175,7 +175,7 @@ impl dyn Catalog + '_ {
     pub async fn slow_down(&self, account: AccountSid, asked: SlowDown) -> Result<Option<Pace>> {
         let mut session = self.begin().await?;
         session.execute(MAKE_ROW, args![account]).await?;
-        let row = lock(&mut session, account, "").await?;
+        let row = lock(&mut session, account).await?;
         let row = row.ok_or_else(|| CatalogError::Unreadable(format!("{account} has no row")))?;
         if !asked.quiet_for.is_zero() {
             session.execute(SET_QUIET, args![account, asked.quiet_for]).await?;
@@ -198,7 +198,7 @@ impl dyn Catalog + '_ {
     /// last change of its pace is long enough ago. `base` is the length of a step.
     pub async fn speed_up(&self, account: AccountSid, base: Duration) -> Result<()> {
         let mut session = self.begin().await?;
-        let raised = match lock(&mut session, account, "").await? {
+        let raised = match lock(&mut session, account).await? {
             Some(row) => raised(&row, base)?,
             None => None,
         };
@@ -276,7 +276,7 @@ impl dyn Catalog + '_ {
 /// How much may be claimed of an account now, which stays so until the end of
 /// the transaction. None: nothing, or another node is just claiming.
 pub(super) async fn room(session: &mut Session, account: AccountSid) -> Result<Option<Room>> {
-    let Some(row) = lock(session, account, " SKIP LOCKED").await? else {
+    let Some(row) = row_of(session, account, session.for_update_of_free()).await? else {
         let is_locked = session.is_postgres() && session.row(ROW, args![account]).await?.is_some();
         return Ok((!is_locked).then_some(Room { at_most: usize::MAX, limited: false }));
     };
@@ -292,15 +292,18 @@ pub(super) async fn room(session: &mut Session, account: AccountSid) -> Result<O
     Ok(Some(Room { at_most, limited: true }))
 }
 
-async fn lock(session: &mut Session, account: AccountSid, how: &str) -> Result<Option<Row>> {
-    let locking = if session.is_postgres() { format!(" FOR UPDATE{how}") } else { String::new() };
+async fn lock(session: &mut Session, account: AccountSid) -> Result<Option<Row>> {
+    row_of(session, account, session.for_update()).await
+}
+
+async fn row_of(session: &mut Session, account: AccountSid, locking: &str) -> Result<Option<Row>> {
     session.row(AssertSqlSafe(format!("{ROW}{locking}")), args![account]).await
 }
 
 /// Requests beside fetches for which there is room now, which stays so until the
 /// end of the transaction; None is any number.
 pub(super) async fn room_for_request(session: &mut Session, account: AccountSid) -> Result<Option<i64>> {
-    let Some(row) = lock(session, account, "").await? else { return Ok(None) };
+    let Some(row) = lock(session, account).await? else { return Ok(None) };
     let Some(limit) = pace(&row)?.limit else { return Ok(None) };
     Ok(Some((limit - count(session, BEFORE_REQUEST, account).await?).max(0)))
 }

@@ -61,7 +61,7 @@ impl dyn Catalog + '_ {
         let mut args = args![every];
         let filter = one_of("c.account_sid", accounts.iter().copied(), &mut args);
         // Another node is about to ask there.
-        let locking = if session.is_postgres() { " FOR UPDATE SKIP LOCKED" } else { "" };
+        let locking = session.for_update_of_free();
         let sql = format!("{DUE_ACCOUNT_OF}{filter} ORDER BY c.asking_from LIMIT 1{locking}");
         let Some(due) = session.row(AssertSqlSafe(sql), args).await? else {
             session.rollback().await?;

@@ -161,7 +161,7 @@ impl dyn Catalog + '_ {
     ) -> Result<usize> {
         let at_most = i64::try_from(at_most).unwrap_or(i64::MAX);
         let mut session = self.begin().await?;
-        let locking = if session.is_postgres() { " FOR UPDATE SKIP LOCKED" } else { "" };
+        let locking = session.for_update_of_free();
         let rows = session.rows(AssertSqlSafe(format!("{OLD}{locking}")), args![account, age, at_most]).await?;
         for row in &rows {
             if !agrees(row.time("now_ms")?) {
@@ -182,7 +182,7 @@ async fn lock_all(session: &mut Session, what: Erase) -> Result<Vec<Recording>> 
         Erase::Recording(id) => (BY_RECORDING, args![id.account, id.recording]),
         Erase::Call(account, call) => (BY_CALL, args![account, call]),
     };
-    let locking = if session.is_postgres() { " FOR UPDATE" } else { "" };
+    let locking = session.for_update();
     let rows = session.rows(AssertSqlSafe(format!("{LOCK}{by}{IN_ORDER}{locking}")), args).await?;
     rows.iter().map(rows::recording).collect()
 }

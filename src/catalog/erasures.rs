@@ -160,7 +160,7 @@ impl dyn Catalog + '_ {
     /// where nothing is, or another node is at it.
     pub async fn grant_erasure(&self, id: &RecordingId, duration: Duration) -> Result<Option<Duty>> {
         let mut session = self.begin().await?;
-        let locking = if session.is_postgres() { " FOR UPDATE" } else { "" };
+        let locking = session.for_update();
         let row = session.row(AssertSqlSafe(format!("{ONE}{locking}")), args![id.account, id.recording]).await?;
         let Some(row) = row else {
             session.rollback().await?;

@@ -201,7 +201,7 @@ impl dyn Catalog + '_ {
 }
 
 async fn one_row(session: &mut Session, statement: &'static str, id: &RecordingId) -> Result<Option<Row>> {
-    let locking = if session.is_postgres() { " FOR UPDATE SKIP LOCKED" } else { "" };
+    let locking = session.for_update_of_free();
     session.row(AssertSqlSafe(format!("{statement}{locking}")), args![id.account, id.recording]).await
 }
 

@@ -174,6 +174,17 @@ impl Session {
         matches!(self.connection, Some(Connection::Postgres(_)))
     }
 
+    /// The end of a SELECT whose rows nobody else is to change before the transaction ends. A
+    /// transaction of SQLite has them all to itself.
+    pub(super) fn for_update(&self) -> &'static str {
+        if self.is_postgres() { " FOR UPDATE" } else { "" }
+    }
+
+    /// The same, of those rows that no other transaction has.
+    pub(super) fn for_update_of_free(&self) -> &'static str {
+        if self.is_postgres() { " FOR UPDATE SKIP LOCKED" } else { "" }
+    }
+
     /// Begins a transaction with that statement.
     pub(super) async fn begin(&mut self, statement: &'static str) -> Result<()> {
         self.in_transaction = true;

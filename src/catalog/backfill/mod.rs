@@ -139,7 +139,7 @@ impl dyn Catalog + '_ {
     ) -> Result<DayGrant> {
         let mut session = self.begin().await?;
         session.execute(MAKE_DAY, args![run.account, day.to_string(), run.run]).await?;
-        let locking = if session.is_postgres() { " FOR UPDATE" } else { "" };
+        let locking = session.for_update();
         let key = || args![run.account, day.to_string(), run.run];
         let Some(row) = session.row(AssertSqlSafe(format!("{DAY}{locking}")), key()).await? else {
             session.rollback().await?;

@@ -92,7 +92,7 @@ impl dyn Catalog + '_ {
         let asked = [span.since, span.until].map(|day| day.map(|day| day.to_string()));
         let mut session = self.begin().await?;
         session.execute(MAKE, args![account]).await?;
-        let locking = if session.is_postgres() { " FOR UPDATE" } else { "" };
+        let locking = session.for_update();
         let known = the_one(session.row(AssertSqlSafe(format!("{RUN_OF}{locking}")), args![account]).await?)?;
         let are_its_days = [known.get::<Option<String>>("since_day")?, known.get("until_day")?] == asked;
         let is_alive = session.row(ALIVE, args![account]).await?.is_some();
