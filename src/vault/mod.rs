@@ -45,6 +45,7 @@ pub mod reconcile;
 pub mod reindex;
 pub mod scrub;
 pub mod share;
+mod staging;
 mod stray_uploads;
 mod streams;
 mod tape;
