@@ -360,7 +360,23 @@ pub(super) async fn twilio_lets_nothing_go() -> Fired {
     let mut run = Measured::of(&world).node("node", &began, &refused, &refused);
     run.fire(30, &[]);
     run.fire(60, &[("CallvaultTwilioDeletionsFailing", NONE)]);
-    run.fired()
+    let fired = run.fired();
+
+    // Where more goes than stays, what failed is no news.
+    world.simulator.rest_fault(account(), None);
+    let deleted = "callvault_twilio_deletions_total{outcome=\"deleted\"}";
+    let failed = "callvault_twilio_deletions_total{outcome=\"failed\"}";
+    let mut number = 12;
+    let gone = loop {
+        let now = scrape(&world, &service).await;
+        if value(&now, failed) < value(&now, deleted) {
+            break now;
+        }
+        number += 1;
+        stored(&world, &service, number).await;
+    };
+    Measured::of(&world).node("node", &began, &gone, &gone).fire(60, &[]);
+    fired
 }
 
 pub(super) async fn the_catalog_is_slow_and_wrong_and_a_clock_is() -> Fired {
