@@ -31,13 +31,13 @@ fn soak_for() -> Duration {
 /// Adds a recording, which may meet Twilio on a bad day, and sends its callback.
 async fn one_more(world: &World, ports: &[u16], number: u32, dice: &mut Dice) {
     let id = recording_id(number);
-    // The slowest of either kind takes seconds: one whose bytes crawl is on its way for as long.
-    let piece_bytes = if number.is_multiple_of(LARGE_ONE_IN) {
+    // One whose bytes crawl takes seconds, a large one too: its pieces are the simulator's blocks.
+    let (piece_bytes, wait) = if number.is_multiple_of(LARGE_ONE_IN) {
         add_large(world, number);
-        500_000
+        (64 << 10, Duration::from_millis(10))
     } else {
         world.record(number);
-        5000
+        (5000, Duration::from_millis(100))
     };
     let bad_days = [
         Fault::NotReady,
@@ -46,7 +46,7 @@ async fn one_more(world: &World, ports: &[u16], number: u32, dice: &mut Dice) {
         Fault::Html,
         Fault::Truncated(1000),
         Fault::Reset(1000),
-        Fault::Slow { piece_bytes, wait: Duration::from_millis(100) },
+        Fault::Slow { piece_bytes, wait },
     ];
     if dice.below(4) == 0 {
         world.simulator.script(id.recording, [dice.one_of(&bad_days).clone()]);
