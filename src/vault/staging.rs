@@ -34,7 +34,7 @@ impl Vault {
             tried += 1;
         };
         traces.began_upload(staging.upload_id());
-        held(self.catalog.note_upload(lease, staging.upload_id()).await?)?;
+        held(traces.name(self.catalog.note_upload(lease, staging.upload_id())).await?)?;
         Ok(staging)
     }
 

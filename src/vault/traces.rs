@@ -7,7 +7,7 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::bucket;
+use crate::{bucket, catalog};
 
 /// What one attempt has written so far.
 #[derive(Default)]
@@ -24,12 +24,25 @@ impl Traces {
     /// Writes something that leaves nothing behind once the store has answered.
     pub(super) async fn write<T>(&self, writing: impl Future<Output = bucket::Result<T>>) -> bucket::Result<T> {
         self.any.store(true, Ordering::Relaxed);
-        // Until it is answered, and if it is dropped before.
+        self.unclear_until(writing, bucket::BucketError::is_refusal).await
+    }
+
+    /// Tells the row of an upload that was begun, which names it once that was answered.
+    pub(super) async fn name<T>(&self, naming: impl Future<Output = catalog::Result<T>>) -> catalog::Result<T> {
+        self.unclear_until(naming, |_| false).await
+    }
+
+    /// Unclear until it is answered, and if it is dropped before; after an error, unless that is clear.
+    async fn unclear_until<T, E>(
+        &self,
+        answer: impl Future<Output = Result<T, E>>,
+        is_clear: impl Fn(&E) -> bool,
+    ) -> Result<T, E> {
         let before = self.unclear.swap(true, Ordering::Relaxed);
-        let written = writing.await;
-        let is_clear = written.as_ref().err().is_none_or(bucket::BucketError::is_refusal);
+        let answered = answer.await;
+        let is_clear = answered.as_ref().err().is_none_or(is_clear);
         self.unclear.store(before || !is_clear, Ordering::Relaxed);
-        written
+        answered
     }
 
     /// Something lies there, or goes on lying there, that the row may not come to name.
@@ -76,6 +89,15 @@ mod tests {
         assert!(traces.is_unclear());
         // What comes later does not make it clear.
         traces.write(async { Ok(()) }).await.unwrap();
+        assert!(traces.is_unclear());
+    }
+
+    #[tokio::test]
+    async fn an_upload_that_the_row_may_not_name_is_unclear() {
+        let traces = Traces::default();
+        traces.name(async { Ok(()) }).await.unwrap();
+        assert!(!traces.is_unclear());
+        drop(tokio::time::timeout(std::time::Duration::ZERO, traces.name::<()>(std::future::pending())).await);
         assert!(traces.is_unclear());
     }
 
