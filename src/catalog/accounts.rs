@@ -122,7 +122,14 @@ const BEFORE_REQUEST: &str = concat!(
 );
 const FETCHES_HAD_THEIR_TURN: &str = "DELETE FROM turns WHERE account_sid = $1 AND is_granted = 2";
 const LIMITED: &str = "SELECT account_sid FROM accounts WHERE account_sid = $1 AND fetch_limit IS NOT NULL";
-const SET_PACE: &str =
+const SLOWED: &str = concat!(
+    "UPDATE accounts SET fetch_limit = $2, too_many = $3, limit_set_at = ",
+    now!(),
+    ", slowed_at = ",
+    now!(),
+    " WHERE account_sid = $1"
+);
+const RAISED: &str =
     concat!("UPDATE accounts SET fetch_limit = $2, too_many = $3, limit_set_at = ", now!(), " WHERE account_sid = $1");
 const SET_QUIET: &str = concat!(
     "UPDATE accounts SET quiet_until = ",
@@ -181,13 +188,13 @@ impl dyn Catalog + '_ {
             session.execute(SET_QUIET, args![account, asked.quiet_for]).await?;
         }
         let began_at = row.get::<i64>("now_ms")? - super::clock::millis(asked.began_ago);
-        let is_heard = row.get::<Option<i64>>("limit_set_at")?.is_some_and(|set_at| set_at > began_at);
+        let is_heard = row.get::<Option<i64>>("slowed_at")?.is_some_and(|slowed_at| slowed_at > began_at);
         let mut slowed = None;
         if !is_heard {
             // The attempt that heard it may have ended already.
             let under_way = count(&mut session, SENT, account).await?.max(1);
             let pace = pace(&row)?.slowed(under_way, asked.too_many);
-            session.execute(SET_PACE, args![account, pace.limit, pace.too_many]).await?;
+            session.execute(SLOWED, args![account, pace.limit, pace.too_many]).await?;
             slowed = Some(pace);
         }
         session.commit().await?;
@@ -195,15 +202,17 @@ impl dyn Catalog + '_ {
     }
 
     /// Twilio answered something of an account calmly: one more may run at once, if the
-    /// last change of its pace is long enough ago. `base` is the length of a step.
+    /// last change of its pace is long enough ago and Twilio does not want to be left alone.
+    /// `base` is the length of a step. Where nothing is to be raised, nothing is locked.
     pub async fn speed_up(&self, account: AccountSid, base: Duration) -> Result<()> {
+        let seen = self.read().await?.row(ROW, args![account]).await?;
+        if raised(seen.as_ref(), base)?.is_none() {
+            return Ok(());
+        }
         let mut session = self.begin().await?;
-        let raised = match lock(&mut session, account).await? {
-            Some(row) => raised(&row, base)?,
-            None => None,
-        };
-        let Some(pace) = raised else { return session.rollback().await };
-        session.execute(SET_PACE, args![account, pace.limit, pace.too_many]).await?;
+        let row = lock(&mut session, account).await?;
+        let Some(pace) = raised(row.as_ref(), base)? else { return session.rollback().await };
+        session.execute(RAISED, args![account, pace.limit, pace.too_many]).await?;
         session.commit().await?;
         self.announce_change();
         Ok(())
@@ -276,12 +285,11 @@ impl dyn Catalog + '_ {
 /// How much may be claimed of an account now, which stays so until the end of
 /// the transaction. None: nothing, or another node is just claiming.
 pub(super) async fn room(session: &mut Session, account: AccountSid) -> Result<Option<Room>> {
-    let Some(row) = row_of(session, account, session.for_update_of_free()).await? else {
+    let Some(row) = row_of(session, account, session.for_update_skip_locked()).await? else {
         let is_locked = session.is_postgres() && session.row(ROW, args![account]).await?.is_some();
         return Ok((!is_locked).then_some(Room { at_most: usize::MAX, limited: false }));
     };
-    let is_quiet = row.get::<Option<i64>>("quiet_until")? > Some(row.get("now_ms")?);
-    if is_quiet || row.get::<Option<i64>>("paused_at")?.is_some() {
+    if is_quiet(&row)? || row.get::<Option<i64>>("paused_at")?.is_some() {
         return Ok(None);
     }
     let Some(limit) = pace(&row)?.limit else { return Ok(Some(Room { at_most: usize::MAX, limited: false })) };
@@ -317,11 +325,17 @@ fn pace(row: &Row) -> Result<Pace> {
     Ok(Pace { limit: row.get("fetch_limit")?, too_many: row.get("too_many")? })
 }
 
-/// The next pace, where its time has come.
-fn raised(row: &Row, base: Duration) -> Result<Option<Pace>> {
+/// The next pace of the account with this row, where its time has come.
+fn raised(row: Option<&Row>, base: Duration) -> Result<Option<Pace>> {
+    let Some(row) = row else { return Ok(None) };
     let pace = pace(row)?;
     let set_at = row.get::<Option<i64>>("limit_set_at")?.unwrap_or_default();
     let step = super::clock::millis(base.saturating_mul(pace.bases_until_raised()));
     let is_time = pace.limit.is_some() && set_at.saturating_add(step) <= row.get("now_ms")?;
-    Ok(is_time.then(|| pace.raised()))
+    Ok((is_time && !is_quiet(row)?).then(|| pace.raised()))
+}
+
+/// Whether Twilio wants to be left alone.
+fn is_quiet(row: &Row) -> Result<bool> {
+    Ok(row.get::<Option<i64>>("quiet_until")? > Some(row.get("now_ms")?))
 }

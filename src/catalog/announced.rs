@@ -61,7 +61,7 @@ impl dyn Catalog + '_ {
         let mut args = args![every];
         let filter = one_of("c.account_sid", accounts.iter().copied(), &mut args);
         // Another node is about to ask there.
-        let locking = session.for_update_of_free();
+        let locking = session.for_update_skip_locked();
         let sql = format!("{DUE_ACCOUNT_OF}{filter} ORDER BY c.asking_from LIMIT 1{locking}");
         let Some(due) = session.row(AssertSqlSafe(sql), args).await? else {
             session.rollback().await?;

@@ -197,7 +197,7 @@ async fn due_in_turn(
     at_most: usize,
     of_backfill: bool,
 ) -> Result<Vec<Row>> {
-    let locking = session.for_update_of_free();
+    let locking = session.for_update_skip_locked();
     let at_most = i64::try_from(at_most).unwrap_or(i64::MAX);
     let args = args![account, at_most, i64::from(of_backfill)];
     session.rows(AssertSqlSafe(format!("{DUE_OF}{locking}")), args).await

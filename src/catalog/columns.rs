@@ -23,7 +23,7 @@ macro_rules! columns_of {
     (accounts $(, $prefix:literal)?) => {
         $crate::catalog::columns::listed!(
             [$($prefix)?]
-            account_sid, fetch_limit, too_many, limit_set_at, quiet_until, paused_at, probe_at,
+            account_sid, fetch_limit, too_many, limit_set_at, slowed_at, quiet_until, paused_at, probe_at,
             probes
         )
     };

@@ -124,7 +124,7 @@ impl dyn Catalog + '_ {
         }
         let share = at_most.div_ceil(ready.len());
         let mut session = self.begin().await?;
-        let locking = session.for_update_of_free();
+        let locking = session.for_update_skip_locked();
         let sql = format!(
             concat!(
                 "SELECT ",

@@ -161,7 +161,7 @@ impl dyn Catalog + '_ {
     ) -> Result<usize> {
         let at_most = i64::try_from(at_most).unwrap_or(i64::MAX);
         let mut session = self.begin().await?;
-        let locking = session.for_update_of_free();
+        let locking = session.for_update_skip_locked();
         let rows = session.rows(AssertSqlSafe(format!("{OLD}{locking}")), args![account, age, at_most]).await?;
         for row in &rows {
             if !agrees(row.time("now_ms")?) {

@@ -113,6 +113,7 @@ const MIGRATIONS: &[Step] = &[
     Step(17, "failed_content", include_str!("migrations/postgres/0017_failed_content.sql")),
     Step(18, "waiting", include_str!("migrations/postgres/0018_waiting.sql")),
     Step(19, "backfill_processes", include_str!("migrations/postgres/0019_backfill_processes.sql")),
+    Step(20, "slowed", include_str!("migrations/postgres/0020_slowed.sql")),
 ];
 
 impl Shared {

@@ -231,7 +231,7 @@ impl dyn Catalog + '_ {
         let mut session = self.begin().await?;
         let mut args = args![];
         let filter = one_of("account_sid", walker.accounts.iter().copied(), &mut args);
-        let locking = session.for_update_of_free();
+        let locking = session.for_update_skip_locked();
         let sql = format!("{DUE_OF}{filter} ORDER BY due_at LIMIT 1{locking}");
         let Some(due) = session.row(AssertSqlSafe(sql), args).await? else {
             session.rollback().await?;

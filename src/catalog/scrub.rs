@@ -201,7 +201,7 @@ impl dyn Catalog + '_ {
 }
 
 async fn one_row(session: &mut Session, statement: &'static str, id: &RecordingId) -> Result<Option<Row>> {
-    let locking = session.for_update_of_free();
+    let locking = session.for_update_skip_locked();
     session.row(AssertSqlSafe(format!("{statement}{locking}")), args![id.account, id.recording]).await
 }
 

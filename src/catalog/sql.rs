@@ -180,8 +180,8 @@ impl Session {
         if self.is_postgres() { " FOR UPDATE" } else { "" }
     }
 
-    /// The same, of those rows that no other transaction has.
-    pub(super) fn for_update_of_free(&self) -> &'static str {
+    /// The same, without those rows that another transaction has.
+    pub(super) fn for_update_skip_locked(&self) -> &'static str {
         if self.is_postgres() { " FOR UPDATE SKIP LOCKED" } else { "" }
     }
 

@@ -28,6 +28,7 @@ use crate::twilio::media::{Media, MediaError};
 
 /// The wait between two tries to tell the catalog how an attempt ended.
 const SETTLE_AGAIN_AFTER: Duration = Duration::from_millis(250);
+
 /// How an attempt ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Outcome {
@@ -188,7 +189,8 @@ impl Vault {
             Err(AttemptError::NotAudio(first)) => return Err(self.not_audio(claim, first).await),
             begun => begun?,
         };
-        let broadcast = is_open.then(|| self.lives.begin(lease, format, intake.tape.clone()));
+        let tape = intake.tape.clone();
+        let broadcast = is_open.then(|| self.lives.begin(lease, format, tape.clone()));
         let storing = async {
             let (object, staging_is_gone) = self.transfer(lease, &details, format, &mut media, intake, traces).await?;
             // Until the row names it.
@@ -200,7 +202,7 @@ impl Vault {
         let storing = storing.instrument(tracing::info_span!("store", recording_sid = %lease.id.recording));
         let object = tokio::select! {
             stored = storing => stored?,
-            never = self.speed_up_beside(lease.id.account) => match never {},
+            never = self.speed_up_beside(lease.id.account, &tape) => match never {},
         };
         if let Some(broadcast) = broadcast {
             broadcast.commit(object, memory);

@@ -7,16 +7,21 @@
 use std::collections::HashSet;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::Vault;
+use super::tape::Tape;
 use crate::catalog::{Catalog, CatalogError, Claim, SlowDown};
 use crate::domain::retry;
 use crate::domain::sid::AccountSid;
 use crate::telemetry;
 use crate::twilio::Twilio;
 use crate::twilio::media::MediaError;
+
+/// How soon a body that comes is looked at again, where a step of the pace is shorter.
+const LOOK_EVERY_MIN: Duration = Duration::from_secs(1);
 
 /// How Twilio's API is asked by whoever does: each account at its pace.
 pub(super) struct Manners {
@@ -92,21 +97,19 @@ impl Vault {
 
     /// Twilio answered a fetch calmly: a limited account may have one more at once.
     pub(super) async fn note_success(&self, claim: &Claim) {
-        if claim.is_limited
-            && let Err(error) = self.catalog.speed_up(claim.lease.id.account, self.retry.base).await
-        {
-            tracing::debug!(account = %claim.lease.id.account, %error, "the account's pace is not raised");
+        if claim.is_limited {
+            speed_up(&*self.catalog, claim.lease.id.account, self.retry.base).await;
         }
     }
 
-    /// While Twilio's bytes come it is calm, however long they take: step by step the account
-    /// may have one more at once, so that what is slow does not keep all else waiting.
-    pub(super) async fn speed_up_beside(&self, account: AccountSid) -> Infallible {
+    /// While bytes of a body come, Twilio is calm, however long they take: step by step the
+    /// account may have one more at once, so that what is slow does not keep all else waiting.
+    /// Where none come, it is not.
+    pub(super) async fn speed_up_beside(&self, account: AccountSid, body: &Tape) -> Infallible {
+        let mut heard = body.taken_bytes();
         loop {
-            tokio::time::sleep(self.lease / 3).await;
-            if let Err(error) = self.catalog.speed_up(account, self.retry.base).await {
-                tracing::debug!(%account, %error, "the account's pace is not raised");
-            }
+            heard = more_than(heard, body, self.retry.base.max(LOOK_EVERY_MIN)).await;
+            speed_up(&*self.catalog, account, self.retry.base).await;
         }
     }
 
@@ -153,6 +156,25 @@ impl Vault {
     }
 }
 
+/// Waits until a look at the body finds more bytes than these, and gives how many.
+async fn more_than(heard: u64, body: &Tape, look_every: Duration) -> u64 {
+    loop {
+        tokio::time::sleep(look_every).await;
+        let taken = body.taken_bytes();
+        if taken > heard {
+            return taken;
+        }
+    }
+}
+
+/// One more at once, if it is time for it. What the catalog does not take is lost: the next
+/// calm answer says it again.
+pub(super) async fn speed_up(catalog: &dyn Catalog, account: AccountSid, base: Duration) {
+    if let Err(error) = catalog.speed_up(account, base).await {
+        tracing::debug!(%account, %error, "the account's pace is not raised");
+    }
+}
+
 /// That an account's refusal is being confirmed, while this lives.
 struct Confirming<'a> {
     all: &'a Mutex<HashSet<AccountSid>>,
@@ -170,5 +192,22 @@ impl<'a> Confirming<'a> {
 impl Drop for Confirming<'_> {
     fn drop(&mut self) {
         self.all.lock().expect("nothing panics while it holds this").remove(&self.account);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_of_which_nothing_comes_is_not_calm() {
+        let (body, look_every) = (Tape::new(None), Duration::from_secs(2));
+        body.push(Bytes::from_static(b"some"));
+        assert_eq!(more_than(0, &body, look_every).await, 4);
+        let stalled = tokio::time::timeout(100 * look_every, more_than(4, &body, look_every));
+        assert!(stalled.await.is_err());
+        body.push(Bytes::from_static(b"more"));
+        assert_eq!(more_than(4, &body, look_every).await, 8);
     }
 }

@@ -92,6 +92,11 @@ impl Tape {
         self.news.send_replace(());
     }
 
+    /// How many bytes were taken in all.
+    pub(super) fn taken_bytes(&self) -> u64 {
+        self.held().end
+    }
+
     /// How many bytes were not passed on yet.
     pub(super) fn waiting_bytes(&self) -> u64 {
         let held = self.held();

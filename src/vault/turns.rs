@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Vault;
-use super::pace::Manners;
+use super::pace::{Manners, speed_up};
 use crate::catalog::{Catalog, CatalogError, Turn, Urgency};
 use crate::domain::sid::AccountSid;
 use crate::twilio::media::MediaError;
@@ -98,10 +98,8 @@ impl Drop for HeldTurn {
             if let Err(error) = catalog.give_back_turn(turn, KEPT).await {
                 tracing::debug!(%error, "a turn was not given back; it will run out");
             }
-            if let Some((account, base)) = went_well
-                && let Err(error) = catalog.speed_up(account, base).await
-            {
-                tracing::debug!(%account, %error, "the account's pace is not raised");
+            if let Some((account, base)) = went_well {
+                speed_up(&*catalog, account, base).await;
             }
         });
     }

@@ -74,6 +74,41 @@ on_every_catalog! {
         .await;
     }
 
+    async fn what_began_since_the_pace_fell_is_heard_though_it_was_raised_again(database: Database) {
+        let catalog = database.node().await;
+        accept(&catalog, 1..=8).await;
+        claim_some(&catalog, LONG, 8).await;
+        catalog.slow_down(account(), too_many(Duration::ZERO)).await.unwrap();
+        let began = std::time::Instant::now();
+        eventually("there is room again", async || {
+            catalog.speed_up(account(), STEP).await.unwrap();
+            (!catalog.standings(&accounts()).await.unwrap()[0].is_full).then_some(())
+        })
+        .await;
+        let refused = SlowDown { began_ago: began.elapsed(), ..too_many(Duration::ZERO) };
+        assert!(catalog.slow_down(account(), refused).await.unwrap().is_some());
+    }
+
+    async fn no_pace_rises_while_twilio_wants_to_be_left_alone(database: Database) {
+        let catalog = database.node().await;
+        accept(&catalog, 1..=8).await;
+        claim_some(&catalog, LONG, 8).await;
+        assert_eq!(catalog.slow_down(account(), too_many(LONG)).await.unwrap().unwrap().limit, Some(4));
+        let other: AccountSid = format!("AC{}", "9".repeat(32)).parse().unwrap();
+        assert_eq!(catalog.slow_down(other, too_many(Duration::ZERO)).await.unwrap().unwrap().limit, Some(1));
+        let take = async |waiting| catalog.take_turn(other, Urgency::Urgent, waiting, LONG, LONG).await.unwrap();
+        assert!(matches!(take(None).await, Turn::Granted(_)));
+        let Turn::Waiting(second) = take(None).await else { panic!("there was no place") };
+        eventually("another account's rises", async || {
+            catalog.speed_up(account(), STEP).await.unwrap();
+            catalog.speed_up(other, STEP).await.unwrap();
+            (take(Some(second)).await == Turn::Granted(second)).then_some(())
+        })
+        .await;
+        let slowed = catalog.slow_down(account(), too_many(Duration::ZERO)).await.unwrap();
+        assert_eq!(slowed, Some(Pace { limit: Some(2), too_many: Some(4) }));
+    }
+
     async fn an_account_is_left_alone_for_as_long_as_twilio_asks(database: Database) {
         let catalog = database.node().await;
         accept(&catalog, [1]).await;

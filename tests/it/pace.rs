@@ -123,7 +123,7 @@ on_all_parts! {
     }
 
     async fn one_that_is_slow_does_not_keep_its_account_waiting_after_a_bad_moment(world: World) {
-        world.set("CALLVAULT_LEASE", "3s");
+        world.set("CALLVAULT_LEASE", "1m");
         let service = world.start().await;
         let (slow, others) = (world.record(1), [2, 3, 4].map(|number| world.record(number)));
         world.simulator.always_of(account(), Some(Fault::Status(503)));
