@@ -208,6 +208,7 @@ on_every_catalog! {
         let begun = walk(&catalog, BucketWalkKind::Markers).await;
         let seen = [owing(1), marked(2)];
         assert_eq!(catalog.take_markers(&begun, Marker::Erased, &seen, None, LONG).await.unwrap(), Settled::Done);
+        assert_eq!([owes(1).await, owes(2).await], [true, false]);
         index_all(&catalog, &[]).await;
         accept(&catalog, [3]).await;
         // A row that is there, one that was erased before, and one that says so already.
