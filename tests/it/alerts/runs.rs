@@ -357,24 +357,22 @@ pub(super) async fn twilio_lets_nothing_go() -> Fired {
     let service = world.start().await;
     let refused = measures(&world, &service, "callvault_twilio_deletions_total{outcome=\"failed\"}", 12.0).await;
 
+    world.simulator.rest_fault(account(), None);
+
     let mut run = Measured::of(&world).node("node", &began, &refused, &refused);
     run.fire(30, &[]);
     run.fire(60, &[("CallvaultTwilioDeletionsFailing", NONE)]);
     let fired = run.fired();
 
     // Where more goes than stays, what failed is no news.
-    world.simulator.rest_fault(account(), None);
-    let deleted = "callvault_twilio_deletions_total{outcome=\"deleted\"}";
-    let failed = "callvault_twilio_deletions_total{outcome=\"failed\"}";
-    let mut number = 12;
-    let gone = loop {
-        let now = scrape(&world, &service).await;
-        if value(&now, failed) < value(&now, deleted) {
-            break now;
-        }
-        number += 1;
-        stored(&world, &service, number).await;
+    let of = |scrape: &Scrape, outcome: &str| {
+        value(scrape, &format!("callvault_twilio_deletions_total{{outcome=\"{outcome}\"}}"))
     };
+    let failed = of(&scrape(&world, &service).await, "failed");
+    for number in (13..).take(failed as usize) {
+        stored(&world, &service, number).await;
+    }
+    let gone = until(&world, &service, "more goes than stays", |now| of(now, "deleted") > of(now, "failed")).await;
     Measured::of(&world).node("node", &began, &gone, &gone).fire(60, &[]);
     fired
 }
