@@ -188,7 +188,9 @@ impl dyn Catalog + '_ {
             session.execute(SET_QUIET, args![account, asked.quiet_for]).await?;
         }
         let began_at = row.get::<i64>("now_ms")? - super::clock::millis(asked.began_ago);
-        let is_heard = row.get::<Option<i64>>("slowed_at")?.is_some_and(|slowed_at| slowed_at > began_at);
+        // An older node tells only when it set the pace.
+        let slowed_at = row.get::<Option<i64>>("slowed_at")?.or(row.get("limit_set_at")?);
+        let is_heard = slowed_at.is_some_and(|slowed_at| slowed_at > began_at);
         let mut slowed = None;
         if !is_heard {
             // The attempt that heard it may have ended already.
@@ -203,19 +205,24 @@ impl dyn Catalog + '_ {
 
     /// Twilio answered something of an account calmly: one more may run at once, if the
     /// last change of its pace is long enough ago and Twilio does not want to be left alone.
-    /// `base` is the length of a step. Where nothing is to be raised, nothing is locked.
-    pub async fn speed_up(&self, account: AccountSid, base: Duration) -> Result<()> {
+    /// `base` is the length of a step. Says whether it was raised; where it is not
+    /// time for it, nothing is locked.
+    pub async fn speed_up(&self, account: AccountSid, base: Duration) -> Result<bool> {
         let seen = self.read().await?.row(ROW, args![account]).await?;
         if raised(seen.as_ref(), base)?.is_none() {
-            return Ok(());
+            return Ok(false);
         }
         let mut session = self.begin().await?;
         let row = lock(&mut session, account).await?;
-        let Some(pace) = raised(row.as_ref(), base)? else { return session.rollback().await };
+        let Some(pace) = raised(row.as_ref(), base)? else {
+            // Another node was quicker.
+            session.rollback().await?;
+            return Ok(false);
+        };
         session.execute(RAISED, args![account, pace.limit, pace.too_many]).await?;
         session.commit().await?;
         self.announce_change();
-        Ok(())
+        Ok(true)
     }
 
     /// Twilio refuses the account's credentials: nothing more is claimed of it.

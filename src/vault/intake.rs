@@ -69,6 +69,7 @@ impl Intake {
     pub(super) async fn read(&mut self, media: &mut Media) -> Result<bool, AttemptError> {
         let Some(chunk) = media.chunk().await? else {
             self.sealed.take().map_or(Ok(()), Sealed::finish)?;
+            self.tape.all_came();
             return Ok(false);
         };
         let chunk = match &mut self.sealed {

@@ -9,6 +9,8 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use tokio::time::Instant;
 
 use super::Vault;
@@ -104,13 +106,11 @@ impl Vault {
 
     /// While bytes of a body come, Twilio is calm, however long they take: step by step the
     /// account may have one more at once, so that what is slow does not keep all else waiting.
-    /// Where none come, it is not.
+    /// Where none come, it is not; and a whole body is one calm answer, however long the bucket
+    /// takes with it.
     pub(super) async fn speed_up_beside(&self, account: AccountSid, body: &Tape) -> Infallible {
-        let mut heard = body.taken_bytes();
-        loop {
-            heard = more_than(heard, body, self.retry.base.max(LOOK_EVERY_MIN)).await;
-            speed_up(&*self.catalog, account, self.retry.base).await;
-        }
+        let look_every = self.retry.base.max(LOOK_EVERY_MIN);
+        follow(body, look_every, || speed_up(&*self.catalog, account, self.retry.base).boxed()).await
     }
 
     /// Those of the accounts whose credentials Twilio takes: for the others nothing is begun
@@ -156,23 +156,30 @@ impl Vault {
     }
 }
 
-/// Waits until a look at the body finds more bytes than these, and gives how many.
-async fn more_than(heard: u64, body: &Tape, look_every: Duration) -> u64 {
+/// Tries to raise whenever a look at the body finds more bytes than the one before; once it is
+/// whole, until it was raised.
+async fn follow<'a>(body: &Tape, look_every: Duration, mut raise: impl FnMut() -> BoxFuture<'a, bool>) -> Infallible {
+    let mut heard = body.came();
     loop {
         tokio::time::sleep(look_every).await;
-        let taken = body.taken_bytes();
-        if taken > heard {
-            return taken;
+        let came = body.came();
+        if came.bytes > heard.bytes || came.is_whole {
+            let is_raised = raise().await;
+            if came.is_whole && is_raised {
+                return std::future::pending().await;
+            }
         }
+        heard = came;
     }
 }
 
-/// One more at once, if it is time for it. What the catalog does not take is lost: the next
-/// calm answer says it again.
-pub(super) async fn speed_up(catalog: &dyn Catalog, account: AccountSid, base: Duration) {
-    if let Err(error) = catalog.speed_up(account, base).await {
+/// One more at once, if it is time for it; says whether it was. What the catalog does not take
+/// is lost: the next calm answer says it again.
+pub(super) async fn speed_up(catalog: &dyn Catalog, account: AccountSid, base: Duration) -> bool {
+    catalog.speed_up(account, base).await.unwrap_or_else(|error| {
         tracing::debug!(%account, %error, "the account's pace is not raised");
-    }
+        false
+    })
 }
 
 /// That an account's refusal is being confirmed, while this lives.
@@ -200,14 +207,40 @@ mod tests {
     use super::*;
     use bytes::Bytes;
 
+    const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+    /// How often it is tried to raise during so many looks.
+    async fn tries(body: &Tape, looks: u32, is_raised: bool) -> u32 {
+        let mut tries = 0;
+        let following = follow(body, LOOK_EVERY, || {
+            tries += 1;
+            std::future::ready(is_raised).boxed()
+        });
+        tokio::time::timeout(looks * LOOK_EVERY + LOOK_EVERY / 2, following).await.unwrap_err();
+        tries
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_body_of_which_nothing_comes_is_not_calm() {
-        let (body, look_every) = (Tape::new(None), Duration::from_secs(2));
-        body.push(Bytes::from_static(b"some"));
-        assert_eq!(more_than(0, &body, look_every).await, 4);
-        let stalled = tokio::time::timeout(100 * look_every, more_than(4, &body, look_every));
-        assert!(stalled.await.is_err());
-        body.push(Bytes::from_static(b"more"));
-        assert_eq!(more_than(4, &body, look_every).await, 8);
+        let body = Tape::new(None);
+        body.push(Bytes::from_static(b"it begins"));
+        let (tries, ()) = tokio::join!(tries(&body, 100, false), async {
+            // Between two looks.
+            tokio::time::sleep(LOOK_EVERY / 2).await;
+            for _ in 0..3 {
+                body.push(Bytes::from_static(b"and stalls"));
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        });
+        assert_eq!(tries, 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_whole_body_is_one_calm_answer() {
+        let body = Tape::new(None);
+        body.push(Bytes::from_static(b"all of it"));
+        body.all_came();
+        assert_eq!(tries(&body, 100, true).await, 1);
+        assert_eq!(tries(&body, 100, false).await, 100, "until its time has come");
     }
 }

@@ -44,9 +44,19 @@ struct Held {
     /// So many were passed on to the bucket.
     passed_on: u64,
     announced_bytes: Option<u64>,
+    /// All bytes came.
+    is_whole: bool,
     fate: Fate,
     /// For what is held after the commit.
     _memory: Option<Reservation>,
+}
+
+/// What came of a body so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Came {
+    pub(super) bytes: u64,
+    /// It is all of it.
+    pub(super) is_whole: bool,
 }
 
 /// What became of the attempt.
@@ -80,6 +90,7 @@ impl Tape {
             end: 0,
             passed_on: 0,
             announced_bytes,
+            is_whole: false,
             fate: Fate::Open,
             _memory: None,
         };
@@ -92,9 +103,15 @@ impl Tape {
         self.news.send_replace(());
     }
 
-    /// How many bytes were taken in all.
-    pub(super) fn taken_bytes(&self) -> u64 {
-        self.held().end
+    /// No more bytes come.
+    pub(super) fn all_came(&self) {
+        self.held().is_whole = true;
+    }
+
+    /// What came so far.
+    pub(super) fn came(&self) -> Came {
+        let held = self.held();
+        Came { bytes: held.end, is_whole: held.is_whole }
     }
 
     /// How many bytes were not passed on yet.

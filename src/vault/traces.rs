@@ -27,7 +27,8 @@ impl Traces {
         self.unclear_until(writing, bucket::BucketError::is_refusal).await
     }
 
-    /// Tells the row of an upload that was begun, which names it once that was answered.
+    /// Tells the row of an upload that was begun: once that is done, it names it. An attempt
+    /// that is told to have lost its lease is looked at later for that alone.
     pub(super) async fn name<T>(&self, naming: impl Future<Output = catalog::Result<T>>) -> catalog::Result<T> {
         self.unclear_until(naming, |_| false).await
     }
@@ -97,6 +98,11 @@ mod tests {
         let traces = Traces::default();
         traces.name(async { Ok(()) }).await.unwrap();
         assert!(!traces.is_unclear());
+        let unanswered = catalog::CatalogError::Unavailable("a commit without an answer".to_owned());
+        Traces::name::<()>(&traces, async { Err(unanswered) }).await.unwrap_err();
+        assert!(traces.is_unclear());
+
+        let traces = Traces::default();
         drop(tokio::time::timeout(std::time::Duration::ZERO, traces.name::<()>(std::future::pending())).await);
         assert!(traces.is_unclear());
     }

@@ -74,7 +74,7 @@ on_every_catalog! {
         .await;
     }
 
-    async fn what_began_since_the_pace_fell_is_heard_though_it_was_raised_again(database: Database) {
+    async fn what_began_since_the_pace_fell_counts_though_it_was_raised_again(database: Database) {
         let catalog = database.node().await;
         accept(&catalog, 1..=8).await;
         claim_some(&catalog, LONG, 8).await;

@@ -2,15 +2,17 @@
 
 use std::time::Duration;
 
+use callvault::domain::media::SNIFF_LEN;
 use callvault::domain::recording::RecordingId;
 use callvault::domain::sid::AccountSid;
 use callvault::twilio::simulator::{Fault, RestFault, SimulatedRecording};
 use futures::StreamExt;
 use reqwest::StatusCode;
 
-use callvault::catalog::{Turn, Urgency};
+use callvault::catalog::{SlowDown, Turn, Urgency};
 use sqlx::Connection;
 
+use crate::support::cluster::Node;
 use crate::support::world::{
     ACCOUNT, Parts, Service, World, account, call_sid, debug_binary, recording_id, started_at,
 };
@@ -78,6 +80,40 @@ fn media_requests(world: &World, ids: &[RecordingId]) -> u64 {
     ids.iter().map(|id| world.simulator.counts(id.recording).media_requests).sum()
 }
 
+/// Lets each of the accounts have one at once, from now on; where two were too many it rises
+/// far more slowly.
+async fn one_at_once(world: &World, accounts: &[AccountSid], too_many: bool) {
+    let asked = SlowDown { too_many, quiet_for: Duration::ZERO, began_ago: Duration::ZERO };
+    let vault = audit::vault(world).await;
+    for account in accounts {
+        assert_eq!(vault.catalog.slow_down(*account, asked).await.unwrap().unwrap().limit, Some(1));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bucket_that_is_slow_keeps_nothing_of_an_account_from_being_fetched() {
+    let mut world = World::new(Parts::Servers).await;
+    // Its bytes come before the pace may rise.
+    world.set("CALLVAULT_RETRY_BASE", "200ms");
+    let node = Node::start(&world).await;
+    one_at_once(&world, &[account()], true).await;
+    let ids = [world.record(1), world.record(2)];
+    node.store.swallow();
+    for id in &ids {
+        node.deliver(&world.callback(id.recording)).await;
+    }
+    eventually("both were fetched", async || (world.simulator.fetches() == 2).then_some(())).await;
+    for id in &ids {
+        assert_eq!(node.recording_in(id.recording, "fetching").await["attempts"], 1, "its put hangs");
+    }
+    // What failed over resets the connections that it does not know.
+    node.store.refuse();
+    node.store.heal();
+    for id in &ids {
+        node.recording_in(id.recording, "stored").await;
+    }
+}
+
 on_all_parts! {
     async fn a_storm_of_429_slows_all_nodes_together_and_passes(world: World) {
         // One more at once every two seconds, once it is calm.
@@ -143,6 +179,29 @@ on_all_parts! {
         }
         service.recording_in(slow.recording, "fetching").await;
         assert_eq!(world.simulator.counts(slow.recording).fetches, 1);
+    }
+
+    async fn one_that_stalls_keeps_its_account_at_its_pace(world: World) {
+        world.set("CALLVAULT_LEASE", "1m");
+        world.add_account(other());
+        let service = world.start().await;
+        one_at_once(&world, &[account(), other()], false).await;
+        let (stalled, next) = (world.record(1), world.record(2));
+        let (slow, others) = (record_for_other(&world, 11), [12, 13, 14].map(|number| record_for_other(&world, number)));
+        world.simulator.script(stalled.recording, [Fault::Held(SNIFF_LEN as u64)]);
+        world.simulator.script(slow.recording, [Fault::Slow { piece_bytes: 20, wait: Duration::from_millis(50) }]);
+        let nodes = [service];
+        announce(&world, &nodes, [stalled, slow]).await;
+        eventually("their bodies have begun", async || (world.simulator.fetches() == 2).then_some(())).await;
+        announce(&world, &nodes, others.into_iter().chain([next])).await;
+        for id in &others {
+            nodes[0].recording_in(id.recording, "stored").await;
+        }
+        assert_eq!(media_requests(&world, &[stalled, next]), 1, "one at once");
+        world.simulator.release(stalled.recording);
+        for id in [stalled, next] {
+            nodes[0].recording_in(id.recording, "stored").await;
+        }
     }
 
     async fn someone_who_waits_goes_before_the_backlog_of_all_nodes(world: World) {
