@@ -40,7 +40,12 @@ async fn three_hundred_clients_on_three_nodes_cost_one_fetch() {
         let (begun, node, path) = (&begun, &nodes[at % 3], &path);
         async move {
             begun.fetch_add(1, Ordering::SeqCst);
-            assert_eq!(node.play(path).await.0, speech_mp3());
+            // A machine that is busy with other tests may not have the time for all of them at once.
+            let answer = eventually("its node has the time", async || {
+                let answer = node.get(path).await;
+                (answer.status() != StatusCode::SERVICE_UNAVAILABLE).then_some(answer)
+            });
+            assert_eq!(node.follow(answer.await).await.0, speech_mp3());
         }
     });
     let released = async {

@@ -175,7 +175,12 @@ impl Service {
 
     /// The bytes behind `/audio`, as a browser gets them.
     pub async fn play(&self, path: &str) -> (bytes::Bytes, reqwest::header::HeaderMap) {
-        let answer = self.get(path).await;
+        self.follow(self.get(path).await).await
+    }
+
+    /// The bytes to which that answer leads.
+    pub async fn follow(&self, answer: reqwest::Response) -> (bytes::Bytes, reqwest::header::HeaderMap) {
+        let path = answer.url().path().to_owned();
         assert_eq!(answer.status(), StatusCode::TEMPORARY_REDIRECT, "{path}: {:?}", answer.text().await);
         let link = answer.headers()["location"].to_str().expect("a URL").to_owned();
         let audio = self.http.get(link).send().await.expect("the store answers");
