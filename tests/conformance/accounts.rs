@@ -62,6 +62,9 @@ on_every_catalog! {
         let burst = SlowDown { began_ago: Duration::from_secs(60), ..too_many(Duration::ZERO) };
         assert_eq!(catalog.slow_down(account(), burst).await.unwrap().unwrap().limit, Some(4));
         assert_eq!(catalog.slow_down(account(), burst).await.unwrap(), None);
+        // As a node of before that column leaves it.
+        database.execute("UPDATE accounts SET slowed_at = NULL").await;
+        assert_eq!(catalog.slow_down(account(), burst).await.unwrap(), None);
         catalog.speed_up(account(), LONG).await.unwrap();
         let later = eventually("it is not part of the burst", async || {
             catalog.slow_down(account(), too_many(Duration::ZERO)).await.unwrap()
