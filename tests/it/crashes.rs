@@ -226,6 +226,34 @@ async fn an_upload_whose_creation_was_not_answered_is_cleared_away() {
     nothing_is_left_over(&world, &node, &[shown["key"].as_str().unwrap().to_owned()]).await;
 }
 
+/// The row never came to name it, and there was no time to clear it away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_that_a_stop_kept_from_being_named_is_cleared_away() {
+    let mut world = World::new(Parts::Servers).await;
+    world.set("CALLVAULT_RECHECK_AFTER", "1s");
+    world.set("CALLVAULT_SHUTDOWN_TIMEOUT", "4s");
+    world.set("CALLVAULT_LEASE", "10m");
+    let stopped = Node::start(&world).await;
+    stopped.catalog.rule(Rule::on("SET upload_epoch = $3", Act::Hold));
+    stopped.store.rule(Rule::on("uploadId=", Act::Hold).times(usize::MAX));
+    let (id, digest) = add_large(&world, 1);
+    stopped.deliver(&world.callback(id.recording)).await;
+    stopped.catalog.acts().await;
+    stopped.signal("TERM");
+    assert_eq!(stopped.end().await.code(), Some(0));
+    let store = world.store(&stopped);
+    assert!(store.open_uploads(&world.http).await.contains("<Upload>"), "it was begun");
+
+    let node = Node::start(&world).await;
+    let shown = node.recording_in(id.recording, "stored").await;
+    assert_eq!((&shown["sha256"], &shown["attempts"]), (&digest.to_string().into(), &2.into()));
+    eventually("no upload is open", async || {
+        (!store.open_uploads(&world.http).await.contains("<Upload>")).then_some(())
+    })
+    .await;
+    nothing_is_left_over(&world, &node, &[shown["key"].as_str().unwrap().to_owned()]).await;
+}
+
 /// Whether parts of an upload lie in the store, or may: its id is in the row before the
 /// first of them is sent. A node that is killed before that leaves it to the recheck.
 pub async fn has_parts(world: &World, service: &Service) -> bool {
